@@ -1,1 +1,9 @@
-//! Placeholder.
+//! Process skeleton shared by Millrace's binaries: telemetry, signals, draining, readiness, the
+//! admin server, metrics, backoff and the socket protocol between agent, broker and proxy.
+//!
+//! Order here is the order in which a process uses them: it starts its telemetry, learns its
+//! build, hears signals, serves its admin routes, becomes ready, hands sockets over, drains.
+
+#![forbid(unsafe_code)]
+
+pub mod handoff;
