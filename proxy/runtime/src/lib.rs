@@ -6,4 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod backoff;
+pub mod build_info;
+pub mod drain;
 pub mod handoff;
+pub mod limits;
+pub mod metrics;
+pub mod ready;
+pub mod signal;
+pub mod telemetry;
