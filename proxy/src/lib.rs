@@ -4,3 +4,13 @@
 #![forbid(unsafe_code)]
 
 pub mod resource;
+
+pub mod worker;
+
+pub mod pods;
+
+pub mod socket;
+
+pub mod listener;
+
+pub mod upstream;

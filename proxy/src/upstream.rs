@@ -1,0 +1,3 @@
+//! Upstream connections: how they are opened, pooled and tried.
+
+pub mod connect;

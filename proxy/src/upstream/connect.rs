@@ -1,0 +1,292 @@
+//! Opens one upstream connection: chooses the network namespace to connect from and the source
+//! address, and never connects the proxy to itself.
+//!
+//! Called by the HTTP pools and `tcp::upstream` with a [`ConnectTarget`]. The transport is a
+//! [`Transport`]: `Delivery` into the namespace of a pod of this node, with the client's address;
+//! `Direct` out of the namespace of the source pod; `Own` from the proxy's own namespace (alone
+//! from a file, or as a sidecar).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_runtime::handoff::{Family, ListenerRole, SocketKind};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::SockRef;
+use tokio::net::TcpSocket;
+
+use crate::pods::{LocalPod, LocalPods};
+use crate::resource::cluster::TcpKeepalive;
+use crate::socket::Stream;
+
+#[cfg(test)]
+mod tests;
+
+/// The upstream side of a connection.
+pub type UpstreamStream = Stream;
+
+/// What to connect to, and as whom.
+#[derive(Clone, Debug)]
+pub struct ConnectTarget {
+    /// The endpoint, canonical.
+    pub address: SocketAddr,
+    /// The pod in whose namespace the downstream connection was accepted.
+    pub source: Option<Arc<LocalPod>>,
+    /// The address that the endpoint is to see.
+    pub client: Option<SocketAddr>,
+    /// Whether it is to see the client's port too, where possible (raw TCP).
+    pub keep_port: bool,
+    /// Bound of everything: the wait for a socket and the handshake.
+    pub connect_timeout: Duration,
+    /// Keep-alive probes.
+    pub keepalive: Option<TcpKeepalive>,
+    /// Source address where the proxy makes its own sockets.
+    pub bind_source: Option<SocketAddr>,
+}
+
+/// How an upstream connection travels.
+#[derive(Clone, Debug)]
+pub enum Transport {
+    /// From within the destination pod's namespace, bound to the client's address.
+    Delivery(Arc<LocalPod>),
+    /// From the source pod's namespace.
+    Direct(Arc<LocalPod>),
+    /// From the proxy's own namespace.
+    Own,
+}
+
+/// Why an upstream connection could not be opened. Always the upstream's or our own fault, and
+/// always before a byte was sent, so every variant but `Loop` may be retried.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Neither socket nor handshake within the connect timeout.
+    #[error("connecting to {address} timed out")]
+    Timeout {
+        /// The endpoint.
+        address: SocketAddr,
+    },
+    /// Nobody listens there.
+    #[error("{address} refused the connection")]
+    Refused {
+        /// The endpoint.
+        address: SocketAddr,
+    },
+    /// No route, or the network says that nobody is there.
+    #[error("{address} is unreachable")]
+    Unreachable {
+        /// The endpoint.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The pod whose socket was needed is gone, or the broker cannot make one.
+    #[error("no socket in the namespace of pod {pod} to connect to {address}")]
+    NoSocket {
+        /// The endpoint.
+        address: SocketAddr,
+        /// `namespace/name`.
+        pod: String,
+    },
+    /// The endpoint is the proxy itself.
+    #[error("{address} is a port of the proxy itself")]
+    Loop {
+        /// The endpoint.
+        address: SocketAddr,
+    },
+    /// Anything else.
+    #[error("connecting to {address}")]
+    Io {
+        /// The endpoint.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl ConnectError {
+    /// The kernel's answer to a connect.
+    pub fn from_io(address: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused { address },
+            io::ErrorKind::TimedOut => Self::Timeout { address },
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => Self::Unreachable { address, source },
+            _ => Self::Io { address, source },
+        }
+    }
+}
+
+/// Opens upstream connections for one worker.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    pods: Arc<LocalPods>,
+    /// Addresses on which the proxy itself listens with its capture ports (sidecar).
+    own_addresses: Arc<[IpAddr]>,
+}
+
+impl Connector {
+    /// A connector that knows the node's pods (none when alone) and the proxy's own addresses.
+    pub fn new(pods: Arc<LocalPods>, own_addresses: Arc<[IpAddr]>) -> Self {
+        Self {
+            pods,
+            own_addresses,
+        }
+    }
+
+    /// Opens a connection. The result has `TCP_NODELAY` set and carries the proxy's marks where
+    /// the broker made the socket.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; no socket is left behind.
+    pub async fn connect(&self, target: &ConnectTarget) -> Result<UpstreamStream, ConnectError> {
+        let address = target.address;
+        let transport = self.transport(target)?;
+        let attempt = open(&transport, target);
+        let Ok(result) = tokio::time::timeout(target.connect_timeout, attempt).await else {
+            return Err(ConnectError::Timeout { address });
+        };
+        let stream = result?;
+        if let Some(keepalive) = target.keepalive
+            && let Err(error) = stream.set_keepalive(keepalive)
+        {
+            tracing::debug!(%address, %error, "cannot set keep-alive probes");
+        }
+        Ok(stream)
+    }
+
+    /// Which way a connection goes. Delivery needs an enrolled pod at the address (its own
+    /// loopback included); everything else leaves from where the client is.
+    ///
+    /// # Errors
+    /// [`ConnectError::Loop`] where the endpoint is a capture port of the proxy.
+    pub fn transport(&self, target: &ConnectTarget) -> Result<Transport, ConnectError> {
+        let (ip, port) = (target.address.ip(), target.address.port());
+        let source = target.source.as_ref();
+        let here = match source {
+            Some(pod) if ip.is_loopback() => Some(pod.clone()),
+            _ => self.pods.by_ip(ip),
+        };
+        let ours = here.is_some() || self.own_addresses.contains(&ip);
+        if ours && is_capture_port(port) {
+            return Err(ConnectError::Loop {
+                address: target.address,
+            });
+        }
+        Ok(match (here, source) {
+            (Some(pod), _) => Transport::Delivery(pod),
+            (None, Some(pod)) => Transport::Direct(pod.clone()),
+            (None, None) => Transport::Own,
+        })
+    }
+}
+
+fn is_capture_port(port: u16) -> bool {
+    port == ListenerRole::Outbound.port() || port == ListenerRole::Inbound.port()
+}
+
+/// The source address that the endpoint is to see, in its own family.
+fn source_address(transport: &Transport, target: &ConnectTarget) -> Option<SocketAddr> {
+    if matches!(transport, Transport::Own) {
+        return target.bind_source;
+    }
+    let client = target.client?;
+    let to = target.address.ip();
+    if client.is_ipv4() == to.is_ipv4() {
+        return Some(client);
+    }
+    // The client reached us over the other family; its pod may have an address of this one.
+    let pod = target.source.as_ref()?;
+    let is_its_own = pod.spec.ips.contains(&client.ip());
+    let ip = pod.address_like(to).filter(|_| is_its_own)?;
+    Some(SocketAddr::new(ip, client.port()))
+}
+
+async fn open(transport: &Transport, target: &ConnectTarget) -> Result<Stream, ConnectError> {
+    let address = target.address;
+    let source = source_address(transport, target);
+    if let (Some(source), true) = (source, target.keep_port) {
+        let socket = unconnected(transport, address).await?;
+        match connect_from(socket, Some(source), address).await {
+            Err(error) if is_taken(&error) => {
+                tracing::trace!(%address, %source, "source port is taken, another is used");
+            }
+            Err(error) => return Err(ConnectError::from_io(address, error)),
+            Ok(stream) => return Ok(stream),
+        }
+    }
+    let socket = unconnected(transport, address).await?;
+    // Direct connections get the pod's address from routing; binding would only cost ports.
+    let source = match transport {
+        Transport::Direct(_) => None,
+        Transport::Delivery(_) => source.map(|s| SocketAddr::new(s.ip(), 0)),
+        Transport::Own => source,
+    };
+    connect_from(socket, source, address)
+        .await
+        .map_err(|error| ConnectError::from_io(address, error))
+}
+
+/// Whether the port, or the whole tuple, belongs to another connection.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+    )
+}
+
+async fn unconnected(
+    transport: &Transport,
+    address: SocketAddr,
+) -> Result<TcpSocket, ConnectError> {
+    let (pod, kind) = match transport {
+        Transport::Delivery(pod) => (pod, SocketKind::Delivery),
+        Transport::Direct(pod) => (pod, SocketKind::Outbound),
+        Transport::Own => {
+            let made = if address.is_ipv4() {
+                TcpSocket::new_v4()
+            } else {
+                TcpSocket::new_v6()
+            };
+            return made.map_err(|source| ConnectError::Io { address, source });
+        }
+    };
+    let family = if address.is_ipv4() {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    let Some(fd) = pod.pool(kind, family).take().await else {
+        return Err(ConnectError::NoSocket {
+            address,
+            pod: pod.spec.qualified_name(),
+        });
+    };
+    adopt(fd).map_err(|source| ConnectError::Io { address, source })
+}
+
+/// A broker-made socket as one of this runtime's.
+fn adopt(fd: OwnedFd) -> io::Result<TcpSocket> {
+    SockRef::from(&fd).set_nonblocking(true)?;
+    Ok(TcpSocket::from_std_stream(fd.into()))
+}
+
+async fn connect_from(
+    socket: TcpSocket,
+    source: Option<SocketAddr>,
+    address: SocketAddr,
+) -> io::Result<Stream> {
+    if let Some(source) = source {
+        if source.port() == 0 {
+            // Else bind() takes a port of its own for every connection of this address, and
+            // 28,000 of them exhaust it whatever the destinations are.
+            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        } else {
+            socket.set_reuseaddr(true)?;
+        }
+        socket.bind(source)?;
+    }
+    socket.connect(address).await.map(Stream::new)
+}

@@ -1,0 +1,136 @@
+//! Choice of transport, loop protection, source addresses and the mapping of errors.
+
+use millrace_runtime::handoff::{Families, PodSpec};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::pods::Want;
+
+struct Node {
+    pods: Arc<LocalPods>,
+    connector: Connector,
+    wants: mpsc::UnboundedReceiver<Want>,
+}
+
+fn node(ips: &[&[&str]]) -> Node {
+    let (sender, wants) = mpsc::unbounded_channel();
+    let pods = Arc::new(LocalPods::default());
+    for (i, ips) in ips.iter().enumerate() {
+        let spec = PodSpec {
+            uid: format!("u-{i}").as_str().into(),
+            name: format!("pod-{i}"),
+            namespace: "default".into(),
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ..PodSpec::default()
+        };
+        pods.insert(&Arc::new(LocalPod::new(spec, Families::default(), &sender)));
+    }
+    let connector = Connector::new(pods.clone(), Arc::from(["10.9.9.9".parse().unwrap()]));
+    Node {
+        pods,
+        connector,
+        wants,
+    }
+}
+
+fn target(address: &str) -> ConnectTarget {
+    ConnectTarget {
+        address: address.parse().unwrap(),
+        source: None,
+        client: None,
+        keep_port: false,
+        connect_timeout: Duration::from_secs(5),
+        keepalive: None,
+        bind_source: None,
+    }
+}
+
+#[test]
+fn transport_follows_the_destination_then_the_source() {
+    let node = node(&[&["10.0.0.1"], &["10.0.0.2", "fd00::2"]]);
+    let source = node.pods.by_ip("10.0.0.1".parse().unwrap());
+    for (address, from_pod, expected) in [
+        ("10.0.0.2:80", true, "delivery pod-1"),
+        ("[fd00::2]:80", true, "delivery pod-1"),
+        ("10.0.0.1:80", true, "delivery pod-0"),
+        ("127.0.0.1:80", true, "delivery pod-0"),
+        ("10.0.0.2:80", false, "delivery pod-1"),
+        ("10.0.7.7:80", true, "direct pod-0"),
+        ("10.0.7.7:80", false, "own"),
+        ("127.0.0.1:80", false, "own"),
+        ("10.0.7.7:15006", true, "direct pod-0"),
+        ("10.0.0.2:15006", true, "loop"),
+        ("127.0.0.1:15001", true, "loop"),
+        ("10.9.9.9:15001", false, "loop"),
+    ] {
+        let mut target = target(address);
+        target.source = source.clone().filter(|_| from_pod);
+        let got = match node.connector.transport(&target) {
+            Ok(Transport::Delivery(pod)) => format!("delivery {}", pod.spec.name),
+            Ok(Transport::Direct(pod)) => format!("direct {}", pod.spec.name),
+            Ok(Transport::Own) => "own".to_owned(),
+            Err(ConnectError::Loop { .. }) => "loop".to_owned(),
+            Err(other) => other.to_string(),
+        };
+        assert_eq!(got, expected, "{address} from pod: {from_pod}");
+    }
+}
+
+#[test]
+fn the_clients_address_is_kept_in_the_endpoints_family() {
+    let node = node(&[&["10.0.0.1", "fd00::1"], &["10.0.0.2", "fd00::2"]]);
+    let source = node.pods.by_ip("10.0.0.1".parse().unwrap());
+    for (to, client, expected) in [
+        ("10.0.0.2:80", "10.0.0.1:4000", Some("10.0.0.1:4000")),
+        ("[fd00::2]:80", "10.0.0.1:4000", Some("[fd00::1]:4000")),
+        ("[fd00::2]:80", "10.0.0.99:4000", None),
+    ] {
+        let mut target = target(to);
+        target.source.clone_from(&source);
+        target.client = Some(client.parse().unwrap());
+        let transport = node.connector.transport(&target).unwrap();
+        let expected = expected.map(|a| a.parse().unwrap());
+        assert_eq!(
+            source_address(&transport, &target),
+            expected,
+            "{client} to {to}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_named_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let error = node(&[]).connector.connect(&target(&address)).await;
+    assert!(matches!(error, Err(ConnectError::Refused { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_pool_is_waited_for_until_the_connect_timeout() {
+    let mut node = node(&[&["127.0.0.5"]]);
+    let error = node.connector.connect(&target("127.0.0.5:80")).await;
+    assert!(matches!(error, Err(ConnectError::Timeout { .. })));
+    assert_eq!(node.wants.recv().await.unwrap().kind, SocketKind::Delivery);
+}
+
+#[tokio::test]
+async fn a_taken_source_port_is_replaced_by_another() {
+    let server = TcpListener::bind("127.0.0.5:0").await.unwrap();
+    let taken = TcpListener::bind("127.0.0.6:0").await.unwrap();
+    let node = node(&[&["127.0.0.5"]]);
+    let pod = node.pods.by_ip("127.0.0.5".parse().unwrap()).unwrap();
+    let fds =
+        (0..4).map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None));
+    pod.pool(SocketKind::Delivery, Family::V4)
+        .fill(fds.map(|s| s.unwrap().into()).collect());
+    let mut target = target(&server.local_addr().unwrap().to_string());
+    target.client = Some(taken.local_addr().unwrap());
+    target.keep_port = true;
+    let stream = node.connector.connect(&target).await.unwrap();
+    let local = stream.local_addr().unwrap();
+    assert_eq!(local.ip(), taken.local_addr().unwrap().ip());
+    assert_ne!(local.port(), taken.local_addr().unwrap().port());
+}
