@@ -1,0 +1,479 @@
+//! The client's side of incremental ADS: what is wanted, what is known, what to send next.
+//!
+//! In: subscriptions, responses, verdicts on them, the opening and loss of streams. Out: requests
+//! ([`DeltaClient::poll_request`]) and updates for the consumer. What it knows outlives streams,
+//! so a new one resumes with `initial_resource_versions`. Driven by [`crate::client::Driver`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::TypeUrl;
+use crate::nack;
+use crate::proto::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use crate::resource::{RawResource, ResourceError};
+use crate::subscription::{Selection, WILDCARD, is_glob};
+
+/// The state of one logical session, which may span several streams.
+#[derive(Debug)]
+pub struct DeltaClient {
+    node: proto::Node,
+    resource_timeout: Duration,
+    /// By push order, so that roots are asked for before what they refer to.
+    types: BTreeMap<(u8, TypeUrl), TypeState>,
+    /// Number of the current stream; verdicts on responses of older ones are not sent.
+    stream: u64,
+    open: bool,
+    node_sent: bool,
+    next_token: u64,
+}
+
+#[derive(Debug, Default)]
+struct TypeState {
+    wanted: Selection,
+    /// Versions of the resources that the consumer holds.
+    known: BTreeMap<String, String>,
+    /// Whether the first request of this stream is sent; then changes go by difference.
+    started: bool,
+    subscribe: BTreeSet<String>,
+    unsubscribe: BTreeSet<String>,
+    /// Wanted terms that the server has said nothing of yet: since when, on this stream.
+    awaiting: BTreeMap<String, Option<Instant>>,
+    /// Responses whose verdicts are due, in order of receipt: verdicts take effect in this order.
+    outstanding: VecDeque<Outstanding>,
+    /// ACKs and NACKs to send.
+    answers: VecDeque<Answer>,
+    /// Terms unsubscribed, with the next token at that time: verdicts on older responses must not
+    /// bring their resources back.
+    dropped: BTreeMap<String, u64>,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    token: u64,
+    verdict: Option<Verdict>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    nonce: String,
+    error: Option<proto::Status>,
+}
+
+/// A response's part for the consumer, and what to give back with the verdict.
+#[derive(Debug)]
+pub struct ResponseUpdate {
+    /// Type of all its resources.
+    pub type_url: TypeUrl,
+    /// The server's version of the whole, for display.
+    pub system_version: String,
+    /// New and changed resources that are wanted.
+    pub resources: Vec<RawResource>,
+    /// Resources that are gone or do not exist; empty collections as `<prefix>/*`.
+    pub removed: Vec<String>,
+    /// Turns into the verdict.
+    pub received: Received,
+}
+
+/// A response that awaits its verdict.
+#[derive(Debug)]
+pub struct Received {
+    type_url: TypeUrl,
+    stream: u64,
+    nonce: String,
+    token: u64,
+    /// Name and version.
+    resources: Vec<(String, String)>,
+    removed: Vec<String>,
+}
+
+impl Received {
+    /// All resources were applied, except these.
+    pub fn verdict(self, rejected: Vec<ResourceError>) -> Verdict {
+        Verdict {
+            received: self,
+            rejected,
+        }
+    }
+}
+
+/// What the consumer made of a response.
+#[derive(Debug)]
+pub struct Verdict {
+    received: Received,
+    rejected: Vec<ResourceError>,
+}
+
+/// What became of a response.
+#[derive(Debug)]
+pub enum Reception {
+    /// It is for the consumer.
+    Update(ResponseUpdate),
+    /// It is answered already and changes nothing.
+    Ignored {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl DeltaClient {
+    /// A session that has no stream yet.
+    pub fn new(node: proto::Node, resource_timeout: Duration) -> Self {
+        Self {
+            node,
+            resource_timeout,
+            types: BTreeMap::new(),
+            stream: 0,
+            open: false,
+            node_sent: false,
+            next_token: 0,
+        }
+    }
+
+    /// Adds a resource that the consumer holds from before.
+    pub fn restore(&mut self, type_url: &TypeUrl, name: &str, version: &str) {
+        let state = self.state(type_url);
+        state.known.insert(name.to_owned(), version.to_owned());
+    }
+
+    /// Wants more: names, collections or the wildcard.
+    pub fn subscribe<'a>(&mut self, type_url: &TypeUrl, terms: impl IntoIterator<Item = &'a str>) {
+        let state = self.state(type_url);
+        for term in terms {
+            if !state.wanted.insert(term) {
+                continue;
+            }
+            if state.started {
+                // After an unsubscription that is not sent yet, this is a repeated subscription,
+                // which the server must answer in full.
+                state.unsubscribe.remove(term);
+                state.subscribe.insert(term.to_owned());
+            }
+            if term != WILDCARD && !state.known.contains_key(term) {
+                state.awaiting.insert(term.to_owned(), None);
+            }
+        }
+    }
+
+    /// Wants less. Resources that nothing else covers are forgotten at once.
+    pub fn unsubscribe<'a>(
+        &mut self,
+        type_url: &TypeUrl,
+        terms: impl IntoIterator<Item = &'a str>,
+    ) {
+        let next_token = self.next_token;
+        let state = self.state(type_url);
+        for term in terms {
+            if !state.wanted.remove(term) {
+                continue;
+            }
+            if state.started {
+                state.subscribe.remove(term);
+                state.unsubscribe.insert(term.to_owned());
+            }
+            state.awaiting.remove(term);
+            if !state.outstanding.is_empty() {
+                state.dropped.insert(term.to_owned(), next_token);
+            }
+        }
+        let wanted = &state.wanted;
+        state.known.retain(|name, _| wanted.contains(name));
+    }
+
+    /// What is wanted of a type.
+    pub fn wanted(&self, type_url: &TypeUrl) -> Option<&Selection> {
+        self.types.get(&key(type_url)).map(|state| &state.wanted)
+    }
+
+    /// Names and versions that the consumer holds of a type.
+    pub fn known(&self, type_url: &TypeUrl) -> impl Iterator<Item = (&str, &str)> {
+        self.types
+            .get(&key(type_url))
+            .into_iter()
+            .flat_map(|state| &state.known)
+            .map(|(name, version)| (name.as_str(), version.as_str()))
+    }
+
+    /// A new stream is open; everything wanted will be asked for anew.
+    pub fn open(&mut self) {
+        self.stream += 1;
+        self.open = true;
+        self.node_sent = false;
+        for state in self.types.values_mut() {
+            state.started = false;
+            state.subscribe.clear();
+            state.unsubscribe.clear();
+            state.answers.clear();
+            let unanswered = state
+                .wanted
+                .terms()
+                .filter(|term| term != WILDCARD && !state.known.contains_key(term));
+            state.awaiting = unanswered.map(|term| (term, None)).collect();
+        }
+    }
+
+    /// The stream is lost.
+    pub fn close(&mut self) {
+        self.open = false;
+        for state in self.types.values_mut() {
+            state.awaiting.values_mut().for_each(|since| *since = None);
+        }
+    }
+
+    /// The next request to send, if there is one: first requests of types, ACKs and NACKs,
+    /// changes of subscriptions.
+    pub fn poll_request(&mut self, now: Instant) -> Option<DeltaDiscoveryRequest> {
+        if !self.open {
+            return None;
+        }
+        let mut request = self
+            .types
+            .iter_mut()
+            .find_map(|((_, type_url), state)| state.poll_request(type_url, now))?;
+        if !std::mem::replace(&mut self.node_sent, true) {
+            request.node = Some(self.node.clone());
+        }
+        Some(request)
+    }
+
+    /// A response of the current stream.
+    pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Reception {
+        let type_url = TypeUrl::from(response.type_url.as_str());
+        let (stream, token) = (self.stream, self.next_token);
+        self.next_token += 1;
+        let state = self.types.entry(key(&type_url)).or_default();
+        if let Some(name) = duplicate_name(&response) {
+            let reason = format!("the response names {name} more than once");
+            state.answers.push_back(Answer {
+                nonce: response.nonce,
+                error: Some(nack::status(&[ResourceError {
+                    name,
+                    message: "is in the response more than once".into(),
+                }])),
+            });
+            return Reception::Ignored { reason };
+        }
+        let removed = state.removed_names(&response.removed_resources);
+        let resources = state.wanted_resources(response.resources);
+        for name in resources.iter().map(|resource| &resource.name) {
+            state.answered(name);
+        }
+        for name in &removed {
+            state.awaiting.remove(name);
+        }
+        if state.wanted.is_empty() && resources.is_empty() && removed.is_empty() {
+            state.answers.push_back(Answer {
+                nonce: response.nonce,
+                error: None,
+            });
+            let reason = format!("nothing of {type_url:?} is subscribed to");
+            return Reception::Ignored { reason };
+        }
+        state.outstanding.push_back(Outstanding {
+            token,
+            verdict: None,
+        });
+        let received = Received {
+            type_url: type_url.clone(),
+            stream,
+            nonce: response.nonce,
+            token,
+            resources: resources
+                .iter()
+                .map(|resource| (resource.name.clone(), resource.version.clone()))
+                .collect(),
+            removed: removed.clone(),
+        };
+        Reception::Update(ResponseUpdate {
+            type_url,
+            system_version: response.system_version_info,
+            resources,
+            removed,
+            received,
+        })
+    }
+
+    /// The consumer is done with a response. Verdicts of one type take effect, and are sent, in
+    /// the order in which the responses came.
+    pub fn finish(&mut self, verdict: Verdict) {
+        let stream = self.stream;
+        let state = self.state(&verdict.received.type_url.clone());
+        let token = verdict.received.token;
+        if let Some(entry) = state.outstanding.iter_mut().find(|o| o.token == token) {
+            entry.verdict = Some(verdict);
+        }
+        while let Some(verdict) = state.outstanding.front_mut().and_then(|o| o.verdict.take()) {
+            state.outstanding.pop_front();
+            state.apply(verdict, stream);
+        }
+        if state.outstanding.is_empty() {
+            state.dropped.clear();
+        }
+    }
+
+    /// Wanted names that the server has said nothing of in time, once each per stream.
+    pub fn expire(&mut self, now: Instant) -> Vec<(TypeUrl, Vec<String>)> {
+        let timeout = self.resource_timeout;
+        let overdue = |since: &Option<Instant>| since.is_some_and(|at| now >= at + timeout);
+        self.types
+            .iter_mut()
+            .filter_map(|((_, type_url), state)| {
+                let expired = state.awaiting.extract_if(.., |_, since| overdue(since));
+                let names: Vec<String> = expired.map(|(name, _)| name).collect();
+                (!names.is_empty()).then(|| (type_url.clone(), names))
+            })
+            .collect()
+    }
+
+    /// When [`DeltaClient::expire`] will next have something.
+    pub fn deadline(&self) -> Option<Instant> {
+        let waits = self
+            .types
+            .values()
+            .flat_map(|state| state.awaiting.values());
+        waits
+            .flatten()
+            .min()
+            .map(|since| *since + self.resource_timeout)
+    }
+
+    fn state(&mut self, type_url: &TypeUrl) -> &mut TypeState {
+        self.types.entry(key(type_url)).or_default()
+    }
+}
+
+impl TypeState {
+    fn poll_request(&mut self, type_url: &TypeUrl, now: Instant) -> Option<DeltaDiscoveryRequest> {
+        let mut request = DeltaDiscoveryRequest {
+            type_url: type_url.as_str().to_owned(),
+            ..Default::default()
+        };
+        if self.started {
+            let answer = self.answers.pop_front();
+            if answer.is_none() && self.subscribe.is_empty() && self.unsubscribe.is_empty() {
+                return None;
+            }
+            if let Some(answer) = answer {
+                request.response_nonce = answer.nonce;
+                request.error_detail = answer.error;
+            }
+            request.resource_names_subscribe =
+                std::mem::take(&mut self.subscribe).into_iter().collect();
+            request.resource_names_unsubscribe =
+                std::mem::take(&mut self.unsubscribe).into_iter().collect();
+        } else {
+            if self.wanted.is_empty() {
+                return None;
+            }
+            self.started = true;
+            if !is_plain_wildcard(&self.wanted) || !type_url.has_legacy_wildcard() {
+                request.resource_names_subscribe = self.wanted.terms().collect();
+            }
+            request.initial_resource_versions = self
+                .known
+                .iter()
+                .filter(|(name, _)| self.wanted.contains(name))
+                .map(|(name, version)| (name.clone(), version.clone()))
+                .collect();
+        }
+        for since in self.awaiting.values_mut() {
+            since.get_or_insert(now);
+        }
+        Some(request)
+    }
+
+    fn wanted_resources(
+        &self,
+        resources: Vec<proto::envoy::service::discovery::v3::Resource>,
+    ) -> Vec<RawResource> {
+        resources
+            .into_iter()
+            .filter(|resource| self.wanted.contains(&resource.name))
+            .filter_map(|resource| {
+                // Without content it only renews a TTL ("TTL"), which we do not use.
+                let body = resource.resource?;
+                Some(RawResource {
+                    name: resource.name,
+                    version: resource.version,
+                    body,
+                })
+            })
+            .collect()
+    }
+
+    /// Removed names that matter here; an emptied collection brings the known members that nothing
+    /// else covers.
+    fn removed_names(&self, removed: &[String]) -> Vec<String> {
+        let mut names = BTreeSet::new();
+        for term in removed {
+            if is_glob(term) && self.wanted.has(term) {
+                let alone: Selection = [term].into_iter().collect();
+                let mut rest = self.wanted.clone();
+                rest.remove(term);
+                let members = self.known.keys();
+                names.extend(
+                    members
+                        .filter(|name| alone.contains(name) && !rest.contains(name))
+                        .cloned(),
+                );
+                names.insert(term.clone());
+            } else if self.wanted.contains(term) {
+                names.insert(term.clone());
+            }
+        }
+        names.into_iter().collect()
+    }
+
+    fn answered(&mut self, name: &str) {
+        self.awaiting.remove(name);
+        if let Some((prefix, _)) = name.rsplit_once('/') {
+            self.awaiting.remove(&format!("{prefix}/*"));
+        }
+    }
+
+    fn apply(&mut self, verdict: Verdict, stream: u64) {
+        let Verdict { received, rejected } = verdict;
+        let is_rejected = |name: &String| rejected.iter().any(|error| error.name == *name);
+        let dropped: Selection = self
+            .dropped
+            .iter()
+            .filter(|(_, since)| received.token < **since)
+            .map(|(term, _)| term)
+            .collect();
+        for (name, version) in received.resources {
+            if !is_rejected(&name) && self.wanted.contains(&name) && !dropped.contains(&name) {
+                self.known.insert(name, version);
+            }
+        }
+        for name in received.removed {
+            if !is_rejected(&name) {
+                self.known.remove(&name);
+            }
+        }
+        if received.stream == stream {
+            self.answers.push_back(Answer {
+                nonce: received.nonce,
+                error: (!rejected.is_empty()).then(|| nack::status(&rejected)),
+            });
+        }
+    }
+}
+
+fn key(type_url: &TypeUrl) -> (u8, TypeUrl) {
+    (type_url.push_rank(), type_url.clone())
+}
+
+/// Whether the request can take the form that servers without explicit wildcards know, too.
+fn is_plain_wildcard(selection: &Selection) -> bool {
+    selection.is_wildcard() && selection.names().len() == 0 && selection.glob_prefixes().len() == 0
+}
+
+/// xDS protocol, "Duplicate Resource Names".
+fn duplicate_name(response: &DeltaDiscoveryResponse) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    let sent = response.resources.iter().map(|resource| &resource.name);
+    sent.chain(&response.removed_resources)
+        .find(|name| !seen.insert(*name))
+        .cloned()
+}
