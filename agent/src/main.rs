@@ -1,2 +1,3 @@
-//! Placeholder.
+//! The `millrace-agent` binary.
+
 fn main() {}
