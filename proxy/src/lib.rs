@@ -14,3 +14,17 @@ pub mod socket;
 pub mod listener;
 
 pub mod upstream;
+
+pub mod route;
+
+pub mod cluster;
+
+pub mod lb;
+
+pub mod flags;
+
+pub mod access_log;
+
+pub mod metrics;
+
+pub mod trace;

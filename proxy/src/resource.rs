@@ -17,8 +17,8 @@ pub use cluster::{Cluster, ClusterKind, LbPolicy, Thresholds, UpstreamProtocol};
 pub use endpoint::{Endpoint, Endpoints, HealthStatus, Locality, LocalityEndpoints};
 pub use header::HeaderMutation;
 pub use listener::{
-    AccessLog, Codec, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
-    NetworkFilter, RouteSource, TcpProxy, TrafficDirection,
+    AccessLog, AccessLogFormat, Codec, FilterChain, FilterChainMatch, HttpConnectionManager,
+    Listener, NetworkFilter, RouteSource, TcpProxy, TrafficDirection,
 };
 pub use matcher::{HeaderMatcher, QueryMatcher, StringMatcher};
 pub use name::{ClusterName, ListenerName, RouteConfigName};

@@ -1,0 +1,165 @@
+//! Metrics of the data path, under Istio's names and labels.
+//!
+//! Every worker has its own [`WorkerTelemetry`] with its own series, which it alone writes, so
+//! counting costs no shared cache line. A scrape reads the series of all workers and adds up
+//! those with equal labels. Handles are resolved once per combination of peers and outcome.
+
+pub mod labels;
+pub mod series;
+
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+
+use crate::access_log::{Loggers, Sinks};
+use crate::resource::AccessLog;
+use labels::{HttpKey, HttpLabels, TcpKey, TcpLabels};
+use series::{HttpSeries, Shelf, TcpSeries};
+
+/// Telemetry of the process: the series of all workers and the access logs.
+#[derive(Default)]
+pub struct Telemetry {
+    http: Mutex<Shelf<HttpLabels, HttpSeries>>,
+    tcp: Mutex<Shelf<TcpLabels, TcpSeries>>,
+    sinks: Sinks,
+}
+
+/// One worker's telemetry.
+pub struct WorkerTelemetry {
+    shared: Arc<Telemetry>,
+    worker: usize,
+    http: RefCell<HashMap<HttpKey, Arc<HttpSeries>>>,
+    tcp: RefCell<HashMap<TcpKey, Arc<TcpSeries>>>,
+    loggers: RefCell<HashMap<usize, (Weak<dyn Any + Send + Sync>, Loggers)>>,
+    sources: RefCell<HashMap<String, u64>>,
+    next_source: Cell<u64>,
+}
+
+/// A worker forgets its handles when it has this many; the counts stay.
+const MAX_HANDLES: usize = 16_384;
+/// Compiled access logs of configurations that are gone are swept beyond this number.
+const MAX_LOGGERS: usize = 256;
+
+impl Telemetry {
+    /// Telemetry without a series.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// The access log files.
+    pub fn sinks(&self) -> &Sinks {
+        &self.sinks
+    }
+
+    /// A worker's part.
+    pub fn worker(self: &Arc<Self>, worker: usize) -> WorkerTelemetry {
+        WorkerTelemetry {
+            shared: self.clone(),
+            worker,
+            http: RefCell::default(),
+            tcp: RefCell::default(),
+            loggers: RefCell::default(),
+            sources: RefCell::default(),
+            next_source: Cell::new(1),
+        }
+    }
+}
+
+impl WorkerTelemetry {
+    /// The series of requests with this key; `labels` is called when the key is new.
+    pub fn http(&self, key: HttpKey, labels: impl FnOnce() -> HttpLabels) -> Arc<HttpSeries> {
+        handle(&self.http, key, || self.shared.http.lock().open(labels()))
+    }
+
+    /// The series of connections with this key; `labels` is called when the key is new.
+    pub fn tcp(&self, key: TcpKey, labels: impl FnOnce() -> TcpLabels) -> Arc<TcpSeries> {
+        handle(&self.tcp, key, || self.shared.tcp.lock().open(labels()))
+    }
+
+    /// The access logs of a configuration, compiled when first asked for. `owner` is what the
+    /// logs are part of; its address is the key.
+    pub fn loggers<T: Any + Send + Sync>(&self, owner: &Arc<T>, logs: &[AccessLog]) -> Loggers {
+        if logs.is_empty() {
+            return Loggers::default();
+        }
+        let key = Arc::as_ptr(owner).addr();
+        let mut known = self.loggers.borrow_mut();
+        if let Some((owner, loggers)) = known.get(&key)
+            && owner.strong_count() > 0
+        {
+            return loggers.clone();
+        }
+        if known.len() > MAX_LOGGERS {
+            known.retain(|_, (owner, _)| owner.strong_count() > 0);
+        }
+        let loggers = Loggers::open(logs, &self.shared.sinks, self.worker);
+        let owner: Arc<dyn Any + Send + Sync> = owner.clone();
+        known.insert(key, (Arc::downgrade(&owner), loggers.clone()));
+        loggers
+    }
+
+    /// A small number that stands for a name (a pod's uid) within this worker, for use in keys.
+    /// 0 stands for nobody.
+    pub fn intern(&self, name: &str) -> u64 {
+        let mut known = self.sources.borrow_mut();
+        if let Some(id) = known.get(name) {
+            return *id;
+        }
+        let id = self.next_source.get();
+        self.next_source.set(id + 1);
+        known.insert(name.to_owned(), id);
+        id
+    }
+}
+
+fn handle<K: std::hash::Hash + Eq, S>(
+    handles: &RefCell<HashMap<K, Arc<S>>>,
+    key: K,
+    open: impl FnOnce() -> Arc<S>,
+) -> Arc<S> {
+    let mut handles = handles.borrow_mut();
+    if let Some(series) = handles.get(&key) {
+        return series.clone();
+    }
+    if handles.len() >= MAX_HANDLES {
+        handles.clear();
+    }
+    let series = open();
+    handles.insert(key, series.clone());
+    series
+}
+
+/// Registers with a registry: `registry.register_collector(Box::new(TelemetryCollector(..)))`.
+#[derive(Clone)]
+pub struct TelemetryCollector(pub Arc<Telemetry>);
+
+impl fmt::Debug for TelemetryCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TelemetryCollector")
+    }
+}
+
+impl Collector for TelemetryCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // The locks are held for the copies alone, never while text is made.
+        let http = self.0.http.lock().totals();
+        series::encode_http(&http, &mut encoder)?;
+        let tcp = self.0.tcp.lock().totals();
+        series::encode_tcp(&tcp, &mut encoder)?;
+        series::encode_counter(
+            &mut encoder,
+            "millrace_proxy_access_log_dropped_lines",
+            "Access log lines dropped because their buffer was full or could not be written",
+            self.0.sinks.dropped(),
+        )
+    }
+}
