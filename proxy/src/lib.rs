@@ -28,3 +28,9 @@ pub mod access_log;
 pub mod metrics;
 
 pub mod trace;
+
+pub mod snapshot;
+
+pub mod dns;
+
+pub mod xds;
