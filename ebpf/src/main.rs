@@ -1,5 +1,100 @@
-//! Placeholder.
+//! Kernel programs of Millrace: the entry points.
+//!
+//! Each hands its context to the module of its hook; decisions are in `millrace-ebpf-abi`, maps in `maps`.
+//! Loaded, pinned and attached by `millrace-agent`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(
+    unreachable_pub,
+    reason = "programs are exported by name, which the attribute macros need `pub` for"
+)]
+#![expect(
+    missing_docs,
+    reason = "the attribute macros drop the documentation of what they wrap"
+)]
+
+mod connect;
+mod count;
+mod ctx;
+mod datagram;
+mod event;
+mod facts;
+mod getpeername;
+mod getsockopt;
+mod log;
+mod lookup;
+mod maps;
+mod sockops;
+mod storage;
+
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
+
+use crate::ctx::{Lookup, SockAddr, SockOps, Sockopt};
+
+#[cgroup_sock_addr(connect4)]
+pub fn millrace_connect4(ctx: SockAddrContext) -> i32 {
+    connect::connect4(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn millrace_connect6(ctx: SockAddrContext) -> i32 {
+    connect::connect6(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn millrace_peer4(ctx: SockAddrContext) -> i32 {
+    getpeername::getpeername4(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn millrace_peer6(ctx: SockAddrContext) -> i32 {
+    getpeername::getpeername6(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn millrace_send4(ctx: SockAddrContext) -> i32 {
+    datagram::sendmsg4(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn millrace_send6(ctx: SockAddrContext) -> i32 {
+    datagram::sendmsg6(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn millrace_recv4(ctx: SockAddrContext) -> i32 {
+    datagram::recvmsg4(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn millrace_recv6(ctx: SockAddrContext) -> i32 {
+    datagram::recvmsg6(&SockAddr::new(&ctx))
+}
+
+#[cgroup_sockopt(getsockopt)]
+pub fn millrace_getopt(ctx: SockoptContext) -> i32 {
+    getsockopt::getsockopt(&Sockopt::new(&ctx))
+}
+
+#[sock_ops]
+pub fn millrace_sockops(ctx: SockOpsContext) -> u32 {
+    sockops::sockops(&SockOps::new(&ctx))
+}
+
+#[sk_lookup]
+pub fn millrace_lookup(ctx: SkLookupContext) -> u32 {
+    lookup::lookup(&Lookup::new(&ctx))
+}
+
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// `bpf_bind` and the socket lookups are open to GPL-compatible programs only; Apache-2.0 code may be
+/// offered under the GPL to the kernel as well.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

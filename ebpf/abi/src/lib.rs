@@ -1,2 +1,53 @@
+//! Types and decisions shared by the kernel programs and the agent.
+//!
+//! Everything here is plain data with a fixed layout, or a pure function over such data: the kernel
+//! programs (`millrace-ebpf`) gather the facts and carry out the verdict, the agent writes the maps.
+//! The decisions are therefore unit-tested on the host. Ports are in host order everywhere; addresses
+//! are 16 bytes with IPv4 as v4-mapped IPv6, so that one key serves every socket family.
 #![no_std]
-//! Placeholder.
+
+mod addr;
+mod counter;
+mod event;
+mod node;
+mod origin;
+mod policy;
+mod rule;
+mod telemetry;
+mod tuple;
+#[cfg(feature = "user")]
+mod user;
+mod verdict;
+
+pub use addr::Addr;
+pub use counter::Counter;
+pub use event::{Event, EventKind};
+pub use node::{LogLevel, NodeConfig};
+pub use origin::{OrigDst, SocketRole, SocketState};
+pub use policy::{Acceleration, DELIVERY_MARK, GUARD_MARK, GUARD_MARK_MASK, PodPolicy, ports};
+pub use rule::{CidrKey, Direction, ListenerKey, PortKey, Rule};
+pub use telemetry::{PodTelemetry, TelemetryKey};
+pub use tuple::SockTuple;
+pub use verdict::{
+    ConnectFacts, ConnectInput, ConnectVerdict, LookupFacts, LookupInput, LookupVerdict,
+    OrigDstAnswer, SocketEvent, connect_verdict, getsockopt_verdict, hidden_peer,
+    is_application_socket, lookup_verdict, missing_listener, sockops_event,
+};
+
+/// Version of every layout in this crate and of the maps' names and meanings.
+///
+/// It names the directory that the pins live in: programs and maps of different versions never meet.
+pub const ABI_VERSION: u32 = 1;
+
+/// `IPPROTO_TCP`.
+pub const TCP: u8 = 6;
+/// `IPPROTO_UDP`.
+pub const UDP: u8 = 17;
+/// `AF_INET`.
+pub const AF_INET: u32 = 2;
+/// `AF_INET6`.
+pub const AF_INET6: u32 = 10;
+/// Interface index of `lo` in every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
+pub const LOOPBACK_IFINDEX: u32 = 1;
+/// How many listeners per pod and family the inbound program may choose from.
+pub const LISTENER_SLOTS: u16 = 4;

@@ -1,0 +1,29 @@
+//! The eBPF side of the agent: what this kernel can do, loading and adopting the programs, and the maps
+//! that say who is captured and how.
+//!
+//! `app` makes one [`Bpf`] at start; `redirect` enrols and withdraws pods through it; `status` and
+//! `metrics` read it. Nothing here decides whether a pod is captured.
+
+mod enrolment;
+mod error;
+mod loader;
+mod log;
+mod maps;
+mod object;
+mod pins;
+mod policy;
+mod probe;
+mod programs;
+mod sys;
+
+pub use enrolment::{Enrolled, PodEnrolment};
+pub use error::BpfError;
+pub use loader::{Adoption, Bpf, BpfConfig, Replace};
+pub use log::{BpfEvent, EventStream, LogPump};
+pub use maps::{CounterValue, PodTraffic};
+pub use millrace_ebpf_abi::{
+    Acceleration, Counter, Direction, EventKind, LogLevel, PodPolicy, PodTelemetry,
+};
+pub use policy::{CapturePolicy, ListenerPorts, OnCaptureLoss};
+pub use probe::{Capabilities, Feature, Verdict, probe};
+pub use sys::netns_cookie;

@@ -1,0 +1,177 @@
+//! Where everything is pinned, and the bpffs mount below it.
+//!
+//! `<dir>/v<ABI_VERSION>/{maps,links,lookup}`: maps by name, cgroup links by program, `sk_lookup` links by the
+//! cookie of their namespace. Programs of another ABI version live beside, never together.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use millrace_ebpf_abi::ABI_VERSION;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::BpfError;
+
+/// The directories of one ABI version.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+    version: PathBuf,
+}
+
+impl Pins {
+    /// Makes the directories, and mounts bpffs if there is none.
+    pub(super) fn open(root: &Path) -> Result<Self, BpfError> {
+        ensure_bpffs(root)?;
+        let pins = Self::at(root);
+        for dir in [pins.maps(), pins.links(), pins.lookups()] {
+            fs::create_dir_all(&dir).map_err(BpfError::bpffs("creating", dir))?;
+        }
+        Ok(pins)
+    }
+
+    /// The directories, whether they exist or not.
+    pub(super) fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            version: root.join(format!("v{ABI_VERSION}")),
+        }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.version.join("maps")
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    fn links(&self) -> PathBuf {
+        self.version.join("links")
+    }
+
+    pub(super) fn link(&self, program: &str) -> PathBuf {
+        self.links().join(program)
+    }
+
+    fn lookups(&self) -> PathBuf {
+        self.version.join("lookup")
+    }
+
+    pub(super) fn lookup(&self, netns_cookie: u64) -> PathBuf {
+        self.lookups().join(netns_cookie.to_string())
+    }
+
+    /// Cookies of the namespaces that have a pinned link.
+    pub(super) fn lookup_cookies(&self) -> Result<Vec<u64>, BpfError> {
+        let dir = self.lookups();
+        let entries = fs::read_dir(&dir).map_err(BpfError::bpffs("reading", &dir))?;
+        Ok(entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect())
+    }
+
+    /// Directories of other ABI versions.
+    pub(super) fn other_versions(&self) -> Result<Vec<PathBuf>, BpfError> {
+        let entries = fs::read_dir(&self.root).map_err(BpfError::bpffs("reading", &self.root))?;
+        Ok(entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| *path != self.version && is_version(path))
+            .collect())
+    }
+}
+
+/// Removes a pin; one that is not there is fine.
+pub(super) fn unpin(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(BpfError::bpffs("removing", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes everything below `root`, links first: without its link a program is detached.
+pub(super) fn remove_all(root: &Path) -> Result<(), BpfError> {
+    let Ok(entries) = fs::read_dir(root) else {
+        return Ok(());
+    };
+    for version in entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| is_version(path))
+    {
+        remove_version(&version)?;
+    }
+    match fs::remove_dir(root) {
+        // Something of somebody else's is in there, or it is the mount itself.
+        Err(error)
+            if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                || error.raw_os_error() == Some(libc::EBUSY) =>
+        {
+            Ok(())
+        }
+        other => other.map_err(BpfError::bpffs("removing", root)),
+    }
+}
+
+/// Removes the pins of one ABI version. Connect programs go first, so that nothing is redirected that the
+/// others no longer hide.
+pub(super) fn remove_version(version: &Path) -> Result<(), BpfError> {
+    let links = version.join("links");
+    for name in [
+        "millrace_connect4",
+        "millrace_connect6",
+        "millrace_send4",
+        "millrace_send6",
+    ] {
+        unpin(&links.join(name))?;
+    }
+    fs::remove_dir_all(version).map_err(BpfError::bpffs("removing", version))
+}
+
+fn is_version(path: &Path) -> bool {
+    path.file_name()
+        .and_then(|name| name.to_str()?.strip_prefix('v'))
+        .is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Mounts bpffs where the pins want to live, if nobody has.
+fn ensure_bpffs(root: &Path) -> Result<(), BpfError> {
+    let existing = root
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    if is_bpffs(existing)? {
+        return Ok(());
+    }
+    let usual = Path::new("/sys/fs/bpf");
+    let target = if root.starts_with(usual) && usual.exists() {
+        usual
+    } else {
+        fs::create_dir_all(root).map_err(BpfError::bpffs("creating", root))?;
+        root
+    };
+    mount(
+        Some("bpf"),
+        target,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .map_err(io::Error::from)
+    .map_err(BpfError::bpffs("mounting bpffs at", target))?;
+    tracing::info!(path = %target.display(), "mounted bpffs");
+    Ok(())
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, BpfError> {
+    let stat = statfs(path)
+        .map_err(io::Error::from)
+        .map_err(BpfError::bpffs("examining", path))?;
+    Ok(stat.filesystem_type() == BPF_FS_MAGIC)
+}

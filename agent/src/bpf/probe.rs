@@ -1,0 +1,308 @@
+//! What this kernel and host can do for eBPF capture, found out by trying.
+//!
+//! Each program is really loaded (and let go), each helper really called by a throw-away program; mounts are
+//! read, never assumed. The result is shown by `millctl precheck` and decides the node's default capture.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
+use serde::{Deserialize, Serialize};
+
+use super::loader::try_programs;
+
+/// What was found.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Capabilities {
+    /// Release of the running kernel.
+    pub kernel: String,
+    /// Where cgroup2 is mounted.
+    pub cgroup2: Option<PathBuf>,
+    /// Where bpffs is mounted; the agent mounts it if it is not.
+    pub bpffs: Option<PathBuf>,
+    /// Everything that was tried.
+    pub features: Vec<Feature>,
+}
+
+/// One thing that eBPF capture needs.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Feature {
+    /// What it is.
+    pub name: String,
+    /// What it is needed for.
+    pub purpose: String,
+    /// Whether it is there.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// Whether a feature is there, and why not.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "verdict")]
+pub enum Verdict {
+    /// It is.
+    Available,
+    /// It is not.
+    Missing {
+        /// Why, and what helps.
+        reason: String,
+    },
+}
+
+impl Capabilities {
+    /// Whether pods can be captured by eBPF here; else what is missing, in one line.
+    ///
+    /// # Errors
+    ///
+    /// The missing features with their reasons.
+    pub fn ebpf(&self) -> Result<(), String> {
+        let missing: Vec<String> = self
+            .features
+            .iter()
+            .filter_map(|feature| match &feature.verdict {
+                Verdict::Available => None,
+                Verdict::Missing { reason } => Some(format!("{}: {reason}", feature.name)),
+            })
+            .collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(missing.join("; "))
+        }
+    }
+}
+
+/// Finds out what this kernel and host can do. Changes nothing; takes about a tenth of a second.
+pub fn probe() -> Capabilities {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cgroup2 = mount_of(&mounts, "cgroup2");
+    let mut features = vec![
+        host_feature(
+            "cgroup2 mount",
+            "attaching the connect, sendmsg, sockops and getsockopt programs",
+            cgroup2.is_some(),
+            "no cgroup2 file system in /proc/self/mounts; boot with systemd.unified_cgroup_hierarchy=1 or mount one",
+        ),
+        host_feature(
+            "kernel BTF",
+            "socket storage",
+            Path::new("/sys/kernel/btf/vmlinux").exists(),
+            "no /sys/kernel/btf/vmlinux; the kernel is built without CONFIG_DEBUG_INFO_BTF",
+        ),
+        cookie_feature(),
+    ];
+    features.extend(HELPERS.iter().map(helper_feature));
+    features.extend(try_programs().into_iter().map(|(program, result)| Feature {
+        name: format!("program {program}"),
+        purpose: purpose_of(program).to_owned(),
+        verdict: verdict(result.map_err(|error| chain(&error))),
+    }));
+    Capabilities {
+        kernel: kernel.trim().to_owned(),
+        cgroup2,
+        bpffs: mount_of(&mounts, "bpf"),
+        features,
+    }
+}
+
+/// First mount point of a file system type, from the text of `/proc/self/mounts` (proc(5)).
+fn mount_of(mounts: &str, kind: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let path = fields.nth(1)?;
+        (fields.next()? == kind).then(|| PathBuf::from(unescape(path)))
+    })
+}
+
+/// Octal escapes of space, tab, newline and backslash in `/proc/self/mounts`.
+fn unescape(path: &str) -> String {
+    path.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
+struct Helper {
+    program: ProgramType,
+    helper: BpfHelper,
+    name: &'static str,
+    purpose: &'static str,
+}
+
+const HELPERS: [Helper; 10] = [
+    Helper {
+        program: ProgramType::CgroupSockAddr,
+        helper: BpfHelper::BPF_FUNC_get_netns_cookie,
+        name: "bpf_get_netns_cookie in connect programs",
+        purpose: "knowing the pod",
+    },
+    Helper {
+        program: ProgramType::CgroupSockAddr,
+        helper: BpfHelper::BPF_FUNC_sk_storage_get,
+        name: "bpf_sk_storage_get in connect programs",
+        purpose: "remembering the original destination",
+    },
+    Helper {
+        program: ProgramType::CgroupSockAddr,
+        helper: BpfHelper::BPF_FUNC_bind,
+        name: "bpf_bind in connect programs",
+        purpose: "keeping the pod's address as source",
+    },
+    Helper {
+        program: ProgramType::CgroupSockAddr,
+        helper: BpfHelper::BPF_FUNC_sk_lookup_tcp,
+        name: "bpf_sk_lookup_tcp in connect programs",
+        purpose: "open pods going direct without a listener",
+    },
+    Helper {
+        program: ProgramType::CgroupSockAddr,
+        helper: BpfHelper::BPF_FUNC_sk_lookup_udp,
+        name: "bpf_sk_lookup_udp in connect programs",
+        purpose: "open pods resolving names without a listener",
+    },
+    Helper {
+        program: ProgramType::SockOps,
+        helper: BpfHelper::BPF_FUNC_get_netns_cookie,
+        name: "bpf_get_netns_cookie in sockops programs",
+        purpose: "handing the original destination over",
+    },
+    Helper {
+        program: ProgramType::SockOps,
+        helper: BpfHelper::BPF_FUNC_sk_storage_get,
+        name: "bpf_sk_storage_get in sockops programs",
+        purpose: "handing the original destination over",
+    },
+    Helper {
+        program: ProgramType::CgroupSockopt,
+        helper: BpfHelper::BPF_FUNC_get_netns_cookie,
+        name: "bpf_get_netns_cookie in getsockopt programs",
+        purpose: "answering SO_ORIGINAL_DST",
+    },
+    Helper {
+        program: ProgramType::CgroupSockopt,
+        helper: BpfHelper::BPF_FUNC_sk_storage_get,
+        name: "bpf_sk_storage_get in getsockopt programs",
+        purpose: "answering SO_ORIGINAL_DST",
+    },
+    Helper {
+        program: ProgramType::SkLookup,
+        helper: BpfHelper::BPF_FUNC_sk_assign,
+        name: "bpf_sk_assign in sk_lookup programs",
+        purpose: "inbound capture",
+    },
+];
+
+fn helper_feature(helper: &Helper) -> Feature {
+    let result = match is_helper_supported(helper.program, helper.helper) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("this kernel does not have it".to_owned()),
+        Err(error) => Err(chain(&error)),
+    };
+    Feature {
+        name: helper.name.to_owned(),
+        purpose: helper.purpose.to_owned(),
+        verdict: verdict(result),
+    }
+}
+
+fn cookie_feature() -> Feature {
+    Feature {
+        name: "SO_NETNS_COOKIE".to_owned(),
+        purpose: "naming a pod's network namespace".to_owned(),
+        verdict: verdict(
+            super::netns_cookie()
+                .map(drop)
+                .map_err(|error| format!("{error}; the kernel must be 5.14 or later")),
+        ),
+    }
+}
+
+fn host_feature(name: &str, purpose: &str, present: bool, reason: &str) -> Feature {
+    Feature {
+        name: name.to_owned(),
+        purpose: purpose.to_owned(),
+        verdict: verdict(if present {
+            Ok(())
+        } else {
+            Err(reason.to_owned())
+        }),
+    }
+}
+
+fn purpose_of(program: &str) -> &'static str {
+    match program {
+        "millrace_connect4" | "millrace_connect6" => "outbound capture",
+        "millrace_peer4" | "millrace_peer6" => "applications seeing the peer that they asked for",
+        "millrace_send4" | "millrace_send6" | "millrace_recv4" | "millrace_recv6" => "DNS capture",
+        "millrace_getopt" => "answering SO_ORIGINAL_DST",
+        "millrace_sockops" => "handing original destinations over, L4 telemetry",
+        "millrace_lookup" => "inbound capture",
+        _ => "everything",
+    }
+}
+
+fn verdict(result: Result<(), String>) -> Verdict {
+    match result {
+        Ok(()) => Verdict::Available,
+        Err(reason) => Verdict::Missing { reason },
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text.trim().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+                          cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+                          cgroup2 /sys/fs/cgroup/uni\\040fied cgroup2 rw 0 0\n";
+
+    #[test]
+    fn cgroup2_is_found_beside_cgroup_v1() {
+        assert_eq!(
+            mount_of(HYBRID, "cgroup2"),
+            Some(PathBuf::from("/sys/fs/cgroup/uni fied"))
+        );
+        assert_eq!(mount_of(HYBRID, "bpf"), None);
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_reason() {
+        let capabilities = Capabilities {
+            kernel: "6.1".to_owned(),
+            cgroup2: None,
+            bpffs: None,
+            features: vec![
+                host_feature("kernel BTF", "x", true, ""),
+                host_feature("cgroup2 mount", "x", false, "none"),
+            ],
+        };
+        assert_eq!(capabilities.ebpf(), Err("cgroup2 mount: none".to_owned()));
+    }
+
+    #[test]
+    fn capabilities_survive_json() {
+        let feature = host_feature("kernel BTF", "x", false, "none");
+        let text = serde_json::to_string(&feature).expect("serialises");
+        assert!(text.contains(r#""verdict":"missing""#), "{text}");
+        assert_eq!(
+            serde_json::from_str::<Feature>(&text).expect("parses"),
+            feature
+        );
+    }
+}

@@ -1,0 +1,34 @@
+//! The programs by name, and where each is attached.
+
+/// `BPF_SK_LOOKUP` of `enum bpf_attach_type`.
+pub(super) const SK_LOOKUP_ATTACH_TYPE: u32 = 36;
+/// Name of the inbound program, which is attached to each pod's namespace.
+pub(super) const LOOKUP: &str = "millrace_lookup";
+
+/// A program that is attached once, at the node's cgroup directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CgroupProgram {
+    /// Its name in the object, and that of its link's pin.
+    pub(super) name: &'static str,
+    /// Its number in `enum bpf_attach_type`.
+    pub(super) attach_type: u32,
+}
+
+/// The order is that of attaching: what only answers comes before what redirects, so that no connection is
+/// redirected without the programs that make it look untouched.
+pub(super) const CGROUP_PROGRAMS: [CgroupProgram; 10] = [
+    program("millrace_sockops", 3),
+    program("millrace_getopt", 21),
+    program("millrace_peer4", 29),
+    program("millrace_peer6", 30),
+    program("millrace_recv4", 19),
+    program("millrace_recv6", 20),
+    program("millrace_send4", 14),
+    program("millrace_send6", 15),
+    program("millrace_connect4", 10),
+    program("millrace_connect6", 11),
+];
+
+const fn program(name: &'static str, attach_type: u32) -> CgroupProgram {
+    CgroupProgram { name, attach_type }
+}

@@ -1,0 +1,229 @@
+//! The few calls of bpf(2) that aya has no function for: links that are created, replaced and looked into
+//! independent of the program's type; and the cookie of a network namespace.
+
+#![expect(
+    unsafe_code,
+    reason = "bpf(2) and SO_NETNS_COOKIE have no safe wrapper"
+)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
+const PROG_GET_FD_BY_ID: libc::c_long = 13;
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const LINK_CREATE: libc::c_long = 28;
+const LINK_UPDATE: libc::c_long = 29;
+
+/// What a link is attached to; 0 where the target is gone.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub(super) struct LinkInfo {
+    kind: u32,
+    id: u32,
+    /// Id of the attached program.
+    pub(super) program_id: u32,
+    pad: u32,
+    /// For a cgroup link the id of the cgroup; for a namespace link the inode of the namespace and, in the
+    /// upper half, the attach type.
+    target: u64,
+    attach_type: u64,
+}
+
+impl LinkInfo {
+    /// Id of the cgroup that a cgroup link is attached to.
+    pub(super) fn cgroup_id(&self) -> u64 {
+        self.target
+    }
+
+    /// Inode of the namespace that a namespace link is attached to.
+    pub(super) fn netns_inode(&self) -> u64 {
+        self.target & u64::from(u32::MAX)
+    }
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches `program` to a cgroup or a namespace.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: number(program),
+        target: number(target),
+        attach_type,
+        flags: 0,
+    };
+    bpf(LINK_CREATE, &mut attr).and_then(own)
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct LinkUpdate {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+/// Replaces the program of a link in one step: every event sees the old one or the new one.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdate {
+        link: number(link),
+        program: number(program),
+        ..LinkUpdate::default()
+    };
+    bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// What `link` is attached to.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(link)
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+}
+
+/// Digest of a program's instructions.
+pub(super) fn program_tag(program: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
+    info::<ProgramInfo>(program).map(|info| info.tag)
+}
+
+/// Id of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    info::<ProgramInfo>(program).map(|info| info.id)
+}
+
+/// A descriptor of the program with this id.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0, 0];
+    bpf(PROG_GET_FD_BY_ID, &mut attr).and_then(own)
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Gives `object` a name under bpffs, which keeps it alive.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = Object {
+        path: path.as_ptr() as u64,
+        fd: number(object),
+        flags: 0,
+    };
+    bpf(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// The object pinned at `path`.
+pub(super) fn get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = Object {
+        path: path.as_ptr() as u64,
+        ..Object::default()
+    };
+    bpf(OBJ_GET, &mut attr).and_then(own)
+}
+
+/// The cookie of the calling thread's network namespace.
+///
+/// # Errors
+///
+/// If the kernel is older than 5.14 or refuses a socket.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    socket_netns_cookie(socket.as_fd())
+}
+
+/// The cookie of the namespace that a socket was made in.
+pub(super) fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: the buffer is as long as `length` says and outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct InfoByFd {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+fn info<T: Copy + Default>(object: BorrowedFd<'_>) -> io::Result<T> {
+    let mut value = T::default();
+    let mut attr = InfoByFd {
+        fd: number(object),
+        length: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
+        info: (&raw mut value) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(value)
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is the structure of `command`, initialised in full; pointers in it outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn own(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made this descriptor for us; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}

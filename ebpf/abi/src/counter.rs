@@ -1,0 +1,151 @@
+//! One counter for every outcome of every program, each miss included.
+//!
+//! The index is the place in a per-CPU array; the name becomes the `outcome` label of the agent's metric,
+//! the hook its `hook` label.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident => ($hook:literal, $name:literal),)+) => {
+        /// Outcome of one run of a program.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[repr(u32)]
+        pub enum Counter {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Counter {
+            /// Every counter, in the order of the indexes.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// How many there are.
+            pub const COUNT: u32 = [$(Self::$variant,)+].len() as u32;
+
+            /// The program that counts it.
+            pub const fn hook(self) -> &'static str {
+                match self { $(Self::$variant => $hook,)+ }
+            }
+
+            /// What happened.
+            pub const fn outcome(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Redirected to the outbound listener.
+    ConnectRedirected => ("connect", "redirected"),
+    /// TCP to port 53 redirected to the DNS listener.
+    ConnectDnsRedirected => ("connect", "dns_redirected"),
+    /// Namespace without a policy.
+    ConnectNotEnrolled => ("connect", "not_enrolled"),
+    /// The proxy's own socket.
+    ConnectGuardMark => ("connect", "guard_mark"),
+    /// Neither TCP nor DNS over UDP.
+    ConnectOtherProtocol => ("connect", "other_protocol"),
+    /// To loopback.
+    ConnectLoopback => ("connect", "loopback"),
+    /// To the pod's own address.
+    ConnectOwnAddress => ("connect", "own_address"),
+    /// Port excluded by the pod.
+    ConnectExcludedPort => ("connect", "excluded_port"),
+    /// CIDR excluded by the pod.
+    ConnectExcludedCidr => ("connect", "excluded_cidr"),
+    /// The pod captures only what it includes.
+    ConnectNotIncluded => ("connect", "not_included"),
+    /// The pod's policy does not capture outbound.
+    ConnectOutboundOff => ("connect", "outbound_off"),
+    /// Open pod, no listener: went direct.
+    ConnectListenerMissing => ("connect", "listener_missing"),
+    /// Open pod, proxy gone: went direct.
+    ConnectProxyGoneDirect => ("connect", "proxy_gone_direct"),
+    /// Closed pod, proxy gone: refused.
+    ConnectProxyGoneRefused => ("connect", "proxy_gone_refused"),
+    /// No socket storage for an open pod: went direct.
+    ConnectStorageFullDirect => ("connect", "storage_full_direct"),
+    /// No socket storage for a closed pod: refused.
+    ConnectStorageFullRefused => ("connect", "storage_full_refused"),
+    /// The pod's address could not be bound; the proxy sees loopback as the source.
+    ConnectSourceNotBound => ("connect", "source_not_bound"),
+    /// A datagram to port 53 sent to the DNS listener.
+    SendmsgDnsRedirected => ("sendmsg", "dns_redirected"),
+    /// A datagram left alone.
+    SendmsgPassed => ("sendmsg", "passed"),
+    /// A datagram of a closed pod refused.
+    SendmsgRefused => ("sendmsg", "refused"),
+    /// A datagram of an open pod that went direct.
+    SendmsgDirect => ("sendmsg", "direct"),
+    /// An answer's source address put back.
+    RecvmsgRestored => ("recvmsg", "restored"),
+    /// An answer left alone.
+    RecvmsgPassed => ("recvmsg", "passed"),
+    /// The address that the application asked for was shown.
+    GetpeernameRestored => ("getpeername", "restored"),
+    /// Not a redirected socket.
+    GetpeernamePassed => ("getpeername", "passed"),
+    /// An original destination handed to the accepting end.
+    SockopsPublished => ("sockops", "published"),
+    /// No room for an original destination.
+    SockopsPublishFailed => ("sockops", "publish_failed"),
+    /// The accepting end took its original destination.
+    SockopsAdopted => ("sockops", "adopted"),
+    /// Accepted on a capture port without an original destination.
+    SockopsAdoptMissed => ("sockops", "adopt_missed"),
+    /// No socket storage on the accepting end.
+    SockopsStorageFailed => ("sockops", "storage_failed"),
+    /// A connection from the host's namespace to an enrolled pod announced.
+    SockopsHostPublished => ("sockops", "host_published"),
+    /// No room to announce one: it is treated as any other.
+    SockopsHostPublishFailed => ("sockops", "host_publish_failed"),
+    /// Original destination answered from the socket's storage.
+    GetsockoptAnswered => ("getsockopt", "answered"),
+    /// Original destination answered from the socket's local address.
+    GetsockoptLocalAddress => ("getsockopt", "local_address"),
+    /// Asked for the original destination where none is known.
+    GetsockoptMissed => ("getsockopt", "missed"),
+    /// Buffer of the caller too small.
+    GetsockoptShortBuffer => ("getsockopt", "short_buffer"),
+    /// Steered to the inbound listener.
+    LookupSteered => ("sk_lookup", "steered"),
+    /// Local address of no enrolled pod.
+    LookupNotEnrolled => ("sk_lookup", "not_enrolled"),
+    /// Not TCP.
+    LookupOtherProtocol => ("sk_lookup", "other_protocol"),
+    /// Came in on loopback.
+    LookupLoopback => ("sk_lookup", "loopback"),
+    /// A port of Millrace's own.
+    LookupReservedPort => ("sk_lookup", "reserved_port"),
+    /// From the host's namespace.
+    LookupHostOriginated => ("sk_lookup", "host_originated"),
+    /// Port excluded by the pod.
+    LookupExcludedPort => ("sk_lookup", "excluded_port"),
+    /// The pod captures only what it includes.
+    LookupNotIncluded => ("sk_lookup", "not_included"),
+    /// The pod's policy does not capture inbound.
+    LookupInboundOff => ("sk_lookup", "inbound_off"),
+    /// Open pod without a listener, or with the proxy gone: to the application.
+    LookupListenerMissingDirect => ("sk_lookup", "listener_missing_direct"),
+    /// Closed pod without a listener, or with the proxy gone: refused.
+    LookupListenerMissingRefused => ("sk_lookup", "listener_missing_refused"),
+    /// An event found the ring full.
+    EventLost => ("event", "lost"),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indexes_are_dense_and_labels_unique() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+            for other in &Counter::ALL[..index] {
+                assert_ne!(
+                    (counter.hook(), counter.outcome()),
+                    (other.hook(), other.outcome())
+                );
+            }
+        }
+        assert_eq!(Counter::COUNT as usize, Counter::ALL.len());
+    }
+}

@@ -1,0 +1,29 @@
+//! Events for the agent.
+
+use millrace_ebpf_abi::{Counter, Direction, Event, EventKind, OrigDst};
+
+use crate::count::count;
+use crate::maps::EVENTS;
+
+/// Tells the agent what became of a connection; a full ring is counted.
+#[inline(always)]
+pub fn send(
+    kind: EventKind,
+    counter: Counter,
+    netns_cookie: u64,
+    direction: Direction,
+    destination: &OrigDst,
+) {
+    let event = Event {
+        netns_cookie,
+        kind: kind as u32,
+        counter: counter as u32,
+        addr: destination.addr,
+        port: destination.port,
+        direction: direction as u8,
+        reserved: [0; 5],
+    };
+    if EVENTS.output(event, 0).is_err() {
+        count(Counter::EventLost);
+    }
+}

@@ -1,0 +1,118 @@
+//! cgroup/getsockopt: `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`, answered as netfilter would.
+//!
+//! So a proxy asks one question whichever way the connection was captured. A socket accepted from
+//! `sk_lookup` has its original destination as local address, and conntrack says the same of every
+//! connection that nobody redirected.
+
+use millrace_ebpf_abi::{
+    AF_INET, AF_INET6, Addr, Counter, OrigDst, OrigDstAnswer, SockTuple, SocketRole, TCP,
+    getsockopt_verdict,
+};
+
+use crate::count::count;
+use crate::ctx::{Sock, Sockopt};
+use crate::maps::{ORIG_DSTS, POLICIES};
+use crate::storage;
+
+/// The kernel's own answer stays.
+const KEEP: i32 = 1;
+
+#[repr(C)]
+struct SockaddrIn {
+    family: u16,
+    port: u16,
+    addr: u32,
+    zero: [u32; 2],
+}
+
+#[repr(C)]
+struct SockaddrIn6 {
+    family: u16,
+    port: u16,
+    flowinfo: u32,
+    addr: [u32; 4],
+    scope_id: u32,
+}
+
+/// `getsockopt()` of any option.
+#[inline(always)]
+pub fn getsockopt(ctx: &Sockopt<'_>) -> i32 {
+    let mut origin = None;
+    let verdict = getsockopt_verdict(ctx.level(), ctx.optname(), || {
+        origin = find(ctx);
+        match origin {
+            Some((orig_dst, _)) => Some(orig_dst.addr),
+            None => {
+                count(Counter::GetsockoptMissed);
+                None
+            }
+        }
+    });
+    let Some((orig_dst, counter)) = origin else {
+        return KEEP;
+    };
+    let answered = match verdict {
+        OrigDstAnswer::Leave => {
+            count(Counter::GetsockoptMissed);
+            return KEEP;
+        }
+        OrigDstAnswer::V4 => ctx.answer(SockaddrIn {
+            family: AF_INET as u16,
+            port: orig_dst.port.to_be(),
+            addr: orig_dst.addr.v4_word(),
+            zero: [0; 2],
+        }),
+        OrigDstAnswer::V6 => ctx.answer(SockaddrIn6 {
+            family: AF_INET6 as u16,
+            port: orig_dst.port.to_be(),
+            flowinfo: 0,
+            addr: orig_dst.addr.words(),
+            scope_id: 0,
+        }),
+    };
+    count(if answered {
+        counter
+    } else {
+        Counter::GetsockoptShortBuffer
+    });
+    KEEP
+}
+
+/// The original destination of the socket, and how it is known.
+#[inline(always)]
+fn find(ctx: &Sockopt<'_>) -> Option<(OrigDst, Counter)> {
+    let sock = ctx.sock();
+    if sock.protocol() != TCP {
+        return None;
+    }
+    let netns_cookie = ctx.netns_cookie();
+    if let Some(state) = storage::get(sock.raw()) {
+        if state.role == SocketRole::Accepted as u8 {
+            return Some((state.orig_dst, Counter::GetsockoptAnswered));
+        }
+    }
+    if let Some(orig_dst) = published(sock, netns_cookie) {
+        return Some((orig_dst, Counter::GetsockoptAnswered));
+    }
+    POLICIES.get_ptr(netns_cookie)?;
+    Some((sock.local(), Counter::GetsockoptLocalAddress))
+}
+
+/// What the connecting end published, where the accepted end found no memory to keep it.
+#[inline(always)]
+fn published(sock: Sock, netns_cookie: u64) -> Option<OrigDst> {
+    let (local, remote): (OrigDst, OrigDst) = (sock.local(), sock.remote());
+    let key = SockTuple {
+        netns_cookie,
+        local: remote.addr,
+        remote: local.addr,
+        local_port: remote.port,
+        remote_port: local.port,
+        reserved: 0,
+    };
+    let value = ORIG_DSTS.get_ptr(&key)?;
+    // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
+    let orig_dst = unsafe { *value };
+    let _: Addr = orig_dst.addr;
+    Some(orig_dst)
+}
