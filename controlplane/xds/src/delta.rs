@@ -4,3 +4,4 @@
 //! [`crate::client`] and [`crate::server`], and against each other by the property tests.
 
 pub mod client;
+pub mod server;

@@ -1,19 +1,65 @@
 //! xDS for Millrace: the protocol, its messages and its two ends.
 //!
 //! Everything that the pilot and the proxies say to each other, and what the pilot says to stock
-//! Envoys and gRPC clients, goes through this crate.
+//! Envoys and gRPC clients, goes through this crate. In data-flow order:
+//!
+//! | module | holds | used by |
+//! |---|---|---|
+//! | [`proto`] | every Envoy message, Istio's name table, `Any` packing | translation, conversion |
+//! | [`node`] | node ids and metadata | both ends |
+//! | [`resource`] | [`EncodedResource`] out, [`RawResource`] in, two-phase decoding | both ends |
+//! | [`subscription`] | what a client asks for: `*`, names, `<prefix>/*` | both ends |
+//! | [`push`] | server state machine: push order, one response per type outstanding | [`server`] |
+//! | [`delta`], [`sotw`] | the two variants, server and client | [`server`], [`client`] |
+//! | [`server`] | ADS service over a [`server::ConfigSource`] | pilot |
+//! | [`client`] | one delta ADS stream with reconnects | proxy |
+//! | [`json`] | canonical proto-JSON both ways, YAML in | config dumps, static bootstrap, goldens |
+//!
+//! # Pilot
+//!
+//! Implement [`server::ConfigSource`] and [`server::ConfigView`]; encode resources once with
+//! [`EncodedResource::encode`] (`encode_as` for the name table) and hand out `Arc`s of them. Then
+//!
+//! ```ignore
+//! let service = AdsService::new(source, ServerConfig::default());
+//! let connections = service.connections();          // count(), status() for /debug/syncz, drain()
+//! tonic::transport::Server::builder().add_service(service.into_server()).serve(addr).await
+//! ```
+//!
+//! # Proxy
+//!
+//! ```ignore
+//! let (client, mut events, driver) = client::client(ClientConfig::new("http://pilot:15010", node))?;
+//! tokio::spawn(driver.run());                        // ends when `events` is dropped
+//! client.subscribe(&TypeUrl::LISTENER, ["default/*", "pod/default/reviews-v1"]);
+//! while let Some(event) = events.next().await {
+//!     match event {
+//!         Event::Update(update) if update.type_url == TypeUrl::LISTENER => {
+//!             let decoded = update.decode(resource::Listener::try_from); // Listener: TryFrom<proto::Listener>
+//!             /* apply decoded.accepted and update.removed, then */
+//!             update.reject(decoded.rejected);       // ACK when there are none
+//!         }
+//!         Event::Missing { type_url, names } => { /* stop waiting for them */ }
+//!         _ => {}
+//!     }
+//! }
+//! ```
 
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "client")]
 pub mod client;
 pub mod delta;
+#[cfg(feature = "json")]
+pub mod json;
 mod nack;
 pub mod node;
 pub mod proto;
+pub mod push;
 pub mod resource;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod sotw;
 pub mod subscription;
 mod type_url;
 mod version;

@@ -33,6 +33,18 @@ macro_rules! wire_resource {
                 &self.$name
             }
         })*
+
+        /// The name that a resource without a wrapper carries; none where it cannot be read.
+        pub(crate) fn name_of(type_url: &TypeUrl, any: &Any) -> Option<String> {
+            if proto::message_name(&any.type_url) != proto::message_name(type_url.as_str()) {
+                return None;
+            }
+            $(if *type_url == TypeUrl::$type_url {
+                let message = <$message>::decode(any.value.as_slice()).ok()?;
+                return Some(message.$name);
+            })*
+            Some(String::new())
+        }
     };
 }
 

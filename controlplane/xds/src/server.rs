@@ -3,11 +3,15 @@
 //! In: request streams of clients, generations of the pilot's configuration. Out: response
 //! streams, in push order, one response per type outstanding; reports of ACKs and NACKs; the sync
 //! state of every connection. The source owns configuration and encodings, this module owns
-//! streams. Served by the pilot; called through [`AdsService`].
+//! streams. Served by the pilot: `AdsService::new(source, config).into_server()` goes into a tonic
+//! server.
 
+mod connections;
+mod service;
 mod source;
+mod stream;
 
-pub use source::{
-    Acked, ConfigSource, ConfigView, Connection, ConnectionId, Generation, Nacked, ProtocolVariant,
-    Report,
-};
+pub use crate::push::{ConfigView, Generation, SessionConfig, SyncState, TypeStatus};
+pub use connections::{ConnectionStatus, Connections};
+pub use service::{AdsServer, AdsService, ServerConfig};
+pub use source::{Acked, ConfigSource, Connection, ConnectionId, Nacked, ProtocolVariant, Report};

@@ -163,6 +163,11 @@ impl Subscription {
         &self.selection
     }
 
+    /// Whether no request was applied yet.
+    pub fn is_new(&self) -> bool {
+        !self.started
+    }
+
     /// Applies a delta request's changes. A term in both lists stays subscribed and is answered
     /// again.
     pub fn apply_delta(

@@ -44,6 +44,17 @@ impl ClientConfig {
     }
 }
 
+/// Why the address of the server cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid control plane address {server}, expected http://host:port or unix:///path")]
+pub struct InvalidServer {
+    /// The address as given.
+    pub server: String,
+    /// What is wrong with it, where that is known.
+    #[source]
+    pub source: Option<tonic::transport::Error>,
+}
+
 /// A resource that the consumer holds already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownResource {
@@ -55,7 +66,7 @@ pub struct KnownResource {
     pub version: String,
 }
 
-/// Exponential pauses with full jitter.
+/// Exponential pauses; each is drawn at random from the upper half of its bound.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BackoffConfig {
     /// Upper bound of the first pause.
@@ -64,6 +75,16 @@ pub struct BackoffConfig {
     pub max: Duration,
     /// A stream that lived this long resets the pause to `base`.
     pub reset_after: Duration,
+}
+
+impl BackoffConfig {
+    /// The pause after this many failures in a row.
+    pub(super) fn pause(&self, failures: u32, random: &mut fastrand::Rng) -> Duration {
+        let doubled = self
+            .base
+            .saturating_mul(1 << failures.saturating_sub(1).min(20));
+        doubled.min(self.max).mul_f64(0.5 + random.f64() / 2.0)
+    }
 }
 
 impl Default for BackoffConfig {

@@ -1,11 +1,11 @@
 //! What a client's consumer receives, and its answer.
 
 use std::fmt;
-
-use tokio::sync::oneshot;
+use std::sync::Arc;
 
 use crate::TypeUrl;
-use crate::delta::client::{Received, Verdict};
+use crate::client::Shared;
+use crate::delta::client::{Received, ResponseUpdate};
 use crate::resource::{Decoded, RawResource, ResourceError, WireResource, decode_all};
 
 /// News from the control plane.
@@ -44,14 +44,11 @@ pub struct Update {
 
 struct Answer {
     received: Received,
-    verdict: oneshot::Sender<Verdict>,
+    session: Arc<Shared>,
 }
 
 impl Update {
-    pub(crate) fn new(
-        update: crate::delta::client::ResponseUpdate,
-        verdict: oneshot::Sender<Verdict>,
-    ) -> Self {
+    pub(super) fn new(update: ResponseUpdate, session: Arc<Shared>) -> Self {
         Self {
             type_url: update.type_url,
             system_version: update.system_version,
@@ -59,7 +56,7 @@ impl Update {
             removed: update.removed,
             answer: Some(Answer {
                 received: update.received,
-                verdict,
+                session,
             }),
         }
     }
@@ -106,12 +103,8 @@ impl Update {
     }
 
     fn send(&mut self, rejected: Vec<ResourceError>) {
-        let Some(answer) = self.answer.take() else {
-            return;
-        };
-        let outcome = answer.received.verdict(rejected);
-        if answer.verdict.send(outcome).is_err() {
-            tracing::debug!(type_url = ?self.type_url, "update finished after the client ended");
+        if let Some(Answer { received, session }) = self.answer.take() {
+            session.finish(received.verdict(rejected));
         }
     }
 }

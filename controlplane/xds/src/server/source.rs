@@ -13,14 +13,10 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::node::Node;
-use crate::resource::{EncodedResource, ResourceError};
+use crate::push::{ConfigView, Generation};
+use crate::resource::ResourceError;
 use crate::subscription::Selection;
 use crate::{TypeUrl, Version};
-
-/// Counts the source's configurations; higher is newer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct Generation(pub u64);
 
 /// Identifies a stream for the life of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -68,7 +64,7 @@ pub trait ConfigSource: Send + Sync + 'static {
     /// A client has sent its first request. An error closes the stream with that status.
     fn connect(&self, connection: &Connection) -> Result<Self::Client, Status>;
 
-    /// Changes whenever configuration changed. Intermediate generations may be skipped: a client
+    /// Changes whenever configuration changed, after [`ConfigSource::view`] shows it. Intermediate generations may be skipped: a client
     /// that is slow gets the newest one, never a queue.
     fn generations(&self) -> watch::Receiver<Generation>;
 
@@ -92,18 +88,6 @@ pub trait ConfigSource: Send + Sync + 'static {
     fn disconnect(&self, client: Self::Client) {
         drop(client);
     }
-}
-
-/// An immutable configuration of one client.
-pub trait ConfigView: Send + Sync + 'static {
-    /// The generation it shows.
-    fn generation(&self) -> Generation;
-
-    /// Resources of a type that the selection covers and that exist: named ones, members of
-    /// collections and, with the wildcard, all that the node is meant to have. Order is kept in
-    /// responses; names are unique. Runs on the stream's task: it should only look up cached
-    /// encodings.
-    fn resources(&self, type_url: &TypeUrl, selection: &Selection) -> Vec<Arc<EncodedResource>>;
 }
 
 /// What happened on a stream.

@@ -1,0 +1,249 @@
+//! The server's side of incremental xDS: differences by name and version.
+//!
+//! In: subscriptions by difference, views. Out: the content of delta responses. Called by
+//! [`crate::push::Session`].
+//!
+//! Rules: xDS protocol, "Incremental xDS".
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::TypeUrl;
+use crate::proto::envoy::config::core::v3::ControlPlane;
+use crate::proto::envoy::service::discovery::v3::Resource;
+use crate::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use crate::push::{Draft, Query, RequestHeader, Sent, TypeState, Variant};
+use crate::resource::EncodedResource;
+use crate::subscription::{Selection, SubscriptionChange, WILDCARD, is_glob};
+use crate::version::Version;
+
+/// `DeltaAggregatedResources`.
+#[derive(Debug)]
+pub struct Delta;
+
+impl Variant for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    // "the server must honor changes to the subscription state even if the nonce is stale"
+    const STALE_REQUESTS_ARE_VOID: bool = false;
+
+    fn header(request: &DeltaDiscoveryRequest) -> RequestHeader<'_> {
+        RequestHeader {
+            type_url: &request.type_url,
+            node: request.node.as_ref(),
+            nonce: &request.response_nonce,
+            error: request.error_detail.as_ref(),
+        }
+    }
+
+    fn subscribe(
+        state: &mut TypeState,
+        type_url: &TypeUrl,
+        request: &DeltaDiscoveryRequest,
+    ) -> SubscriptionChange {
+        let first = state.subscription.is_new();
+        let change = state.subscription.apply_delta(
+            type_url,
+            &request.resource_names_subscribe,
+            &request.resource_names_unsubscribe,
+        );
+        state.forget_unselected();
+        for term in &change.unsubscribed {
+            recheck_what_stays_covered(state, term);
+        }
+        if first {
+            let selection = state.subscription.selection();
+            for (name, version) in &request.initial_resource_versions {
+                if selection.contains(name) {
+                    let version = Version::from(version.as_str());
+                    state
+                        .sent
+                        .insert(name.as_str().into(), Sent::Version(version));
+                }
+            }
+        }
+        for term in &change.subscribed {
+            state.recheck.remove(term);
+            state.answer_due |= term == WILDCARD;
+            if !first {
+                state.forget(term);
+            } else if state.sent.contains_key(term.as_str()) {
+                continue;
+            }
+            state.requested.insert(term.clone());
+        }
+        change
+    }
+
+    fn requested(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
+        let requested: Selection = state.requested.iter().collect();
+        // Whether a rechecked name stays is decided by the rest of the subscription.
+        let asked = if state.recheck.is_empty() {
+            &requested
+        } else {
+            state.subscription.selection()
+        };
+        let mut resources = query.resources(asked);
+        resources.retain(|r| requested.contains(r.name()) || state.recheck.contains(r.name()));
+        let missing = missing_terms(state, &requested, &resources);
+
+        let (resources, truncated) = take_changed(state, resources, query.max_bytes());
+        let mut removed = Vec::new();
+        if !truncated {
+            removed = missing;
+            for term in &removed {
+                mark_absent(state, term);
+            }
+            state.requested.clear();
+            state.recheck.clear();
+        }
+        let answer_due = std::mem::take(&mut state.answer_due);
+        draft(query, resources, removed, truncated, answer_due)
+    }
+
+    fn updates(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
+        let resources = query.resources(state.subscription.selection());
+        let (resources, truncated) = take_changed(state, resources, query.max_bytes());
+        draft(query, resources, Vec::new(), truncated, false)
+    }
+
+    fn removals(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
+        let resources = query.resources(state.subscription.selection());
+        let existing: HashSet<&str> = resources.iter().map(|r| r.name()).collect();
+        let gone: Vec<String> = state
+            .held()
+            .filter(|(name, _)| !existing.contains(name.as_ref()))
+            .map(|(name, _)| name.to_string())
+            .collect();
+        for name in &gone {
+            mark_absent(state, name);
+        }
+        draft(query, Vec::new(), gone, false, false)
+    }
+
+    fn response(
+        type_url: &TypeUrl,
+        draft: Draft,
+        nonce: &str,
+        identifier: &str,
+    ) -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            system_version_info: draft.version.as_str().to_owned(),
+            type_url: type_url.as_str().to_owned(),
+            resources: draft
+                .resources
+                .iter()
+                .map(|resource| Resource {
+                    name: resource.name().to_owned(),
+                    version: resource.version().as_str().to_owned(),
+                    resource: Some(resource.to_any()),
+                    ..Default::default()
+                })
+                .collect(),
+            removed_resources: draft.removed,
+            nonce: nonce.to_owned(),
+            control_plane: Some(ControlPlane {
+                identifier: identifier.to_owned(),
+            }),
+            ..Default::default()
+        }
+    }
+}
+
+/// "Unsubscribing from Resources": when the wildcard (here: or a collection) may still cover what
+/// was unsubscribed, the client must be told whether it does.
+fn recheck_what_stays_covered(state: &mut TypeState, term: &str) {
+    if term == WILDCARD {
+        return;
+    }
+    let covered: Vec<Arc<str>> = if is_glob(term) {
+        let glob: Selection = [term].into_iter().collect();
+        let selection = state.subscription.selection();
+        let members = state.held().map(|(name, _)| name);
+        members
+            .filter(|name| glob.contains(name) && !selection.names_exactly(name))
+            .cloned()
+            .collect()
+    } else if state.subscription.selection().contains(term) {
+        vec![term.into()]
+    } else {
+        Vec::new()
+    };
+    for name in covered {
+        state.sent.remove(&name);
+        state.recheck.insert(name.to_string());
+    }
+}
+
+/// Requested names and collections that do not exist and of which the client holds nothing: "the
+/// server will send a response that contains that resource's name in `removed_resources`". What it
+/// does hold is taken away in its turn, by [`Delta::removals`].
+fn missing_terms(
+    state: &TypeState,
+    requested: &Selection,
+    resources: &[Arc<EncodedResource>],
+) -> Vec<String> {
+    let existing: HashSet<&str> = resources.iter().map(|r| r.name()).collect();
+    let names = requested
+        .names()
+        .chain(state.recheck.iter().map(String::as_str));
+    let names = names
+        .filter(|name| !existing.contains(name) && !state.sent.contains_key(*name))
+        .map(str::to_owned);
+    let globs = requested.glob_prefixes().filter_map(|prefix| {
+        let term = format!("{prefix}/*");
+        let glob: Selection = [&term].into_iter().collect();
+        let held = state.held().any(|(name, _)| glob.contains(name));
+        let exists = existing.iter().any(|name| glob.contains(name));
+        (!held && !exists).then_some(term)
+    });
+    names.chain(globs).collect()
+}
+
+/// Picks what the client does not have yet and notes it as sent, up to a limit of bytes.
+fn take_changed(
+    state: &mut TypeState,
+    resources: Vec<Arc<EncodedResource>>,
+    max_bytes: usize,
+) -> (Vec<Arc<EncodedResource>>, bool) {
+    let mut taken = Vec::new();
+    let mut bytes = 0;
+    for resource in resources {
+        let known = state.sent.get(resource.name());
+        if known.is_some_and(|sent| sent.is(resource.version())) {
+            continue;
+        }
+        bytes += resource.body().len() + resource.name().len();
+        if bytes > max_bytes && !taken.is_empty() {
+            return (taken, true);
+        }
+        let name = resource.shared_name().clone();
+        state.sent.insert(name, Sent::Resource(resource.clone()));
+        taken.push(resource);
+    }
+    (taken, false)
+}
+
+fn mark_absent(state: &mut TypeState, term: &str) {
+    if state.subscription.selection().has(term) {
+        state.sent.insert(term.into(), Sent::Absent);
+    } else {
+        state.sent.remove(term);
+    }
+}
+
+fn draft(
+    query: &Query<'_>,
+    resources: Vec<Arc<EncodedResource>>,
+    removed: Vec<String>,
+    truncated: bool,
+    even_if_empty: bool,
+) -> Option<Draft> {
+    (even_if_empty || !resources.is_empty() || !removed.is_empty()).then(|| Draft {
+        resources,
+        removed,
+        version: Version::from(query.generation().to_string().as_str()),
+        truncated,
+    })
+}

@@ -1,0 +1,167 @@
+//! The server's side of state-of-the-world xDS: full lists for LDS and CDS, changed resources for
+//! the other types.
+//!
+//! In: subscriptions as full lists, views. Out: the content of responses. Called by
+//! [`crate::push::Session`].
+//!
+//! Rules: xDS protocol, "Grouping Resources into Responses" and "Deleting Resources".
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::TypeUrl;
+use crate::proto::envoy::config::core::v3::ControlPlane;
+use crate::proto::{DiscoveryRequest, DiscoveryResponse};
+use crate::push::{Draft, Query, RequestHeader, Sent, TypeState, Variant};
+use crate::resource::EncodedResource;
+use crate::subscription::{Selection, SubscriptionChange, WILDCARD};
+use crate::version::Version;
+
+/// `StreamAggregatedResources`.
+#[derive(Debug)]
+pub struct Sotw;
+
+impl Variant for Sotw {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    // A request states the whole subscription, so one made before the newest response came is
+    // superseded by the answer to that response.
+    const STALE_REQUESTS_ARE_VOID: bool = true;
+
+    fn header(request: &DiscoveryRequest) -> RequestHeader<'_> {
+        RequestHeader {
+            type_url: &request.type_url,
+            node: request.node.as_ref(),
+            nonce: &request.response_nonce,
+            error: request.error_detail.as_ref(),
+        }
+    }
+
+    fn subscribe(
+        state: &mut TypeState,
+        type_url: &TypeUrl,
+        request: &DiscoveryRequest,
+    ) -> SubscriptionChange {
+        let change = state
+            .subscription
+            .apply_sotw(type_url, &request.resource_names);
+        state.forget_unselected();
+        for term in &change.subscribed {
+            // "the server must resend any newly requested resources, even if it previously sent
+            // those resources without having been asked for them"
+            if !type_url.is_full_state() {
+                state.forget(term);
+            }
+            state.answer_due |= term == WILDCARD || type_url.is_full_state();
+            state.requested.insert(term.clone());
+        }
+        change
+    }
+
+    fn requested(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
+        let requested: Selection = std::mem::take(&mut state.requested).iter().collect();
+        let answer_due = std::mem::take(&mut state.answer_due);
+        if query.type_url().is_full_state() {
+            return answer_due.then(|| full(state, query, Stale::Keep));
+        }
+        let resources = changed(state, query.resources(&requested));
+        (answer_due || !resources.is_empty()).then(|| partial(resources))
+    }
+
+    fn updates(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
+        let resources = query.resources(state.subscription.selection());
+        let resources = changed(state, resources);
+        if resources.is_empty() {
+            return None;
+        }
+        Some(if query.type_url().is_full_state() {
+            full(state, query, Stale::Keep)
+        } else {
+            partial(resources)
+        })
+    }
+
+    fn removals(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
+        let resources = query.resources(state.subscription.selection());
+        let existing: HashSet<&str> = resources.iter().map(|r| r.name()).collect();
+        let before = state.sent.len();
+        state
+            .sent
+            .retain(|name, _| existing.contains(name.as_ref()));
+        // "for other resource types, the API provides no mechanism for the server to tell the
+        // client that resources have been deleted"
+        (state.sent.len() < before && query.type_url().is_full_state())
+            .then(|| full(state, query, Stale::Drop))
+    }
+
+    fn response(
+        type_url: &TypeUrl,
+        draft: Draft,
+        nonce: &str,
+        identifier: &str,
+    ) -> DiscoveryResponse {
+        DiscoveryResponse {
+            version_info: draft.version.as_str().to_owned(),
+            resources: draft.resources.iter().map(|r| r.to_any()).collect(),
+            type_url: type_url.as_str().to_owned(),
+            nonce: nonce.to_owned(),
+            control_plane: Some(ControlPlane {
+                identifier: identifier.to_owned(),
+            }),
+            ..Default::default()
+        }
+    }
+}
+
+/// What to do with resources that the client has and the view no longer.
+#[derive(Clone, Copy, PartialEq)]
+enum Stale {
+    /// Others may still refer to them: removal has its own turn.
+    Keep,
+    Drop,
+}
+
+/// The whole state of a type.
+fn full(state: &mut TypeState, query: &Query<'_>, stale: Stale) -> Draft {
+    let mut resources = query.resources(state.subscription.selection());
+    if stale == Stale::Keep {
+        let existing: HashSet<Arc<str>> =
+            resources.iter().map(|r| r.shared_name().clone()).collect();
+        resources.extend(state.sent.iter().filter_map(|(name, sent)| match sent {
+            Sent::Resource(resource) if !existing.contains(name) => Some(resource.clone()),
+            _ => None,
+        }));
+    }
+    state.sent = resources
+        .iter()
+        .map(|r| (r.shared_name().clone(), Sent::Resource(r.clone())))
+        .collect();
+    partial(resources)
+}
+
+/// Picks what the client does not have and notes it as sent.
+fn changed(
+    state: &mut TypeState,
+    resources: Vec<Arc<EncodedResource>>,
+) -> Vec<Arc<EncodedResource>> {
+    let mut changed = resources;
+    changed.retain(|resource| {
+        let known = state.sent.get(resource.name());
+        !known.is_some_and(|sent| sent.is(resource.version()))
+    });
+    for resource in &changed {
+        let name = resource.shared_name().clone();
+        state.sent.insert(name, Sent::Resource(resource.clone()));
+    }
+    changed
+}
+
+fn partial(resources: Vec<Arc<EncodedResource>>) -> Draft {
+    Draft {
+        version: Version::of_set(resources.iter().map(|r| (r.name(), r.version()))),
+        resources,
+        removed: Vec::new(),
+        truncated: false,
+    }
+}
