@@ -1,2 +1,63 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: the one entry point for building, testing, showing and measuring Millrace.
+
+mod bpf;
+mod build;
+mod clean;
+mod layout;
+mod lint;
+mod run;
+mod setup;
+mod tally;
+mod test;
+mod ui;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Build, test, show and measure Millrace")]
+struct Args {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Find what building and testing need, install what is missing, and say what was done.
+    Setup(setup::Args),
+    /// Build the kernel programs, then the binaries.
+    Build(build::Args),
+    /// Run every check and every test.
+    Test(test::Args),
+    /// Check formatting, layout and lints.
+    Lint,
+    /// Check file sizes and the direction of dependencies.
+    Layout,
+    /// Rewrite the golden files from what the code produces now.
+    Bless,
+    /// Remove whatever a killed run left behind.
+    CleanHost,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Task::Setup(args) => setup::run(&args),
+        Task::Build(args) => build::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Lint => lint::run(),
+        Task::Layout => layout::run(),
+        Task::Bless => test::bless(),
+        Task::CleanHost => clean::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !error.is::<ui::Reported>() {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

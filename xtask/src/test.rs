@@ -1,0 +1,230 @@
+//! `cargo xtask test`: every check and every test, weakest and fastest first.
+
+use std::time::{Duration, Instant};
+
+use crate::tally::Tally;
+use crate::ui::{self, Reported, Step, green, red, seconds};
+use crate::{build, layout, lint, run, setup, workspace};
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Run only these stages.
+    #[arg(value_parser = STAGES.map(|stage| stage.name))]
+    stages: Vec<String>,
+}
+
+/// A part of the whole, named as on the command line.
+struct Stage {
+    name: &'static str,
+    run: fn() -> anyhow::Result<Tally>,
+}
+
+const STAGES: [Stage; 10] = [
+    Stage {
+        name: "setup",
+        run: || Ok(Tally::of(&setup::ensure_all())),
+    },
+    Stage {
+        name: "fmt",
+        run: || Ok(Tally::of(&lint::fmt())),
+    },
+    Stage {
+        name: "layout",
+        run: || Ok(Tally::of(&layout::run())),
+    },
+    // Before everything that compiles the agent, which embeds them.
+    Stage {
+        name: "kernel-programs",
+        run: || Ok(Tally::of(&build::kernel_programs())),
+    },
+    Stage {
+        name: "clippy",
+        run: || Ok(Tally::of(&lint::clippy())),
+    },
+    Stage {
+        name: "deny",
+        run: || Ok(deny()),
+    },
+    Stage {
+        name: "tests",
+        run: tests,
+    },
+    Stage {
+        name: "doctests",
+        run: doctests,
+    },
+    Stage {
+        name: "goldens",
+        run: || Ok(Tally::of(&goldens())),
+    },
+    Stage {
+        name: "e2e",
+        run: e2e,
+    },
+];
+
+/// Set for tests that must not be skipped.
+const REQUIRE_ALL: &str = "MILLRACE_REQUIRE_ALL";
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let mut total = Tally::default();
+    let mut lines = Vec::new();
+    for stage in &STAGES {
+        if !args.stages.is_empty() && !args.stages.iter().any(|name| name == stage.name) {
+            continue;
+        }
+        let started = Instant::now();
+        let tally = {
+            let _step = Step::begin(stage.name);
+            (stage.run)().unwrap_or_else(|error| {
+                ui::say(format_args!("error: {error:#}"));
+                Tally {
+                    failed: 1,
+                    ..Tally::default()
+                }
+            })
+        };
+        lines.push(line(stage.name, &tally, started.elapsed()));
+        total.add(&tally);
+    }
+    ui::say("");
+    for line in total
+        .not_applicable
+        .iter()
+        .chain(&total.skipped)
+        .chain(&lines)
+    {
+        ui::say(line);
+    }
+    if requires_all() {
+        total.failed += total.skipped.len() as u64;
+    }
+    ui::result(format_args!(
+        "{} passed, {} failed",
+        total.passed, total.failed
+    ));
+    if total.failed > 0 {
+        Err(Reported.into())
+    } else {
+        Ok(())
+    }
+}
+
+fn line(name: &str, tally: &Tally, time: Duration) -> String {
+    let verdict = if tally.failed == 0 {
+        green("ok    ")
+    } else {
+        red("FAILED")
+    };
+    let skipped = match tally.skipped.len() {
+        0 => String::new(),
+        count => format!(", {count} skipped"),
+    };
+    format!(
+        "{verdict} {name:<16} {:>5} passed, {} failed{skipped} ({})",
+        tally.passed,
+        tally.failed,
+        seconds(time)
+    )
+}
+
+fn requires_all() -> bool {
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|set| set == value);
+    is("CI", "true") || is(REQUIRE_ALL, "1")
+}
+
+/// `cargo test` with what the tests look at in their environment.
+fn cargo_test(args: &[&str]) -> anyhow::Result<Tally> {
+    let mut cargo = run::cargo();
+    cargo.args(["test", "--no-fail-fast"]).args(args);
+    cargo.env("MILLRACE_BIN_DIR", workspace::target_dir().join("debug"));
+    if requires_all() {
+        cargo.env(REQUIRE_ALL, "1");
+    }
+    if let Some(envoy) = setup::find_envoy() {
+        cargo.env("MILLRACE_ENVOY", envoy);
+    }
+    Tally::run(&mut cargo)
+}
+
+const ALL_BUT_E2E: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    "millrace-ebpf",
+    "--exclude",
+    "millrace-e2e",
+];
+
+fn deny() -> Tally {
+    if !lint::has_deny() {
+        ui::say("cargo-deny is not installed; licences and bans are not checked");
+        return Tally::default();
+    }
+    Tally::of(&lint::deny())
+}
+
+fn tests() -> anyhow::Result<Tally> {
+    // Tests of one crate run another's binaries.
+    build::build(false)?;
+    cargo_test(
+        &[
+            &ALL_BUT_E2E[..],
+            &["--lib", "--bins", "--tests", "--examples"],
+        ]
+        .concat(),
+    )
+}
+
+fn doctests() -> anyhow::Result<Tally> {
+    cargo_test(&[&ALL_BUT_E2E[..], &["--doc"]].concat())
+}
+
+fn e2e() -> anyhow::Result<Tally> {
+    build::build(false)?;
+    cargo_test(&["--package", "millrace-e2e"])
+}
+
+/// A golden that differs has failed its test; this finds the ones that nobody reviewed.
+fn goldens() -> anyhow::Result<()> {
+    let args = [
+        "ls-files",
+        "--others",
+        "--",
+        "*.snap.new",
+        "*.golden.new",
+        "*.pending-snap",
+    ];
+    let pending = run::capture(run::foreign("git").args(args)).unwrap_or_default();
+    anyhow::ensure!(
+        pending.is_empty(),
+        "goldens wait for review (`cargo xtask bless`):\n{pending}"
+    );
+    Ok(())
+}
+
+/// `cargo xtask bless`: runs the tests that have goldens, letting them rewrite those.
+pub(crate) fn bless() -> anyhow::Result<()> {
+    let mut cargo = run::cargo();
+    cargo
+        .arg("test")
+        .args(ALL_BUT_E2E)
+        .args(["--lib", "--bins", "--tests"]);
+    cargo
+        .env("INSTA_UPDATE", "always")
+        .env("MILLRACE_BLESS", "1")
+        .env_remove("CI");
+    run::check(&mut cargo)?;
+    let changed = run::capture(run::foreign("git").args([
+        "status",
+        "--short",
+        "--",
+        "*testdata*",
+        "*.snap",
+    ]))?;
+    ui::result(if changed.is_empty() {
+        "no golden changed".to_owned()
+    } else {
+        changed
+    });
+    Ok(())
+}
