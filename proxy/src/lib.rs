@@ -13,6 +13,8 @@ pub mod socket;
 
 pub mod listener;
 
+pub mod tcp;
+
 pub mod upstream;
 
 pub mod route;

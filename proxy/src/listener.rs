@@ -4,6 +4,13 @@
 //! first bytes as a decision needs, `filter_chain` decides, and the chain's network filter
 //! (`http::connection` or `tcp`) gets the stream with its [`DownstreamInfo`].
 
+pub mod accept;
+pub mod detect;
+pub mod filter_chain;
+pub mod inspector;
+pub mod server_first;
+pub mod stats;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -35,6 +42,8 @@ pub struct DownstreamInfo {
     pub listener: ListenerName,
     /// The name of its filter chain.
     pub filter_chain: String,
+    /// The server name of its `ClientHello`, where one was looked at.
+    pub server_name: Option<String>,
     /// When it was accepted.
     pub started: Instant,
 }

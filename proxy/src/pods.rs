@@ -4,6 +4,7 @@
 //! `pods::broker` writes [`LocalPods`]; accept loops and `upstream::connect` read it. Reading is
 //! one `ArcSwap` load, taking a socket one short mutex on the new-connection path.
 
+pub mod broker;
 mod pool;
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use millrace_runtime::handoff::{Families, Family, PodSpec, PodUid, SocketKind};
+use millrace_runtime::handoff::{CaptureMode, Families, Family, PodSpec, PodUid, SocketKind};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,8 @@ pub struct LocalPod {
     pub spec: PodSpec,
     /// Address families of its namespace.
     pub families: Families,
+    /// How its traffic reaches the proxy.
+    pub capture: CaptureMode,
     outbound: [SocketPool; 2],
     delivery: [SocketPool; 2],
     datagram: [SocketPool; 2],
@@ -32,7 +35,7 @@ pub struct LocalPod {
 
 impl LocalPod {
     /// A pod whose pools ask through `wants`.
-    pub fn new(spec: PodSpec, families: Families, wants: &Wants) -> Self {
+    pub fn new(spec: PodSpec, families: Families, capture: CaptureMode, wants: &Wants) -> Self {
         let pools = |kind| {
             [Family::V4, Family::V6]
                 .map(|family| SocketPool::new(spec.uid.clone(), kind, family, wants.clone()))
@@ -43,19 +46,21 @@ impl LocalPod {
             datagram: pools(SocketKind::Datagram),
             gone: CancellationToken::new(),
             families,
+            capture,
             spec,
         }
     }
 
     /// The same pod with another description: pools and state carry over.
     #[must_use]
-    pub fn updated(&self, spec: PodSpec, families: Families) -> Self {
+    pub fn updated(&self, spec: PodSpec, families: Families, capture: CaptureMode) -> Self {
         Self {
             outbound: self.outbound.clone(),
             delivery: self.delivery.clone(),
             datagram: self.datagram.clone(),
             gone: self.gone.clone(),
             families,
+            capture,
             spec,
         }
     }

@@ -96,6 +96,23 @@ impl Stream {
         self.io.readable().await
     }
 
+    /// Writes by shared reference, so that one side can be written while it is watched for
+    /// failure.
+    pub fn poll_write_shared(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.io.poll_write_ready(cx))?;
+            match self.io.try_write(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// Sends FIN.
+    pub fn end_writing(&self) -> io::Result<()> {
+        SockRef::from(&self.io).shutdown(std::net::Shutdown::Write)
+    }
+
     /// The socket itself.
     pub fn tcp(&self) -> &TcpStream {
         &self.io

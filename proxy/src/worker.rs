@@ -1,18 +1,235 @@
-//! One worker: a thread with its own runtime on which a connection stays for life.
+//! Workers: threads with their own runtimes on which connections stay for life.
 //!
 //! [`Worker`] is what every stage of a connection needs, shared as `Rc<Worker>`; nothing in it
-//! is locked on the request path.
+//! is locked on the request path. [`Workers`] is the control thread's end: it starts the threads,
+//! gives them sockets to serve and sees them end after a drain.
 
+use std::cell::Cell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use millrace_runtime::drain;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::listener::accept::{self, Origin};
+use crate::listener::server_first::ServerFirst;
+use crate::listener::stats::ListenerStats;
+use crate::metrics::{Telemetry, WorkerTelemetry};
+use crate::pods::LocalPods;
+use crate::snapshot::{Generation, Reader, Store};
+use crate::tcp::balance::Balancers;
+use crate::tcp::copy::{self, Scratch};
 use crate::upstream::connect::Connector;
 
 /// What the connections of one worker share.
 pub struct Worker {
     /// 0 to the number of workers.
     pub id: usize,
+    /// The configuration.
+    pub snapshot: Reader,
+    /// Changes when the configuration does.
+    pub generations: watch::Receiver<Generation>,
+    /// Pods of this node; none alone or as a sidecar.
+    pub pods: Arc<LocalPods>,
     /// Opens upstream connections.
     pub connector: Connector,
+    /// Metrics and access logs.
+    pub telemetry: WorkerTelemetry,
+    /// Counters of connections that no chain took.
+    pub stats: ListenerStats,
+    /// Destinations whose server speaks first.
+    pub server_first: ServerFirst,
     /// Cancelled when the proxy drains: finish what is under way, keep nothing alive.
     pub drain: CancellationToken,
+    /// The connections; the worker ends when it drains and there are none.
+    pub tasks: TaskTracker,
+    /// Load balancers of raw TCP.
+    pub balancers: Balancers,
+    /// Buffer of `tcp::copy`.
+    pub scratch: Scratch,
+    connections: Cell<u64>,
+}
+
+impl Worker {
+    /// A number that no other connection of the process has.
+    pub fn next_connection_id(&self) -> u64 {
+        let n = self.connections.get() + 1;
+        self.connections.set(n);
+        (self.id as u64) << 48 | n
+    }
+}
+
+/// What every worker is made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// The configuration.
+    pub store: Arc<Store>,
+    /// Pods of this node.
+    pub pods: Arc<LocalPods>,
+    /// Addresses at which the proxy itself has its capture ports.
+    pub own_addresses: Arc<[std::net::IpAddr]>,
+    /// Metrics and access logs.
+    pub telemetry: Arc<Telemetry>,
+    /// Counters of connections that no chain took.
+    pub stats: ListenerStats,
+    /// Destinations whose server speaks first.
+    pub server_first: ServerFirst,
+}
+
+impl Parts {
+    /// The part of one worker; called on its thread.
+    pub fn worker(&self, id: usize) -> Worker {
+        Worker {
+            id,
+            snapshot: self.store.reader(),
+            generations: self.store.subscribe(),
+            pods: self.pods.clone(),
+            connector: Connector::new(self.pods.clone(), self.own_addresses.clone()),
+            telemetry: self.telemetry.worker(id),
+            stats: self.stats.clone(),
+            server_first: self.server_first.clone(),
+            drain: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            balancers: Balancers::default(),
+            scratch: copy::scratch(),
+            connections: Cell::new(0),
+        }
+    }
+}
+
+/// A listening socket for a worker.
+#[derive(Debug)]
+struct Serve {
+    socket: OwnedFd,
+    origin: Origin,
+    stop: CancellationToken,
+}
+
+/// The workers, seen from the control thread. Cloning shares them.
+#[derive(Clone)]
+pub struct Workers {
+    /// Unbounded because listening sockets are few and come from the control thread alone.
+    handles: Arc<[mpsc::UnboundedSender<Serve>]>,
+}
+
+/// The workers' threads.
+pub struct Threads(Vec<JoinHandle<()>>);
+
+impl Workers {
+    /// Starts the threads. They end when `drain` does.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be made.
+    pub fn start(
+        count: usize,
+        parts: &Parts,
+        drain: &drain::Watcher,
+    ) -> io::Result<(Self, Threads)> {
+        let mut handles = Vec::with_capacity(count);
+        let mut threads = Vec::with_capacity(count);
+        for id in 0..count {
+            let (sender, sockets) = mpsc::unbounded_channel();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let (parts, drain) = (parts.clone(), drain.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{id}"))
+                .spawn(move || {
+                    let worker = Rc::new(parts.worker(id));
+                    let local = LocalSet::new();
+                    local.block_on(&runtime, run(worker, sockets, drain));
+                })?;
+            handles.push(sender);
+            threads.push(thread);
+        }
+        let handles = handles.into();
+        Ok((Self { handles }, Threads(threads)))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Serves a listening socket on worker `index` modulo their number until `stop` is cancelled.
+    pub fn serve(&self, index: usize, socket: OwnedFd, origin: Origin, stop: CancellationToken) {
+        let serve = Serve {
+            socket,
+            origin,
+            stop,
+        };
+        if self.handles[index % self.handles.len()]
+            .send(serve)
+            .is_err()
+        {
+            tracing::debug!("a socket came after its worker had ended");
+        }
+    }
+}
+
+impl Threads {
+    /// Waits for every thread to end, which a drain makes them do.
+    pub fn join(self) {
+        for thread in self.0 {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+/// One worker's life.
+async fn run(
+    worker: Rc<Worker>,
+    mut sockets: mpsc::UnboundedReceiver<Serve>,
+    mut drain: drain::Watcher,
+) {
+    tracing::debug!(worker = worker.id, "worker is up");
+    loop {
+        // biased: sockets that come after the drain has begun are let go.
+        let next = tokio::select! {
+            biased;
+            () = drain.draining() => None,
+            next = sockets.recv() => next,
+        };
+        let Some(next) = next else { break };
+        listen(&worker, next);
+    }
+    worker.drain.cancel();
+    worker.tasks.close();
+    // biased: what has finished need not be forced.
+    tokio::select! {
+        biased;
+        () = worker.tasks.wait() => {}
+        () = drain.forced() => {
+            tracing::warn!(worker = worker.id, connections = worker.tasks.len(),
+                "drain deadline passed, closing what is left");
+        }
+    }
+}
+
+fn listen(worker: &Rc<Worker>, serve: Serve) {
+    match listener(serve.socket) {
+        Ok(socket) => {
+            let accepting = accept::run(worker.clone(), socket, serve.origin, serve.stop);
+            worker.tasks.spawn_local(accepting);
+        }
+        Err(error) => {
+            tracing::error!(origin = ?serve.origin, %error, "cannot serve a listening socket");
+        }
+    }
+}
+
+fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
+    let socket = std::net::TcpListener::from(socket);
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
 }

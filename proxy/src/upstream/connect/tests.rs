@@ -1,6 +1,6 @@
 //! Choice of transport, loop protection, source addresses and the mapping of errors.
 
-use millrace_runtime::handoff::{Families, PodSpec};
+use millrace_runtime::handoff::{CaptureMode, Families, PodSpec};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -24,7 +24,8 @@ fn node(ips: &[&[&str]]) -> Node {
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             ..PodSpec::default()
         };
-        pods.insert(&Arc::new(LocalPod::new(spec, Families::default(), &sender)));
+        let pod = LocalPod::new(spec, Families::default(), CaptureMode::Ebpf, &sender);
+        pods.insert(&Arc::new(pod));
     }
     let connector = Connector::new(pods.clone(), Arc::from(["10.9.9.9".parse().unwrap()]));
     Node {

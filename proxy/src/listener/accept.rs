@@ -1,0 +1,276 @@
+//! Accepts connections of one listening socket and hands each to the filter chain that takes it.
+//!
+//! Input: sockets that the broker or `listener::bind` made, each with its [`Origin`]. Output: a
+//! task per connection that ends in `http::connection::serve` or `tcp::serve`. A connection that
+//! nobody takes is reset and counted by [`Refusal`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_runtime::handoff::{ListenerRole, PodUid};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::stats::Refusal;
+use super::{DownstreamInfo, detect};
+use crate::pods::LocalPod;
+use crate::resource::{Listener, ListenerName, NetworkFilter, TrafficDirection};
+use crate::snapshot::Snapshot;
+use crate::socket::{self, Stream, canonical};
+use crate::tcp;
+use crate::worker::Worker;
+
+/// How long a connection waits for configuration that names its listener: as long as a warming
+/// resource may take.
+const CONFIGURATION_WAIT: Duration = Duration::from_secs(15);
+/// Pause after a failed accept (descriptors or memory are short).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a listening socket stands for.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// Port 15001: where applications connect to.
+    Outbound(Option<PodUid>),
+    /// Port 15006: what others connect to.
+    Inbound(Option<PodUid>),
+    /// A listener's own address.
+    Listener(ListenerName),
+}
+
+/// Accepts until `stop` is cancelled or the worker drains. Connections in the backlog stay there
+/// for whoever else holds the socket.
+pub async fn run(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    origin: Origin,
+    stop: CancellationToken,
+) {
+    let mut stopped = pin!(stop.cancelled());
+    let drain = worker.drain.clone();
+    let mut draining = pin!(drain.cancelled());
+    loop {
+        // biased: a stop must not lose against a busy listener.
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stopped => return,
+            () = &mut draining => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((io, peer)) => {
+                let connection = serve(worker.clone(), io, canonical(peer), origin.clone());
+                worker.tasks.spawn_local(connection);
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                worker.stats.accept_failed();
+                tracing::warn!(%error, ?origin, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Errors that accept(2) passes on from a connection that is gone already.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, origin: Origin) {
+    let stream = Stream::new(io);
+    let accepted = match Accepted::new(&worker, &stream, peer, origin) {
+        Ok(accepted) => accepted,
+        Err(refusal) => return refuse(&worker, &stream, peer, refusal),
+    };
+    let Some(listener) = configured(&worker, &accepted).await else {
+        return refuse(&worker, &stream, peer, Refusal::NoListener);
+    };
+    serve_chain(worker, stream, accepted, listener).await;
+}
+
+fn refuse(worker: &Worker, stream: &Stream, peer: SocketAddr, refusal: Refusal) {
+    worker.stats.refused(refusal);
+    tracing::debug!(%peer, ?refusal, "connection refused");
+    stream.reset_on_close();
+}
+
+async fn serve_chain(
+    worker: Rc<Worker>,
+    mut stream: Stream,
+    accepted: Accepted,
+    listener: Arc<Listener>,
+) {
+    let mut info = accepted.info(&worker, &listener);
+    let choice = match detect::choose(&worker, &mut stream, &mut info, &listener).await {
+        Ok(choice) => choice,
+        Err(refusal) => return refuse(&worker, &stream, info.peer, refusal),
+    };
+    tracing::trace!(id = info.id, listener = %info.listener, chain = info.filter_chain,
+        orig_dst = %info.orig_dst, "filter chain chosen");
+    let info = Rc::new(info);
+    match &choice.chain.filter {
+        NetworkFilter::Http(hcm) => {
+            tracing::debug!(stat_prefix = hcm.stat_prefix, "no HTTP in this build");
+            refuse(&worker, &stream, info.peer, Refusal::NoFilterChain);
+        }
+        NetworkFilter::Tcp(proxy) => {
+            Box::pin(tcp::serve(
+                worker,
+                stream,
+                info,
+                proxy.clone(),
+                choice.upstream,
+            ))
+            .await;
+        }
+    }
+}
+
+/// A connection whose destination is known.
+struct Accepted {
+    pod: Option<Arc<LocalPod>>,
+    peer: SocketAddr,
+    local: SocketAddr,
+    orig_dst: SocketAddr,
+    origin: Origin,
+    started: Instant,
+}
+
+impl Accepted {
+    fn new(
+        worker: &Worker,
+        stream: &Stream,
+        peer: SocketAddr,
+        origin: Origin,
+    ) -> Result<Self, Refusal> {
+        let local = stream.local_addr().map_err(|_| Refusal::Gone)?;
+        let uid = match &origin {
+            Origin::Outbound(uid) | Origin::Inbound(uid) => uid.as_ref(),
+            Origin::Listener(_) => None,
+        };
+        let pod = uid.and_then(|uid| worker.pods.by_uid(uid));
+        let orig_dst = destination(&origin, local, || socket::orig_dst(stream, local))?;
+        Ok(Self {
+            peer: client_address(&origin, pod.as_deref(), peer),
+            pod,
+            local,
+            orig_dst,
+            origin,
+            started: Instant::now(),
+        })
+    }
+
+    /// The listener that stands for this connection in a snapshot.
+    fn listener(&self, snapshot: &Snapshot) -> Option<Arc<Listener>> {
+        let spec = self.pod.as_ref().map(|pod| &pod.spec);
+        let found = match &self.origin {
+            Origin::Outbound(_) => {
+                snapshot.outbound(spec.map(|s| s.namespace.as_str()), self.orig_dst)
+            }
+            Origin::Inbound(_) => match spec {
+                Some(spec) => snapshot.inbound(&spec.namespace, &spec.name),
+                None => snapshot.listener(VIRTUAL_INBOUND),
+            },
+            Origin::Listener(name) => match snapshot.listener(name.as_str()) {
+                Some(listener) if listener.use_original_dst => {
+                    snapshot.outbound(None, self.orig_dst).or(Some(listener))
+                }
+                listener => listener,
+            },
+        };
+        found.cloned()
+    }
+
+    fn info(self, worker: &Worker, listener: &Listener) -> DownstreamInfo {
+        DownstreamInfo {
+            id: worker.next_connection_id(),
+            pod: self.pod,
+            peer: self.peer,
+            local: self.local,
+            orig_dst: self.orig_dst,
+            direction: match self.origin {
+                Origin::Outbound(_) => TrafficDirection::Outbound,
+                Origin::Inbound(_) => TrafficDirection::Inbound,
+                Origin::Listener(_) => listener.direction,
+            },
+            listener: listener.name.clone(),
+            filter_chain: String::new(),
+            server_name: None,
+            started: self.started,
+        }
+    }
+}
+
+/// The inbound listener of a sidecar, by Istio's name.
+const VIRTUAL_INBOUND: &str = "virtualInbound";
+
+/// Where the client wanted to go. A connection that was made to a capture port itself has no
+/// destination but the proxy, and forwarding it would never end.
+fn destination(
+    origin: &Origin,
+    local: SocketAddr,
+    redirected: impl FnOnce() -> Option<SocketAddr>,
+) -> Result<SocketAddr, Refusal> {
+    let capture_port = match origin {
+        Origin::Outbound(_) => ListenerRole::Outbound.port(),
+        Origin::Inbound(_) => ListenerRole::Inbound.port(),
+        Origin::Listener(_) => return Ok(redirected().unwrap_or(local)),
+    };
+    // A steered connection (sk_lookup, TPROXY) keeps its destination as its local address.
+    if local.port() != capture_port {
+        return Ok(local);
+    }
+    match redirected() {
+        Some(orig_dst) if orig_dst != local => Ok(orig_dst),
+        _ => Err(Refusal::Loop),
+    }
+}
+
+/// The client as others know it: a connect hook sends applications to loopback, and their
+/// sockets then have a loopback address.
+fn client_address(origin: &Origin, pod: Option<&LocalPod>, peer: SocketAddr) -> SocketAddr {
+    match (origin, pod) {
+        (Origin::Outbound(_), Some(pod)) if peer.ip().is_loopback() => {
+            let ip = pod.address_like(peer.ip()).unwrap_or(peer.ip());
+            SocketAddr::new(ip, peer.port())
+        }
+        _ => peer,
+    }
+}
+
+/// The listener of a connection, waiting for the configuration to have one: a pod may be
+/// enrolled before its resources have come.
+async fn configured(worker: &Worker, accepted: &Accepted) -> Option<Arc<Listener>> {
+    if let Some(listener) = accepted.listener(&worker.snapshot.load()) {
+        return Some(listener);
+    }
+    let mut generations = worker.generations.clone();
+    let wait = async {
+        loop {
+            generations.mark_unchanged();
+            if let Some(listener) = accepted.listener(&worker.snapshot.load()) {
+                return Some(listener);
+            }
+            if generations.changed().await.is_err() {
+                return None;
+            }
+        }
+    };
+    // biased: a drain ends the wait at once.
+    tokio::select! {
+        biased;
+        () = worker.drain.cancelled() => None,
+        found = tokio::time::timeout(CONFIGURATION_WAIT, wait) => found.ok().flatten(),
+    }
+}

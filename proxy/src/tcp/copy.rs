@@ -1,0 +1,306 @@
+//! Moves bytes both ways between two connections until both directions have ended.
+//!
+//! Input: the downstream and the upstream stream. Output: how it ended ([`End`]). A FIN is passed
+//! on after the last byte before it, a reset as a reset. Bytes are read into the worker's scratch
+//! buffer and written at once; only what the other side does not take is kept, at most one buffer
+//! per direction, and until it is gone nothing more is read. An idle connection holds no buffer.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::socket::Stream;
+
+#[cfg(test)]
+mod tests;
+
+/// Size of a worker's scratch buffer, and so the most that one direction holds back.
+pub const BUFFER: usize = 64 * 1024;
+
+/// A worker's buffer, used only within one poll.
+pub type Scratch = RefCell<Box<[u8]>>;
+
+/// A new scratch buffer.
+pub fn scratch() -> Scratch {
+    RefCell::new(vec![0; BUFFER].into_boxed_slice())
+}
+
+/// One of the two connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client's.
+    Downstream,
+    /// The endpoint's.
+    Upstream,
+}
+
+/// How a pair of connections ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides have said all they had to say.
+    Finished,
+    /// This side failed or was reset; closing the other one will reset it.
+    Reset(Side, io::Error),
+    /// No byte for as long as the idle timeout.
+    Idle,
+}
+
+/// What a copy needs besides the streams.
+pub struct Terms<'a, F> {
+    /// The worker's buffer.
+    pub scratch: &'a Scratch,
+    /// No byte for this long ends the copy; zero disables.
+    pub idle_timeout: Duration,
+    /// Hears of every byte that was read, with the side it came from.
+    pub passed: F,
+}
+
+/// Copies until both directions have ended.
+pub async fn copy<F: Fn(Side, usize)>(
+    downstream: &mut Stream,
+    upstream: &mut Stream,
+    terms: Terms<'_, F>,
+) -> End {
+    let mut both = Both {
+        out: Direction::new(Side::Downstream),
+        back: Direction::new(Side::Upstream),
+        idle: Idle::new(terms.idle_timeout),
+        terms,
+    };
+    let end = both.run(downstream, upstream).await;
+    match &end {
+        End::Reset(Side::Downstream, _) => upstream.reset_on_close(),
+        End::Reset(Side::Upstream, _) => downstream.reset_on_close(),
+        End::Finished | End::Idle => {}
+    }
+    end
+}
+
+struct Both<'a, F> {
+    out: Direction,
+    back: Direction,
+    idle: Idle,
+    terms: Terms<'a, F>,
+}
+
+impl<F: Fn(Side, usize)> Both<'_, F> {
+    async fn run(&mut self, downstream: &mut Stream, upstream: &mut Stream) -> End {
+        let Self {
+            out,
+            back,
+            idle,
+            terms,
+        } = self;
+        let mut timer = pin!(idle.timer());
+        let first = std::future::poll_fn(|cx| {
+            if let Err(end) = out.advance(cx, downstream, upstream, idle, terms) {
+                return Poll::Ready(Some(end));
+            }
+            if let Err(end) = back.advance(cx, upstream, downstream, idle, terms) {
+                return Poll::Ready(Some(end));
+            }
+            if out.is_over() || back.is_over() {
+                return Poll::Ready(None);
+            }
+            idle.poll(cx, timer.as_mut()).map(Some)
+        });
+        if let Some(end) = first.await {
+            return end;
+        }
+        // One direction is over, so nothing is read from its source any more: a reset of it
+        // would go unnoticed if it were not watched for.
+        let last = if out.is_over() {
+            finish(back, upstream, downstream, (idle, timer, terms)).await
+        } else {
+            finish(out, downstream, upstream, (idle, timer, terms)).await
+        };
+        match (last, out.broken.take(), back.broken.take()) {
+            (Some(end), _, _) => end,
+            (None, Some(error), _) => End::Reset(Side::Upstream, error),
+            (None, None, Some(error)) => End::Reset(Side::Downstream, error),
+            (None, None, None) => End::Finished,
+        }
+    }
+}
+
+/// Runs the direction that is left until it is over (`None`) or the pair has to end.
+async fn finish<F: Fn(Side, usize)>(
+    direction: &mut Direction,
+    from: &mut Stream,
+    to: &Stream,
+    (idle, mut timer, terms): (&Idle, Pin<&mut Option<Sleep>>, &Terms<'_, F>),
+) -> Option<End> {
+    let mut failed = pin!(to.failed());
+    std::future::poll_fn(|cx| {
+        if let Err(end) = direction.advance(cx, from, to, idle, terms) {
+            return Poll::Ready(Some(end));
+        }
+        if direction.is_over() {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(error) = failed.as_mut().poll(cx) {
+            return Poll::Ready(Some(End::Reset(direction.sink(), error)));
+        }
+        idle.poll(cx, timer.as_mut()).map(Some)
+    })
+    .await
+}
+
+/// Bytes on their way from one side to the other.
+struct Direction {
+    from: Side,
+    /// What was read and not yet written.
+    pending: Vec<u8>,
+    /// How much of `pending` is written.
+    written: usize,
+    /// The source has ended.
+    ended: bool,
+    /// ... and the sink knows.
+    told: bool,
+    /// The sink takes nothing any more. What it sent before is still delivered, so this ends
+    /// one direction alone.
+    broken: Option<io::Error>,
+}
+
+impl Direction {
+    fn new(from: Side) -> Self {
+        Self {
+            from,
+            pending: Vec::new(),
+            written: 0,
+            ended: false,
+            told: false,
+            broken: None,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.told || self.broken.is_some()
+    }
+
+    fn sink(&self) -> Side {
+        match self.from {
+            Side::Downstream => Side::Upstream,
+            Side::Upstream => Side::Downstream,
+        }
+    }
+
+    /// Moves what can be moved now.
+    fn advance<F: Fn(Side, usize)>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &Stream,
+        idle: &Idle,
+        terms: &Terms<'_, F>,
+    ) -> Result<(), End> {
+        while !self.is_over() && self.flush(cx, to) {
+            if self.ended {
+                match to.end_writing() {
+                    Ok(()) => self.told = true,
+                    Err(error) => self.broken = Some(error),
+                }
+                continue;
+            }
+            let mut scratch = terms.scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *from).poll_read(cx, &mut buffer) {
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Err(End::Reset(self.from, error)),
+                Poll::Ready(Ok(())) => {}
+            }
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                self.ended = true;
+                continue;
+            }
+            idle.touch();
+            (terms.passed)(self.from, bytes.len());
+            self.send(cx, to, bytes);
+        }
+        Ok(())
+    }
+
+    /// Writes bytes just read and keeps what is not taken.
+    fn send(&mut self, cx: &mut Context<'_>, to: &Stream, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match to.poll_write_shared(cx, bytes) {
+                Poll::Ready(Ok(n)) => bytes = &bytes[n..],
+                Poll::Ready(Err(error)) => {
+                    self.broken = Some(error);
+                    return;
+                }
+                Poll::Pending => {
+                    self.pending = bytes.to_vec();
+                    self.written = 0;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether everything that was read is written.
+    fn flush(&mut self, cx: &mut Context<'_>, to: &Stream) -> bool {
+        while self.written < self.pending.len() {
+            match to.poll_write_shared(cx, &self.pending[self.written..]) {
+                Poll::Ready(Ok(n)) => self.written += n,
+                Poll::Ready(Err(error)) => {
+                    self.broken = Some(error);
+                    self.pending = Vec::new();
+                    return false;
+                }
+                Poll::Pending => return false,
+            }
+        }
+        self.pending = Vec::new();
+        self.written = 0;
+        true
+    }
+}
+
+/// The idle timeout: bytes only note the time, the timer looks at the note when it fires.
+struct Idle {
+    timeout: Duration,
+    last: Cell<Instant>,
+}
+
+impl Idle {
+    fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            last: Cell::new(Instant::now()),
+        }
+    }
+
+    fn timer(&self) -> Option<Sleep> {
+        (!self.timeout.is_zero()).then(|| tokio::time::sleep_until(self.deadline()))
+    }
+
+    fn deadline(&self) -> Instant {
+        self.last.get() + self.timeout
+    }
+
+    fn touch(&self) {
+        if !self.timeout.is_zero() {
+            self.last.set(Instant::now());
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>, timer: Pin<&mut Option<Sleep>>) -> Poll<End> {
+        let Some(mut timer) = timer.as_pin_mut() else {
+            return Poll::Pending;
+        };
+        while timer.as_mut().poll(cx).is_ready() {
+            if self.deadline() <= Instant::now() {
+                return Poll::Ready(End::Idle);
+            }
+            timer.as_mut().reset(self.deadline());
+        }
+        Poll::Pending
+    }
+}

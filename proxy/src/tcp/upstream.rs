@@ -1,0 +1,196 @@
+//! The upstream of a raw TCP connection: which cluster, which host, and the connection to it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::cluster::breaker::Resource;
+use crate::cluster::host::Active;
+use crate::cluster::{ClusterEntry, Host, Permit};
+use crate::flags::ResponseFlags;
+use crate::listener::DownstreamInfo;
+use crate::resource::{ClusterKind, ClusterName, ClusterSpecifier, TcpProxy, WeightedClusters};
+use crate::upstream::connect::{ConnectError, ConnectTarget, UpstreamStream};
+use crate::worker::Worker;
+
+/// An open upstream connection; its counts end with it.
+pub struct Connected {
+    /// The connection.
+    pub stream: UpstreamStream,
+    /// The cluster that was chosen.
+    pub cluster: Arc<ClusterEntry>,
+    /// The host that was chosen.
+    pub host: Arc<Host>,
+    /// How many connects it took.
+    pub attempts: u32,
+    /// Its place under the cluster's `max_connections`.
+    _permit: Permit,
+    _active: Active,
+}
+
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connected")
+            .field("cluster", self.cluster.name())
+            .field("host", &self.host.address())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there is no upstream connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The proxy names no cluster, or one that does not exist.
+    #[error("there is no cluster {0}")]
+    NoCluster(String),
+    /// The cluster has no host to give.
+    #[error("cluster {0} has no healthy host")]
+    NoHost(ClusterName),
+    /// `max_connections` is reached.
+    #[error("cluster {0} has as many connections as its circuit breaker allows")]
+    Overflow(ClusterName),
+    /// No host could be connected to.
+    #[error("cluster {cluster}, {attempts} attempts")]
+    Connect {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The host that was tried last.
+        host: Arc<Host>,
+        /// How many connects were tried.
+        attempts: u32,
+        /// What the last one said.
+        source: ConnectError,
+    },
+}
+
+impl Failure {
+    /// As the access log has it.
+    pub fn flag(&self) -> ResponseFlags {
+        match self {
+            Self::NoCluster(_) => ResponseFlags::NO_CLUSTER,
+            Self::NoHost(_) => ResponseFlags::NO_HEALTHY_UPSTREAM,
+            Self::Overflow(_) => ResponseFlags::UPSTREAM_OVERFLOW,
+            Self::Connect { attempts, .. } => {
+                let flag = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
+                if *attempts > 1 {
+                    flag | ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED
+                } else {
+                    flag
+                }
+            }
+        }
+    }
+}
+
+/// Chooses cluster and host and connects, as often as the proxy allows.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn connect(
+    worker: &Worker,
+    info: &DownstreamInfo,
+    proxy: &TcpProxy,
+) -> Result<Connected, Failure> {
+    let name = choose(&proxy.cluster, fastrand::u32(..))
+        .ok_or_else(|| Failure::NoCluster("named by a header".to_owned()))?;
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        // Each attempt asks the newest configuration: hosts change while one is tried.
+        let cluster = worker.snapshot.load().cluster(name.as_str()).cloned();
+        let cluster = cluster.ok_or_else(|| Failure::NoCluster(name.to_string()))?;
+        let host = pick(worker, &cluster, info).ok_or_else(|| Failure::NoHost(name.clone()))?;
+        let permit = cluster.breakers().acquire(Resource::Connection);
+        let permit = permit.ok_or_else(|| Failure::Overflow(name.clone()))?;
+        let active = host.connection();
+        match worker
+            .connector
+            .connect(&target(&cluster, &host, info))
+            .await
+        {
+            Ok(stream) => {
+                return Ok(Connected {
+                    stream,
+                    cluster,
+                    host,
+                    attempts,
+                    _permit: permit,
+                    _active: active,
+                });
+            }
+            Err(source) => {
+                host.stats.cx_connect_fail.add(1);
+                tracing::debug!(id = info.id, cluster = %name, %source, attempts, "not connected");
+                if attempts >= proxy.max_connect_attempts.max(1) {
+                    return Err(Failure::Connect {
+                        cluster: name.clone(),
+                        host,
+                        attempts,
+                        source,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The cluster for a random number; none where a header would name it.
+fn choose(specifier: &ClusterSpecifier, random: u32) -> Option<&ClusterName> {
+    match specifier {
+        ClusterSpecifier::Cluster(name) => Some(name),
+        ClusterSpecifier::Weighted(weighted) => by_weight(weighted, random),
+        ClusterSpecifier::Header(_) => None,
+    }
+}
+
+fn by_weight(weighted: &WeightedClusters, random: u32) -> Option<&ClusterName> {
+    let mut point = random % weighted.total.max(1);
+    for cluster in &weighted.clusters {
+        if point < cluster.weight {
+            return Some(&cluster.name);
+        }
+        point -= cluster.weight;
+    }
+    None
+}
+
+fn pick(worker: &Worker, cluster: &ClusterEntry, info: &DownstreamInfo) -> Option<Arc<Host>> {
+    match cluster.config.kind {
+        ClusterKind::OriginalDst => Some(cluster.original_dst(info.orig_dst)),
+        _ => worker.balancers.pick(cluster),
+    }
+}
+
+fn target(cluster: &ClusterEntry, host: &Host, info: &DownstreamInfo) -> ConnectTarget {
+    ConnectTarget {
+        address: host.address(),
+        source: info.pod.clone(),
+        client: Some(info.peer),
+        keep_port: true,
+        connect_timeout: cluster.config.connect_timeout,
+        keepalive: cluster.config.tcp_keepalive,
+        bind_source: cluster.config.bind_source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{HeaderMutation, WeightedCluster};
+
+    #[test]
+    fn clusters_are_chosen_by_weight() {
+        let weighted = |name: &str, weight| WeightedCluster {
+            name: name.into(),
+            weight,
+            request_headers: HeaderMutation::default(),
+            response_headers: HeaderMutation::default(),
+        };
+        let specifier = ClusterSpecifier::Weighted(WeightedClusters {
+            total: 100,
+            clusters: vec![weighted("v1", 1), weighted("v2", 0), weighted("v3", 99)],
+        });
+        let chosen = |n| choose(&specifier, n).unwrap().as_str();
+        let v3 = (0..100).filter(|n| chosen(*n) == "v3").count();
+        assert_eq!((chosen(0), v3), ("v1", 99));
+    }
+}
