@@ -37,3 +37,6 @@ pub mod skip;
 pub mod echo;
 pub mod http;
 pub mod raw;
+
+#[cfg(feature = "h2")]
+pub mod h2;
