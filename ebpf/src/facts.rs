@@ -13,6 +13,7 @@ use millrace_ebpf_abi::{
 };
 
 use crate::ctx::{Lookup, SockAddr};
+use crate::lookup;
 use crate::maps::{CIDR_RULES, HOST_TUPLES, PORT_RULES};
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the context's socket.
@@ -87,6 +88,12 @@ impl LookupFacts for Lookup<'_> {
     #[inline(always)]
     fn port_rule(&self, rule_set: u64, port: u16) -> Option<Rule> {
         port_rule(rule_set, Direction::Inbound, port)
+    }
+
+    #[inline(always)]
+    fn from_pod_itself(&self) -> bool {
+        let remote = self.remote().addr;
+        remote.is_loopback() || lookup::owner(&remote) == lookup::owner(&self.local().addr)
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use millrace_ebpf_abi::{
-    Counter, Direction, EventKind, LISTENER_SLOTS, ListenerKey, LookupInput, LookupVerdict,
+    Addr, Counter, Direction, EventKind, LISTENER_SLOTS, ListenerKey, LookupInput, LookupVerdict,
     NodeConfig, OrigDst, PodPolicy, lookup_verdict, missing_listener,
 };
 
@@ -20,7 +20,7 @@ use crate::maps::{ADDRESSES, LISTENERS, POLICIES};
 pub fn lookup(ctx: &Lookup<'_>) -> u32 {
     let node = node();
     let local = ctx.local();
-    let netns_cookie = owner(&local);
+    let netns_cookie = owner(&local.addr);
     // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
     let policy = unsafe { POLICIES.get(netns_cookie) };
     let input = LookupInput {
@@ -39,8 +39,8 @@ pub fn lookup(ctx: &Lookup<'_>) -> u32 {
 
 /// Cookie of the pod that has this address; 0, which no namespace has, for none.
 #[inline(always)]
-fn owner(local: &OrigDst) -> u64 {
-    match ADDRESSES.get_ptr(local.addr) {
+pub fn owner(addr: &Addr) -> u64 {
+    match ADDRESSES.get_ptr(addr) {
         // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
         Some(cookie) => unsafe { *cookie },
         None => 0,

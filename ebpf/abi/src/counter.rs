@@ -111,8 +111,8 @@ counters! {
     LookupNotEnrolled => ("sk_lookup", "not_enrolled"),
     /// Not TCP.
     LookupOtherProtocol => ("sk_lookup", "other_protocol"),
-    /// Came in on loopback.
-    LookupLoopback => ("sk_lookup", "loopback"),
+    /// From inside the pod.
+    LookupLocal => ("sk_lookup", "local"),
     /// A port of Millrace's own.
     LookupReservedPort => ("sk_lookup", "reserved_port"),
     /// From the host's namespace.

@@ -147,6 +147,8 @@ pub struct LookupInput<'a> {
 pub trait LookupFacts {
     /// The pod's rule for this inbound port.
     fn port_rule(&self, rule_set: u64, port: u16) -> Option<Rule>;
+    /// Whether the packet comes from the pod itself, by its source address.
+    fn from_pod_itself(&self) -> bool;
     /// Whether a socket in the host's namespace announced this very connection.
     fn host_originated(&self) -> bool;
 }
@@ -173,7 +175,7 @@ pub fn lookup_verdict(input: &LookupInput<'_>, facts: &impl LookupFacts) -> Look
         return Pass(Counter::LookupOtherProtocol);
     }
     if input.ingress_ifindex == LOOPBACK_IFINDEX || input.ingress_ifindex == 0 {
-        return Pass(Counter::LookupLoopback);
+        return Pass(Counter::LookupLocal);
     }
     let Some(policy) = input.policy else {
         return Pass(Counter::LookupNotEnrolled);
@@ -194,6 +196,11 @@ pub fn lookup_verdict(input: &LookupInput<'_>, facts: &impl LookupFacts) -> Look
     }
     if policy.has(PodPolicy::INBOUND_INCLUDE_ONLY) && !included {
         return Pass(Counter::LookupNotIncluded);
+    }
+    // To its own address a pod talks through `lo`, yet the kernel names the interface that has the address
+    // (`rt_iif` of a local output route). From outside such a source is a martian, or has nobody to answer.
+    if facts.from_pod_itself() {
+        return Pass(Counter::LookupLocal);
     }
     if facts.host_originated() {
         return Pass(Counter::LookupHostOriginated);
