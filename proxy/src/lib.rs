@@ -5,6 +5,8 @@
 
 pub mod resource;
 
+pub mod config;
+
 pub mod worker;
 
 pub mod pods;
@@ -36,3 +38,6 @@ pub mod snapshot;
 pub mod dns;
 
 pub mod xds;
+
+#[cfg(test)]
+mod fixture;

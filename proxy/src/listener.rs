@@ -5,6 +5,7 @@
 //! (`http::connection` or `tcp`) gets the stream with its [`DownstreamInfo`].
 
 pub mod accept;
+pub mod bind;
 pub mod detect;
 pub mod filter_chain;
 pub mod inspector;

@@ -1,0 +1,299 @@
+//! What the proxy is told at its start: flags and environment, turned into a typed [`Config`].
+//!
+//! Three modes: a node's proxy (the default), alone from a file (`-c FILE`), and as a sidecar
+//! (`--sidecar`). Envoy's names of flags are understood too where both programs have the flag
+//! (R22, R30), so that either can be started the same way. Called by `main`.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+#[cfg(test)]
+mod tests;
+
+/// The proxy's command line.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "millrace-proxy",
+    about = "Millrace's L7 proxy",
+    disable_version_flag = true
+)]
+pub struct Args {
+    /// Run alone from this static bootstrap (YAML or JSON)
+    #[arg(short = 'c', long, value_name = "FILE", conflicts_with = "sidecar")]
+    pub config_path: Option<PathBuf>,
+    /// Run as the sidecar of one pod: bind the capture ports in this network namespace
+    #[arg(long)]
+    pub sidecar: bool,
+    /// Directory of the sockets shared with the broker
+    #[arg(long, env = "MILLRACE_RUN_DIR", default_value = "/run/millrace")]
+    pub run_dir: PathBuf,
+    /// Directory of the last good configuration
+    #[arg(long, env = "MILLRACE_STATE_DIR", default_value = "/var/lib/millrace")]
+    pub state_dir: PathBuf,
+    /// Name of this node
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Address of this node, or of the sidecar's pod
+    #[arg(long, env = "INSTANCE_IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Name of the sidecar's pod
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: Option<String>,
+    /// Namespace of the sidecar's pod
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: Option<String>,
+    /// DNS domain [default: cluster.local, a sidecar's begins with its namespace]
+    #[arg(long)]
+    pub domain: Option<String>,
+    /// Whole node id (`sidecar~ip~pod.namespace~domain`) in place of its parts
+    #[arg(long, value_name = "ID")]
+    pub service_node: Option<String>,
+    /// Cluster name sent to the control plane
+    #[arg(long, value_name = "NAME")]
+    pub service_cluster: Option<String>,
+    /// The control plane's xDS server, for example http://127.0.0.1:15010
+    #[arg(long, env = "MILLRACE_XDS_ADDR", value_name = "URL")]
+    pub xds_addr: Option<String>,
+    /// How often this proxy was restarted
+    #[arg(long, alias = "restart-epoch", default_value_t = 0)]
+    pub epoch: u32,
+    /// Worker threads; 0 is one per hardware thread
+    #[arg(long, alias = "concurrency", default_value_t = 0)]
+    pub workers: u16,
+    /// Address of the admin port [default: 127.0.0.1:15000, or the file's]
+    #[arg(long)]
+    pub admin_addr: Option<SocketAddr>,
+    /// Address of the metrics port [default: 0.0.0.0:15020, none alone from a file]
+    #[arg(long)]
+    pub metrics_addr: Option<SocketAddr>,
+    /// Address of the readiness port [default: 0.0.0.0:15021, none alone from a file]
+    #[arg(long)]
+    pub ready_addr: Option<SocketAddr>,
+    /// Seconds that connections have to finish after SIGTERM
+    #[arg(long, default_value_t = 45)]
+    pub drain_time_s: u64,
+    /// Log filter, for example info or info,millrace_proxy::http=debug
+    #[arg(short = 'l', long, env = "MILLRACE_LOG", default_value = "info")]
+    pub log_level: String,
+    /// Log JSON objects rather than lines of text
+    #[arg(long)]
+    pub log_json: bool,
+    /// Print version and build, and exit
+    #[arg(short = 'V', long)]
+    pub version: bool,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What the proxy is for.
+    pub mode: Mode,
+    /// Worker threads, at least one.
+    pub workers: u16,
+    /// Restart epoch.
+    pub epoch: u32,
+    /// Admin port; none where the file is to say.
+    pub admin_addr: Option<SocketAddr>,
+    /// Metrics port.
+    pub metrics_addr: Option<SocketAddr>,
+    /// Readiness port.
+    pub ready_addr: Option<SocketAddr>,
+    /// Time that connections have to finish.
+    pub drain_time: Duration,
+}
+
+/// What the proxy is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One proxy for all pods of a node.
+    Node {
+        /// Where `proxy.sock` is.
+        run_dir: PathBuf,
+        /// How it gets its configuration.
+        xds: Xds,
+    },
+    /// Alone, from a static bootstrap.
+    File {
+        /// The bootstrap.
+        path: PathBuf,
+        /// Who it is, where the bootstrap does not say.
+        node_id: Option<String>,
+        /// `node.cluster`, where the bootstrap does not say.
+        node_cluster: Option<String>,
+    },
+    /// In one pod.
+    Sidecar {
+        /// Address of the pod.
+        ip: Option<IpAddr>,
+        /// How it gets its configuration.
+        xds: Xds,
+    },
+}
+
+/// How the proxy reaches the control plane, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xds {
+    /// The server.
+    pub address: String,
+    /// `role~ip~id~domain`.
+    pub node_id: String,
+    /// `node.cluster`.
+    pub node_cluster: String,
+    /// Name of the Kubernetes node (`NODE_NAME` of the metadata), where it is known.
+    pub node_name: Option<String>,
+    /// Where the last good state is kept.
+    pub state_dir: PathBuf,
+}
+
+/// Flags that do not go together, or lack something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidArgs {
+    /// A flag is missing in this mode.
+    #[error("{mode} needs {flag} (or the environment variable {variable})")]
+    Missing {
+        /// The mode.
+        mode: &'static str,
+        /// The flag.
+        flag: &'static str,
+        /// Its variable.
+        variable: &'static str,
+    },
+    /// The address of the control plane is no URL.
+    #[error("--xds-addr {0:?} is not of the form http://host:port")]
+    XdsAddress(String),
+    /// More workers than the broker serves.
+    #[error("--workers {0} is more than {max}", max = millrace_runtime::handoff::MAX_WORKERS)]
+    Workers(u16),
+}
+
+impl TryFrom<Args> for Config {
+    type Error = InvalidArgs;
+
+    fn try_from(args: Args) -> Result<Self, InvalidArgs> {
+        let alone = args.config_path.is_some();
+        let port = |given: Option<SocketAddr>, port: u16| {
+            given.or_else(|| (!alone).then(|| SocketAddr::from(([0, 0, 0, 0], port))))
+        };
+        let default_admin = || SocketAddr::from(([127, 0, 0, 1], 15000));
+        Ok(Self {
+            workers: workers(args.workers)?,
+            epoch: args.epoch,
+            admin_addr: args.admin_addr.or_else(|| (!alone).then(default_admin)),
+            metrics_addr: port(args.metrics_addr, 15020),
+            ready_addr: port(args.ready_addr, 15021),
+            drain_time: Duration::from_secs(args.drain_time_s),
+            mode: mode(args)?,
+        })
+    }
+}
+
+fn workers(asked: u16) -> Result<u16, InvalidArgs> {
+    let max = millrace_runtime::handoff::MAX_WORKERS;
+    match asked {
+        0 => {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            Ok(u16::try_from(threads).map_or(max, |n| n.min(max)))
+        }
+        n if n > max => Err(InvalidArgs::Workers(n)),
+        n => Ok(n),
+    }
+}
+
+fn mode(args: Args) -> Result<Mode, InvalidArgs> {
+    if let Some(path) = args.config_path {
+        return Ok(Mode::File {
+            path,
+            node_id: args.service_node,
+            node_cluster: args.service_cluster,
+        });
+    }
+    let name = if args.sidecar {
+        "--sidecar"
+    } else {
+        "a node's proxy"
+    };
+    let missing = |flag, variable| InvalidArgs::Missing {
+        mode: name,
+        flag,
+        variable,
+    };
+    let address = args
+        .xds_addr
+        .ok_or_else(|| missing("--xds-addr", "MILLRACE_XDS_ADDR"))?;
+    check_address(&address)?;
+    let ip = args.node_ip.map(|ip| ip.to_canonical());
+    let (node_id, default_cluster) = if args.sidecar {
+        let pod = args
+            .pod_name
+            .ok_or_else(|| missing("--pod-name", "POD_NAME"));
+        let namespace = args
+            .pod_namespace
+            .ok_or_else(|| missing("--pod-namespace", "POD_NAMESPACE"));
+        let id = match args.service_node {
+            Some(id) => id,
+            None => {
+                let (pod, namespace) = (pod?, namespace?);
+                let domain = args
+                    .domain
+                    .unwrap_or_else(|| format!("{namespace}.svc.cluster.local"));
+                node_id("sidecar", ip, &format!("{pod}.{namespace}"), &domain)
+            }
+        };
+        (id, "sidecar")
+    } else {
+        let id = match (args.service_node, &args.node_name) {
+            (Some(id), _) => id,
+            (None, Some(node)) => {
+                let domain = args.domain.unwrap_or_else(|| "cluster.local".to_owned());
+                node_id("node", ip, node, &domain)
+            }
+            (None, None) => return Err(missing("--node-name", "NODE_NAME")),
+        };
+        (id, "node")
+    };
+    let xds = Xds {
+        address,
+        node_id,
+        node_cluster: args
+            .service_cluster
+            .unwrap_or_else(|| default_cluster.to_owned()),
+        node_name: args.node_name,
+        state_dir: args.state_dir,
+    };
+    Ok(if args.sidecar {
+        Mode::Sidecar { ip, xds }
+    } else {
+        Mode::Node {
+            run_dir: args.run_dir,
+            xds,
+        }
+    })
+}
+
+/// Istio's form of a node id; the address may be empty.
+fn node_id(role: &str, ip: Option<IpAddr>, id: &str, domain: &str) -> String {
+    let ip = ip.map(|ip| ip.to_string()).unwrap_or_default();
+    format!("{role}~{ip}~{id}~{domain}")
+}
+
+fn check_address(address: &str) -> Result<(), InvalidArgs> {
+    let uri: Option<http::Uri> = address.parse().ok();
+    let whole = uri.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.port().is_some());
+    whole
+        .then_some(())
+        .ok_or_else(|| InvalidArgs::XdsAddress(address.to_owned()))
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Node { .. } => "node",
+            Self::File { .. } => "file",
+            Self::Sidecar { .. } => "sidecar",
+        })
+    }
+}
