@@ -1,74 +1,63 @@
-//! Builds the descriptor set behind the `json` feature: every message of envoy-types, from the
-//! descriptors that its own code was generated from, and our own, without comments.
+//! Builds the descriptor set for reflection: every message of envoy-types, from the descriptors that
+//! its own code was generated from, and our own, without comments.
 
-#[cfg(not(feature = "json"))]
-fn main() {}
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-#[cfg(feature = "json")]
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    descriptors::build()
+use prost::Message;
+use prost_types::FileDescriptorSet;
+
+/// Within envoy-types' package. Compiling its .proto files instead is not possible with
+/// protox, which resolves relative names against packages that a file does not import.
+const ENVOY_DESCRIPTORS: &str = "src/generated/types.bin";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let path = envoy_types_dir()?.join(ENVOY_DESCRIPTORS);
+    let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let mut set = FileDescriptorSet::decode(bytes.as_slice())?;
+    set.file
+        .extend(protox::compile(["nds.proto"], ["proto"])?.file);
+    for file in &mut set.file {
+        file.source_code_info = None;
+    }
+    let out = Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin");
+    std::fs::write(out, set.encode_to_vec())?;
+    println!("cargo:rerun-if-changed={}", path.display());
+    println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed=build.rs");
+    Ok(())
 }
 
-#[cfg(feature = "json")]
-mod descriptors {
-    use std::error::Error;
-    use std::path::{Path, PathBuf};
-    use std::process::Command;
+/// Asks cargo where the package lies, since the file has no other address. Offline at
+/// first: only packages that nothing built so far needed may still have to be fetched.
+fn envoy_types_dir() -> Result<PathBuf, Box<dyn Error>> {
+    let metadata = metadata(&["--offline"]).or_else(|_| metadata(&[]))?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let manifest = packages
+        .filter(|package| package["name"] == "envoy-types")
+        .find_map(|package| package["manifest_path"].as_str())
+        .ok_or("cargo metadata does not list envoy-types")?;
+    let dir = Path::new(manifest)
+        .parent()
+        .ok_or("manifest without a folder")?;
+    Ok(dir.to_owned())
+}
 
-    use prost::Message;
-    use prost_types::FileDescriptorSet;
-
-    /// Within envoy-types' package. Compiling its .proto files instead is not possible with
-    /// protox, which resolves relative names against packages that a file does not import.
-    const ENVOY_DESCRIPTORS: &str = "src/generated/types.bin";
-
-    pub(crate) fn build() -> Result<(), Box<dyn Error>> {
-        let path = envoy_types_dir()?.join(ENVOY_DESCRIPTORS);
-        let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let mut set = FileDescriptorSet::decode(bytes.as_slice())?;
-        set.file
-            .extend(protox::compile(["nds.proto"], ["proto"])?.file);
-        for file in &mut set.file {
-            file.source_code_info = None;
-        }
-        let out = Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin");
-        std::fs::write(out, set.encode_to_vec())?;
-        println!("cargo:rerun-if-changed={}", path.display());
-        println!("cargo:rerun-if-changed=proto");
-        println!("cargo:rerun-if-changed=build.rs");
-        Ok(())
+fn metadata(options: &[&str]) -> Result<serde_json::Value, Box<dyn Error>> {
+    let output = Command::new(std::env::var_os("CARGO").ok_or("CARGO is not set")?)
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--filter-platform",
+        ])
+        .arg(std::env::var_os("TARGET").ok_or("TARGET is not set")?)
+        .args(options)
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
     }
-
-    /// Asks cargo where the package lies, since the file has no other address. Offline at
-    /// first: only packages that nothing built so far needed may still have to be fetched.
-    fn envoy_types_dir() -> Result<PathBuf, Box<dyn Error>> {
-        let metadata = metadata(&["--offline"]).or_else(|_| metadata(&[]))?;
-        let packages = metadata["packages"].as_array().into_iter().flatten();
-        let manifest = packages
-            .filter(|package| package["name"] == "envoy-types")
-            .find_map(|package| package["manifest_path"].as_str())
-            .ok_or("cargo metadata does not list envoy-types")?;
-        let dir = Path::new(manifest)
-            .parent()
-            .ok_or("manifest without a folder")?;
-        Ok(dir.to_owned())
-    }
-
-    fn metadata(options: &[&str]) -> Result<serde_json::Value, Box<dyn Error>> {
-        let output = Command::new(std::env::var_os("CARGO").ok_or("CARGO is not set")?)
-            .args([
-                "metadata",
-                "--format-version",
-                "1",
-                "--locked",
-                "--filter-platform",
-            ])
-            .arg(std::env::var_os("TARGET").ok_or("TARGET is not set")?)
-            .args(options)
-            .output()?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into());
-        }
-        Ok(serde_json::from_slice(&output.stdout)?)
-    }
+    Ok(serde_json::from_slice(&output.stdout)?)
 }

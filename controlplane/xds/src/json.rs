@@ -4,21 +4,14 @@
 //! config dump prints it), or messages; errors name the path of the bad field. Used by config
 //! dumps, goldens and the static bootstrap of `millrace-proxy -c FILE`.
 
-use std::sync::LazyLock;
-
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
 
 use crate::proto::{self, Any};
+use crate::reflect;
 
 mod locate;
-
-/// Constant data: decoding it takes some 10 ms, which only users of JSON should spend.
-static POOL: LazyLock<Result<DescriptorPool, String>> = LazyLock::new(|| {
-    let descriptors = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
-    DescriptorPool::decode(descriptors.as_slice()).map_err(|error| error.to_string())
-});
 
 /// Why JSON and protobuf did not translate.
 #[derive(Debug, thiserror::Error)]
@@ -146,9 +139,7 @@ fn sorted(value: Value) -> Value {
 }
 
 fn descriptor(full_name: &str) -> Result<MessageDescriptor, JsonError> {
-    let unknown = || JsonError::UnknownType(full_name.to_owned());
-    let pool = POOL.as_ref().map_err(|_| unknown())?;
-    pool.get_message_by_name(full_name).ok_or_else(unknown)
+    reflect::descriptor(full_name).ok_or_else(|| JsonError::UnknownType(full_name.to_owned()))
 }
 
 fn descriptor_of_url(type_url: &str) -> Result<MessageDescriptor, JsonError> {

@@ -56,6 +56,7 @@ mod nack;
 pub mod node;
 pub mod proto;
 pub mod push;
+mod reflect;
 pub mod resource;
 #[cfg(feature = "server")]
 pub mod server;

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::proto;
 use crate::resource::EncodedResource;
-use crate::subscription::{Selection, Subscription, SubscriptionChange, WILDCARD};
+use crate::subscription::{Selection, Subscription, SubscriptionChange};
 use crate::{TypeUrl, Version};
 
 mod status;
@@ -165,6 +165,8 @@ pub enum Sent {
     Version(Version),
     /// A resource sent on this stream.
     Resource(Arc<EncodedResource>),
+    /// Some version that it may have forgotten since, because it asked again.
+    Unsure,
     /// It was told that the name (or collection) does not exist.
     Absent,
 }
@@ -175,11 +177,11 @@ impl Sent {
         match self {
             Self::Version(sent) => sent == version,
             Self::Resource(sent) => sent.version() == version,
-            Self::Absent => false,
+            Self::Unsure | Self::Absent => false,
         }
     }
 
-    /// Whether the client has some version.
+    /// Whether the client has or may have some version.
     pub fn exists(&self) -> bool {
         !matches!(self, Self::Absent)
     }
@@ -482,15 +484,15 @@ impl TypeState {
         self.requested.retain(|term| selection.has(term));
     }
 
-    /// Forgets what the client has of a term, so that it is sent again.
-    pub fn forget(&mut self, term: &str) {
-        if term == WILDCARD {
-            self.sent.retain(|_, sent| !sent.exists());
-        } else if crate::subscription::is_glob(term) {
-            let glob: Selection = [term].into_iter().collect();
-            self.sent.retain(|name, _| !glob.contains(name));
-        }
-        self.sent.remove(term);
+    /// Takes what the client has of a term as unsure, so that it is sent again.
+    pub fn doubt(&mut self, term: &str) {
+        let asked: Selection = [term].into_iter().collect();
+        self.sent.retain(|name, sent| {
+            if sent.exists() && asked.contains(name) {
+                *sent = Sent::Unsure;
+            }
+            sent.exists() || name.as_ref() != term
+        });
     }
 
     fn owes_answer(&self) -> bool {

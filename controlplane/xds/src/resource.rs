@@ -13,6 +13,7 @@ use prost::Message;
 
 use crate::TypeUrl;
 use crate::proto::{self, Any};
+use crate::reflect;
 use crate::version::Version;
 
 /// A message that is an xDS resource: it has a type URL and carries its name.
@@ -78,17 +79,19 @@ pub struct EncodedResource {
 }
 
 impl EncodedResource {
-    /// Encodes a message under the name it carries.
+    /// Encodes a message under the name it carries. Equal messages give equal bytes and versions.
     pub fn encode<M: WireResource>(message: &M) -> Self {
         Self::encode_as(message.name(), message)
     }
 
     /// Encodes a message under a name of its own, for types whose messages carry none.
     pub fn encode_as<M: WireResource>(name: &str, message: &M) -> Self {
-        Self::from_bytes(M::TYPE_URL, name, message.encode_to_vec().into())
+        let mut body = message.encode_to_vec();
+        reflect::canonicalize(proto::message_name(M::TYPE_URL.as_str()), &mut body);
+        Self::from_bytes(M::TYPE_URL, name, body.into())
     }
 
-    /// A resource whose message is encoded already.
+    /// A resource whose message is encoded already, in one order of map entries.
     pub fn from_bytes(type_url: TypeUrl, name: &str, body: Bytes) -> Self {
         Self {
             type_url,

@@ -4,7 +4,7 @@
 //! ([`DeltaClient::poll_request`]) and updates for the consumer. What it knows outlives streams,
 //! so a new one resumes with `initial_resource_versions`. Driven by [`crate::client::Driver`].
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,6 +14,9 @@ use crate::nack;
 use crate::proto::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::resource::{RawResource, ResourceError};
 use crate::subscription::{Selection, WILDCARD, is_glob};
+
+/// A version that no resource has: the server sends the resource again, or removes it.
+const UNSETTLED: &str = "";
 
 /// The state of one logical session, which may span several streams.
 #[derive(Debug)]
@@ -32,7 +35,7 @@ pub struct DeltaClient {
 #[derive(Debug, Default)]
 struct TypeState {
     wanted: Selection,
-    /// Versions of the resources that the consumer holds.
+    /// Versions of the resources that the consumer holds, or may hold ([`UNSETTLED`]).
     known: BTreeMap<String, String>,
     /// Whether the first request of this stream is sent; then changes go by difference.
     started: bool,
@@ -44,14 +47,16 @@ struct TypeState {
     outstanding: VecDeque<Outstanding>,
     /// ACKs and NACKs to send.
     answers: VecDeque<Answer>,
-    /// Terms unsubscribed, with the next token at that time: verdicts on older responses must not
-    /// bring their resources back.
-    dropped: BTreeMap<String, u64>,
 }
 
 #[derive(Debug)]
 struct Outstanding {
     token: u64,
+    /// Its resources: the consumer may hold them already.
+    names: Vec<String>,
+    /// Those that were unwanted for a while since. If they are wanted again, nobody knows whether
+    /// the consumer forgot them before or after it saw this response.
+    dropped: BTreeSet<String>,
     verdict: Option<Verdict>,
 }
 
@@ -162,7 +167,6 @@ impl DeltaClient {
         type_url: &TypeUrl,
         terms: impl IntoIterator<Item = &'a str>,
     ) {
-        let next_token = self.next_token;
         let state = self.state(type_url);
         for term in terms {
             if !state.wanted.remove(term) {
@@ -173,12 +177,14 @@ impl DeltaClient {
                 state.unsubscribe.insert(term.to_owned());
             }
             state.awaiting.remove(term);
-            if !state.outstanding.is_empty() {
-                state.dropped.insert(term.to_owned(), next_token);
-            }
         }
         let wanted = &state.wanted;
         state.known.retain(|name, _| wanted.contains(name));
+        for response in &mut state.outstanding {
+            let names = response.names.iter();
+            let unwanted = names.filter(|name| !wanted.contains(name)).cloned();
+            response.dropped.extend(unwanted);
+        }
     }
 
     /// What is wanted of a type.
@@ -186,12 +192,13 @@ impl DeltaClient {
         self.types.get(&key(type_url)).map(|state| &state.wanted)
     }
 
-    /// Names and versions that the consumer holds of a type.
+    /// Names and versions that the consumer certainly holds of a type.
     pub fn known(&self, type_url: &TypeUrl) -> impl Iterator<Item = (&str, &str)> {
         self.types
             .get(&key(type_url))
             .into_iter()
             .flat_map(|state| &state.known)
+            .filter(|(_, version)| *version != UNSETTLED)
             .map(|(name, version)| (name.as_str(), version.as_str()))
     }
 
@@ -272,6 +279,8 @@ impl DeltaClient {
         }
         state.outstanding.push_back(Outstanding {
             token,
+            names: resources.iter().map(|r| r.name.clone()).collect(),
+            dropped: BTreeSet::new(),
             verdict: None,
         });
         let received = Received {
@@ -303,12 +312,10 @@ impl DeltaClient {
         if let Some(entry) = state.outstanding.iter_mut().find(|o| o.token == token) {
             entry.verdict = Some(verdict);
         }
-        while let Some(verdict) = state.outstanding.front_mut().and_then(|o| o.verdict.take()) {
-            state.outstanding.pop_front();
-            state.apply(verdict, stream);
-        }
-        if state.outstanding.is_empty() {
-            state.dropped.clear();
+        while let Some(decided) = state.outstanding.pop_front_if(|o| o.verdict.is_some()) {
+            if let Some(verdict) = decided.verdict {
+                state.apply(verdict, &decided.dropped, stream);
+            }
         }
     }
 
@@ -370,17 +377,27 @@ impl TypeState {
             if !is_plain_wildcard(&self.wanted) || !type_url.has_legacy_wildcard() {
                 request.resource_names_subscribe = self.wanted.terms().collect();
             }
-            request.initial_resource_versions = self
-                .known
-                .iter()
-                .filter(|(name, _)| self.wanted.contains(name))
-                .map(|(name, version)| (name.clone(), version.clone()))
-                .collect();
+            request.initial_resource_versions = self.claimed_versions();
         }
         for since in self.awaiting.values_mut() {
             since.get_or_insert(now);
         }
         Some(request)
+    }
+
+    /// What the server may take as held. Resources of undecided responses are held in a version
+    /// that is not settled, so none is claimed: they are sent again, or removed.
+    fn claimed_versions(&self) -> HashMap<String, String> {
+        let known = self
+            .known
+            .iter()
+            .map(|(name, version)| (name, version.as_str()));
+        let undecided = self.outstanding.iter().flat_map(|response| &response.names);
+        known
+            .chain(undecided.map(|name| (name, UNSETTLED)))
+            .filter(|(name, _)| self.wanted.contains(name))
+            .map(|(name, version)| (name.clone(), version.to_owned()))
+            .collect()
     }
 
     fn wanted_resources(
@@ -432,17 +449,18 @@ impl TypeState {
         }
     }
 
-    fn apply(&mut self, verdict: Verdict, stream: u64) {
+    fn apply(&mut self, verdict: Verdict, dropped: &BTreeSet<String>, stream: u64) {
         let Verdict { received, rejected } = verdict;
         let is_rejected = |name: &String| rejected.iter().any(|error| error.name == *name);
-        let dropped: Selection = self
-            .dropped
-            .iter()
-            .filter(|(_, since)| received.token < **since)
-            .map(|(term, _)| term)
-            .collect();
         for (name, version) in received.resources {
-            if !is_rejected(&name) && self.wanted.contains(&name) && !dropped.contains(&name) {
+            if is_rejected(&name) || !self.wanted.contains(&name) {
+                continue;
+            }
+            if dropped.contains(&name) {
+                self.known
+                    .entry(name)
+                    .or_insert_with(|| UNSETTLED.to_owned());
+            } else {
                 self.known.insert(name, version);
             }
         }

@@ -67,7 +67,7 @@ impl Variant for Delta {
             state.recheck.remove(term);
             state.answer_due |= term == WILDCARD;
             if !first {
-                state.forget(term);
+                state.doubt(term);
             } else if state.sent.contains_key(term.as_str()) {
                 continue;
             }
@@ -189,7 +189,8 @@ fn missing_terms(
         .names()
         .chain(state.recheck.iter().map(String::as_str));
     let names = names
-        .filter(|name| !existing.contains(name) && !state.sent.contains_key(*name))
+        .filter(|name| !existing.contains(name))
+        .filter(|name| matches!(state.sent.get(*name), None | Some(Sent::Unsure)))
         .map(str::to_owned);
     let globs = requested.glob_prefixes().filter_map(|prefix| {
         let term = format!("{prefix}/*");

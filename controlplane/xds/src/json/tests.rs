@@ -43,7 +43,7 @@ static_resources:
         - endpoint: { address: { socket_address: { address: 127.0.0.3, port_value: 80 } } }
 "#;
 
-fn error_of<M: Message + Name + Default>(value: &Value) -> String {
+fn error_of<M: Message + Name + Default + std::fmt::Debug>(value: &Value) -> String {
     from_value::<M>(value).unwrap_err().to_string()
 }
 

@@ -26,7 +26,7 @@ pub struct SotwClient {
 #[derive(Debug, Default)]
 struct TypeState {
     wanted: Selection,
-    /// Names of resources that the consumer holds.
+    /// Names of resources that the consumer was given and may hold.
     known: BTreeSet<String>,
     /// Version of the newest response that was accepted; outlives streams.
     version: String,
@@ -149,6 +149,11 @@ impl SotwClient {
         let wanted = &state.wanted;
         let mut resources = resources;
         resources.retain(|resource| wanted.contains(&resource.name));
+        for name in &removed {
+            state.known.remove(name);
+        }
+        let offered = resources.iter().map(|resource| resource.name.clone());
+        state.known.extend(offered);
         Reception::Update(ResponseUpdate {
             type_url,
             version: response.version_info,
@@ -160,15 +165,6 @@ impl SotwClient {
     /// The consumer is done with the newest response of a type.
     pub fn finish(&mut self, update: &ResponseUpdate, rejected: &[ResourceError]) {
         let state = self.state(&update.type_url);
-        for name in &update.removed {
-            state.known.remove(name);
-        }
-        for name in update.resources.iter().map(|resource| &resource.name) {
-            let is_rejected = rejected.iter().any(|error| error.name == *name);
-            if !is_rejected && state.wanted.contains(name) {
-                state.known.insert(name.clone());
-            }
-        }
         // Without an undecided response, the one in question came on an earlier stream.
         if !std::mem::take(&mut state.undecided) {
             return;

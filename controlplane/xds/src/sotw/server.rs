@@ -51,7 +51,7 @@ impl Variant for Sotw {
             // "the server must resend any newly requested resources, even if it previously sent
             // those resources without having been asked for them"
             if !type_url.is_full_state() {
-                state.forget(term);
+                state.doubt(term);
             }
             state.answer_due |= term == WILDCARD || type_url.is_full_state();
             state.requested.insert(term.clone());
