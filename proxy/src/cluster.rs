@@ -6,6 +6,7 @@
 //! neither forgets a count nor resets a limit.
 
 pub mod breaker;
+pub mod dns;
 pub mod host;
 pub mod manager;
 

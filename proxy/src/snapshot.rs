@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::cluster::{ClusterEntry, Manager};
+use crate::dns::names::NameTable;
 use crate::resource::{
     Cluster, ClusterName, Endpoints, Listener, ListenerName, RouteConfigName, RouteConfiguration,
     RouteSource,
@@ -42,6 +43,7 @@ pub struct Snapshot {
     /// table's entry keeps alive).
     inline_routes: HashMap<usize, Table>,
     clusters: HashMap<ClusterName, BuiltCluster>,
+    names: Arc<NameTable>,
 }
 
 /// A route table and what it was built from.
@@ -138,6 +140,11 @@ impl Snapshot {
     pub fn clusters(&self) -> impl Iterator<Item = &Arc<ClusterEntry>> {
         self.clusters.values().map(|c| &c.entry)
     }
+
+    /// Mesh names for DNS.
+    pub fn names(&self) -> &NameTable {
+        &self.names
+    }
 }
 
 impl OutboundIndex {
@@ -202,6 +209,7 @@ impl Store {
         let next = snapshot.generation;
         self.current.store(snapshot.clone());
         self.generation.send_replace(next);
+        manager.retain(|name| snapshot.clusters.contains_key(name));
         snapshot
     }
 

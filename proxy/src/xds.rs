@@ -1,3 +1,17 @@
 //! The control plane's side of the configuration: from xDS resources to snapshots.
+//!
+//! [`client`] runs one delta ADS stream and feeds [`state`], which validates by [`convert`],
+//! warms and tells what to subscribe to; each change becomes one snapshot. [`disk`] keeps the
+//! last good state over restarts; [`status`] shows all of it to the admin port.
 
 pub mod convert;
+pub mod client;
+pub mod disk;
+pub mod interest;
+pub mod refs;
+pub mod state;
+pub mod table;
+
+pub use client::{Config, Control, Handle};
+pub use interest::Interest;
+pub use state::Mode;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{BuiltCluster, Snapshot, Table};
 use crate::cluster::Manager;
+use crate::dns::names::NameTable;
 use crate::resource::{
     Cluster, ClusterKind, ClusterName, Endpoints, Listener, ListenerName, NetworkFilter,
     RouteConfigName, RouteConfiguration, RouteSource, TrafficDirection,
@@ -36,6 +37,8 @@ pub struct Resources {
     pub endpoints: BTreeMap<String, Arc<Endpoints>>,
     /// Addresses that DNS gave, by cluster.
     pub resolved: BTreeMap<ClusterName, Arc<Endpoints>>,
+    /// Mesh names.
+    pub names: Arc<NameTable>,
 }
 
 impl Snapshot {
@@ -44,6 +47,7 @@ impl Snapshot {
     pub(super) fn next(&self, from: &Resources, manager: &Manager) -> Self {
         let mut next = Self {
             generation: self.generation + 1,
+            names: from.names.clone(),
             ..Self::default()
         };
         for (name, config) in &from.routes {
