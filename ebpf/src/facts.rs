@@ -9,12 +9,12 @@ use aya_ebpf::bindings::{
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use millrace_ebpf_abi::{
-    Addr, CidrKey, ConnectFacts, Direction, LookupFacts, PortKey, Rule, SockTuple, TCP,
+    Addr, Announced, CidrKey, ConnectFacts, Direction, LookupFacts, PortKey, Rule, SockTuple, TCP,
 };
 
 use crate::ctx::{Lookup, SockAddr};
 use crate::lookup;
-use crate::maps::{CIDR_RULES, HOST_TUPLES, PORT_RULES};
+use crate::maps::{ANNOUNCED, CIDR_RULES, PORT_RULES};
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the context's socket.
 const CURRENT_NETNS: u64 = -1_i64 as u64;
@@ -97,7 +97,7 @@ impl LookupFacts for Lookup<'_> {
     }
 
     #[inline(always)]
-    fn host_originated(&self) -> bool {
+    fn announced(&self) -> Option<Announced> {
         let (local, remote) = (self.local(), self.remote());
         let tuple = SockTuple {
             netns_cookie: 0,
@@ -107,7 +107,9 @@ impl LookupFacts for Lookup<'_> {
             remote_port: local.port,
             reserved: 0,
         };
-        HOST_TUPLES.get_ptr(&tuple).is_some()
+        let value = ANNOUNCED.get_ptr(tuple)?;
+        // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
+        Announced::from_value(unsafe { *value })
     }
 }
 

@@ -44,9 +44,10 @@ pub static LISTENERS: SockHash<ListenerKey, 65536> = SockHash::new();
 #[btf_map]
 pub static ORIG_DSTS: HashMap<SockTuple, OrigDst, 262_144, ON_DEMAND> = HashMap::new();
 
-/// Connections from the host's namespace to enrolled pods.
+/// Connections that `sk_lookup` lets straight to the application: an `Announced` each, from SYN to
+/// establishment.
 #[btf_map]
-pub static HOST_TUPLES: HashMap<SockTuple, u8, 65536, ON_DEMAND> = HashMap::new();
+pub static ANNOUNCED: HashMap<SockTuple, u8, 65536, ON_DEMAND> = HashMap::new();
 
 /// What a socket is to the capture path.
 #[btf_map]

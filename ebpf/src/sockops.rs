@@ -1,19 +1,19 @@
-//! sockops: hands original destinations from the connecting to the accepting end, announces connections of
-//! the host's namespace, and keeps L4 telemetry of the applications' own connections.
+//! sockops: hands original destinations from the connecting to the accepting end, announces connections that
+//! `sk_lookup` must let pass, and keeps L4 telemetry of the applications' own connections.
 //!
 //! A connecting end publishes before its SYN leaves, so that not even fast-open data is accepted without an
 //! original destination; the accepting end takes it into its own storage when it is established, so that it
 //! still knows when the connecting end is long closed.
 
 use millrace_ebpf_abi::{
-    Counter, Direction, EventKind, OrigDst, PodTelemetry, SocketEvent, SocketRole, SocketState,
-    TelemetryKey, is_application_socket, sockops_event,
+    Announced, Counter, Direction, EventKind, OrigDst, PodTelemetry, SocketEvent, SocketRole,
+    SocketState, TelemetryKey, announcement, is_application_socket, sockops_event,
 };
 
 use crate::count::count;
 use crate::ctx::{Sock, SockOps};
 use crate::log::{decision, node};
-use crate::maps::{ADDRESSES, HOST_TUPLES, ORIG_DSTS, POLICIES, TELEMETRY};
+use crate::maps::{ADDRESSES, ANNOUNCED, ORIG_DSTS, POLICIES, TELEMETRY};
 use crate::{event, storage};
 
 /// The value that sockops programs return when all is well.
@@ -41,9 +41,8 @@ pub fn sockops(ctx: &SockOps<'_>) -> u32 {
 #[inline(always)]
 fn connecting(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
     let node = node();
-    if netns_cookie == node.host_netns_cookie {
-        announce(ctx);
-        return;
+    if let Some(announced) = announcement(netns_cookie, &node, sock.mark()) {
+        return announce(ctx, announced);
     }
     let Some(state) = redirected(ctx, sock) else {
         return;
@@ -77,18 +76,18 @@ fn connecting(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
     }
 }
 
-/// Tells `sk_lookup` that a connection comes from the host's namespace.
+/// Tells `sk_lookup` that a connection goes straight to the application.
 #[inline(always)]
-fn announce(ctx: &SockOps<'_>) {
+fn announce(ctx: &SockOps<'_>, announced: Announced) {
     let tuple = ctx.tuple(0);
     if ADDRESSES.get_ptr(tuple.remote).is_none() {
         return;
     }
     ctx.watch_state();
-    count(if HOST_TUPLES.insert(tuple, 1, 0).is_ok() {
-        Counter::SockopsHostPublished
+    count(if ANNOUNCED.insert(tuple, announced as u8, 0).is_ok() {
+        Counter::SockopsAnnounced
     } else {
-        Counter::SockopsHostPublishFailed
+        Counter::SockopsAnnounceFailed
     });
 }
 
@@ -106,6 +105,8 @@ fn accepted(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
         }
         return;
     }
+    // Nobody else may come in under an announced name.
+    let _ = ANNOUNCED.remove(ctx.tuple(0).reversed());
     established(ctx, sock, netns_cookie, Direction::Inbound);
 }
 
@@ -160,9 +161,9 @@ fn established(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64, direction: Dire
 
 #[inline(always)]
 fn closed(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
-    if netns_cookie == node().host_netns_cookie {
-        // Most closing sockets of the host never announced anything.
-        let _ = HOST_TUPLES.remove(ctx.tuple(0));
+    if announcement(netns_cookie, &node(), sock.mark()).is_some() {
+        // Gone already if it was accepted.
+        let _ = ANNOUNCED.remove(ctx.tuple(0));
         return;
     }
     let Some(state) = storage::get(sock.raw()) else {

@@ -28,7 +28,7 @@ pub(super) const NAMES: [&str; 13] = [
     "CIDR_RULES",
     "LISTENERS",
     "ORIG_DSTS",
-    "HOST_TUPLES",
+    "ANNOUNCED",
     "SOCKETS",
     "TELEMETRY",
     "COUNTERS",

@@ -93,10 +93,10 @@ counters! {
     SockopsAdoptMissed => ("sockops", "adopt_missed"),
     /// No socket storage on the accepting end.
     SockopsStorageFailed => ("sockops", "storage_failed"),
-    /// A connection from the host's namespace to an enrolled pod announced.
-    SockopsHostPublished => ("sockops", "host_published"),
+    /// A connection of the host or of the proxy's delivery announced to `sk_lookup`.
+    SockopsAnnounced => ("sockops", "announced"),
     /// No room to announce one: it is treated as any other.
-    SockopsHostPublishFailed => ("sockops", "host_publish_failed"),
+    SockopsAnnounceFailed => ("sockops", "announce_failed"),
     /// Original destination answered from the socket's storage.
     GetsockoptAnswered => ("getsockopt", "answered"),
     /// Original destination answered from the socket's local address.
@@ -117,6 +117,8 @@ counters! {
     LookupReservedPort => ("sk_lookup", "reserved_port"),
     /// From the host's namespace.
     LookupHostOriginated => ("sk_lookup", "host_originated"),
+    /// The proxy's own delivery.
+    LookupDelivery => ("sk_lookup", "delivery"),
     /// Port excluded by the pod.
     LookupExcludedPort => ("sk_lookup", "excluded_port"),
     /// The pod captures only what it includes.

@@ -29,8 +29,8 @@ pub use rule::{CidrKey, Direction, ListenerKey, PortKey, Rule};
 pub use telemetry::{PodTelemetry, TelemetryKey};
 pub use tuple::SockTuple;
 pub use verdict::{
-    ConnectFacts, ConnectInput, ConnectVerdict, LookupFacts, LookupInput, LookupVerdict,
-    OrigDstAnswer, SocketEvent, connect_verdict, getsockopt_verdict, hidden_peer,
+    Announced, ConnectFacts, ConnectInput, ConnectVerdict, LookupFacts, LookupInput, LookupVerdict,
+    OrigDstAnswer, SocketEvent, announcement, connect_verdict, getsockopt_verdict, hidden_peer,
     is_application_socket, lookup_verdict, missing_listener, sockops_event,
 };
 

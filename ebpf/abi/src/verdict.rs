@@ -149,8 +149,8 @@ pub trait LookupFacts {
     fn port_rule(&self, rule_set: u64, port: u16) -> Option<Rule>;
     /// Whether the packet comes from the pod itself, by its source address.
     fn from_pod_itself(&self) -> bool;
-    /// Whether a socket in the host's namespace announced this very connection.
-    fn host_originated(&self) -> bool;
+    /// Who announced this very connection before its SYN left, if anybody did.
+    fn announced(&self) -> Option<Announced>;
 }
 
 /// What becomes of an inbound connection.
@@ -202,8 +202,10 @@ pub fn lookup_verdict(input: &LookupInput<'_>, facts: &impl LookupFacts) -> Look
     if facts.from_pod_itself() {
         return Pass(Counter::LookupLocal);
     }
-    if facts.host_originated() {
-        return Pass(Counter::LookupHostOriginated);
+    match facts.announced() {
+        Some(Announced::Host) => return Pass(Counter::LookupHostOriginated),
+        Some(Announced::Delivery) => return Pass(Counter::LookupDelivery),
+        None => {}
     }
     if input.node_flags & NodeConfig::PROXY_GONE != 0 {
         return missing_listener(policy);
@@ -282,6 +284,42 @@ pub const fn sockops_event(op: u32, new_state: u32) -> SocketEvent {
 #[inline(always)]
 pub const fn is_application_socket(accepted: bool, mark: u32) -> bool {
     !is_guarded(mark) || (accepted && mark & DELIVERY_MARK != 0)
+}
+
+/// Whose connections go straight to the application.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Announced {
+    /// A socket in the host's namespace, such as a kubelet's probe.
+    Host = 1,
+    /// The proxy's delivery socket in the pod's own namespace.
+    Delivery = 2,
+}
+
+impl Announced {
+    /// From the value of a map.
+    #[inline(always)]
+    pub const fn from_value(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::Host),
+            2 => Some(Self::Delivery),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a connecting socket is to be announced to `sk_lookup`.
+///
+/// By its namespace or its mark, never by its address: anybody can forge an address.
+#[inline(always)]
+pub const fn announcement(netns_cookie: u64, node: &NodeConfig, mark: u32) -> Option<Announced> {
+    if netns_cookie == node.host_netns_cookie {
+        Some(Announced::Host)
+    } else if is_guarded(mark) && mark & DELIVERY_MARK != 0 {
+        Some(Announced::Delivery)
+    } else {
+        None
+    }
 }
 
 /// How an original destination is to be told.
