@@ -233,3 +233,6 @@ fn listener(socket: OwnedFd) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket)
 }
+
+#[cfg(test)]
+mod tests;

@@ -274,3 +274,6 @@ async fn configured(worker: &Worker, accepted: &Accepted) -> Option<Arc<Listener
         found = tokio::time::timeout(CONFIGURATION_WAIT, wait) => found.ok().flatten(),
     }
 }
+
+#[cfg(test)]
+mod tests;

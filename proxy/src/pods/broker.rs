@@ -114,7 +114,8 @@ impl<L: Listening> BrokerClient<L> {
         }
     }
 
-    /// Changes whenever the set of local pods does; the data path looks at [`LocalPods`].
+    /// Changes when the broker has announced every pod, and whenever the set of local pods does
+    /// after that; the set itself is in [`LocalPods`].
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.held.changes()
     }

@@ -21,6 +21,8 @@ pub(super) struct Held<L> {
     wants: Wants,
     entries: HashMap<PodUid, Entry>,
     changes: watch::Sender<u64>,
+    /// The broker has announced every pod.
+    synced: bool,
     /// Set when the proxy drains: sockets that still come are let go at once.
     stopped: bool,
 }
@@ -49,6 +51,7 @@ impl<L: Listening> Held<L> {
             wants,
             entries: HashMap::new(),
             changes: watch::Sender::new(0),
+            synced: false,
             stopped: false,
         }
     }
@@ -81,7 +84,20 @@ impl<L: Listening> Held<L> {
         let entry = self.entries.entry(uid).or_default();
         entry.total = total;
         entry.seen.clear();
-        self.changes.send_modify(|n| *n += 1);
+        self.announce();
+    }
+
+    /// The broker has announced every pod.
+    pub(super) fn synced(&mut self) {
+        self.synced = true;
+        self.announce();
+    }
+
+    /// Half a list of pods would make subscriptions end that are needed again at once.
+    fn announce(&self) {
+        if self.synced {
+            self.changes.send_modify(|n| *n += 1);
+        }
     }
 
     /// Listening sockets of a pod. Those that are held already stay as they are; once all that
@@ -127,7 +143,7 @@ impl<L: Listening> Held<L> {
         }
         if let Some(pod) = self.pods.remove(uid) {
             tracing::info!(pod = %pod.spec.qualified_name(), %uid, "pod is down");
-            self.changes.send_modify(|n| *n += 1);
+            self.announce();
         }
     }
 

@@ -74,6 +74,7 @@ impl<L: Listening> BrokerClient<L> {
             ToProxy::PodDown { uid } => self.held.pod_down(&uid),
             ToProxy::Synced => {
                 tracing::info!(pods = self.held.len(), "the broker has announced every pod");
+                self.held.synced();
                 self.synced = None;
             }
             ToProxy::Sockets {
