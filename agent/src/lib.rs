@@ -7,3 +7,5 @@
 
 pub mod bpf;
 pub mod broker;
+pub mod broker_client;
+pub mod iptables;

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use millrace_runtime::handoff::{
     DELIVERY_MARK, Families, Family, ListenerFamily, ListenerLabel, ListenerRole, OUTBOUND_MARK,
@@ -14,6 +15,8 @@ use millrace_runtime::handoff::{
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::netns::cookie_of;
 
 /// Connections that wait while no proxy accepts.
 const BACKLOG: i32 = 4096;
@@ -24,13 +27,13 @@ pub struct LabelledListener {
     /// What it is.
     pub label: ListenerLabel,
     /// The broker's own duplicate, which keeps the backlog alive.
-    pub socket: OwnedFd,
+    pub socket: Arc<OwnedFd>,
 }
 
 impl LabelledListener {
     /// Ends the socket for every holder: pending connections are reset, new ones refused.
     pub fn shut_down(&self) {
-        let socket = socket2::SockRef::from(&self.socket);
+        let socket = socket2::SockRef::from(&*self.socket);
         // An unconnected UDP socket answers ENOTCONN and has no backlog to end.
         if let Err(error) = socket.shutdown(std::net::Shutdown::Both) {
             tracing::trace!(%error, label = ?self.label, "listener shut down");
@@ -71,26 +74,73 @@ pub fn listener_family(families: Families) -> ListenerFamily {
     }
 }
 
-/// Makes the sockets of `indexes` for every role, all or none.
+/// Makes the named sockets, all or none.
 ///
 /// # Errors
 /// Names the port that could not be listened on.
 pub fn listeners(
     families: Families,
-    indexes: std::ops::Range<u16>,
+    wanted: &[(ListenerRole, u16)],
 ) -> Result<Vec<LabelledListener>, SocketError> {
     let family = listener_family(families);
-    let mut made = Vec::with_capacity(usize::from(indexes.end) * ListenerRole::ALL.len());
-    for role in ListenerRole::ALL {
-        for index in indexes.clone() {
-            let listener = listener(role, index, family).map_err(|source| SocketError::Listen {
+    wanted
+        .iter()
+        .map(|&(role, index)| {
+            listener(role, index, family).map_err(|source| SocketError::Listen {
                 port: role.port(),
                 source,
-            })?;
-            made.push(listener);
+            })
+        })
+        .collect()
+}
+
+/// Examines a socket that a proxy gave back: it must be what its label says, in the namespace of
+/// `netns_cookie`. The cookie in the label is replaced by the kernel's.
+///
+/// # Errors
+/// Says what is wrong with the socket.
+pub fn examine(
+    label: ListenerLabel,
+    socket: OwnedFd,
+    netns_cookie: Option<u64>,
+) -> Result<LabelledListener, String> {
+    let check = || -> io::Result<Result<ListenerLabel, String>> {
+        let reference = socket2::SockRef::from(&socket);
+        let namespace = cookie_of(socket.as_fd())?;
+        if netns_cookie.is_some_and(|wanted| wanted != namespace) {
+            return Ok(Err("it is of another network namespace".to_owned()));
         }
-    }
-    Ok(made)
+        let datagram = reference.r#type()? == Type::DGRAM;
+        if datagram != label.role.is_datagram() {
+            return Ok(Err("it is of another type".to_owned()));
+        }
+        if !datagram && !reference.is_listener()? {
+            return Ok(Err("it does not listen".to_owned()));
+        }
+        let address = reference.local_addr()?.as_socket();
+        let Some(address) = address.filter(|a| a.port() == label.role.port()) else {
+            return Ok(Err(format!(
+                "it is not bound to port {}",
+                label.role.port()
+            )));
+        };
+        let family = if address.is_ipv4() {
+            ListenerFamily::V4
+        } else {
+            ListenerFamily::Dual
+        };
+        let cookie = rustix::net::sockopt::socket_cookie(socket.as_fd())?;
+        Ok(Ok(ListenerLabel {
+            family,
+            cookie,
+            ..label
+        }))
+    };
+    let label = check().map_err(|error| error.to_string())??;
+    Ok(LabelledListener {
+        label,
+        socket: Arc::new(socket),
+    })
 }
 
 fn listener(
@@ -135,7 +185,7 @@ fn listener(
             family,
             cookie,
         },
-        socket: socket.into(),
+        socket: Arc::new(socket.into()),
     })
 }
 

@@ -53,7 +53,7 @@ pub const DELIVERY_BIT: u32 = 0x1_0000;
 pub const DELIVERY_MARK: u32 = OUTBOUND_MARK | DELIVERY_BIT;
 
 /// A message of the protocol: serialisable, and sure of how many descriptors travel with it.
-pub trait Message: Serialize + DeserializeOwned + Send {
+pub trait Message: Serialize + DeserializeOwned + Send + Sync {
     /// The number of descriptors that belong to this message.
     fn fd_count(&self) -> usize;
 }

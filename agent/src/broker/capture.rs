@@ -1,0 +1,90 @@
+//! What a pod's capture mode means inside its namespace: nat rules, or none.
+//!
+//! Runs in the calling thread's namespace. The rules of an open pod are in place only while a
+//! proxy is there to serve them.
+
+use millrace_runtime::handoff::{CaptureMode, IptablesConfig, OnCaptureLoss};
+
+use super::guard::{self, GuardError};
+use crate::iptables::{self, IptablesError};
+
+/// Why capture inside the namespace could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The nat rules.
+    #[error("iptables capture")]
+    Iptables(#[from] IptablesError),
+    /// The guard of a closed pod.
+    #[error("guard of a closed pod")]
+    Guard(#[from] GuardError),
+}
+
+/// What shall be in the namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    rules: Option<IptablesConfig>,
+    guard: Option<IptablesConfig>,
+    mode: CaptureMode,
+    suspended: bool,
+}
+
+impl Plan {
+    /// Decides from the pod's mode and whether every proxy is `lost`; `config` carries the
+    /// exclusions that rules and guard share.
+    pub fn new(
+        mode: CaptureMode,
+        on_loss: OnCaptureLoss,
+        config: Option<IptablesConfig>,
+        lost: bool,
+    ) -> Self {
+        let suspended = lost && on_loss == OnCaptureLoss::Open;
+        let config = config.unwrap_or_default();
+        let closed = mode != CaptureMode::None && on_loss == OnCaptureLoss::Closed;
+        Self {
+            rules: (mode == CaptureMode::Iptables && !suspended).then(|| config.clone()),
+            guard: closed.then_some(config),
+            mode,
+            suspended,
+        }
+    }
+
+    /// Brings the namespace in line and says what was used.
+    ///
+    /// The guard comes last and goes first: it refuses what is not captured, so it may only
+    /// stand while capture does.
+    ///
+    /// # Errors
+    /// When a rule could not be written or removed.
+    pub fn apply(&self) -> Result<String, CaptureError> {
+        if self.guard.is_none() {
+            guard::remove()?;
+        }
+        let detail = if let Some(rules) = &self.rules {
+            let applied = iptables::install(rules)?;
+            format!("nat rules by {}", applied.tools.join(" and "))
+        } else {
+            iptables::remove()?;
+            match (self.mode, self.suspended) {
+                (CaptureMode::Iptables, true) => "nat rules suspended, no proxy".to_owned(),
+                (mode, _) => format!("no nat rules, mode {mode}"),
+            }
+        };
+        match &self.guard {
+            Some(config) => {
+                let guard = guard::install(config)?;
+                Ok(format!("{detail}, {guard}"))
+            }
+            None => Ok(detail),
+        }
+    }
+}
+
+/// Removes everything of ours from the namespace.
+///
+/// # Errors
+/// When a tool that found something of ours could not remove it.
+pub fn remove() -> Result<(), CaptureError> {
+    guard::remove()?;
+    iptables::remove()?;
+    Ok(())
+}

@@ -1,0 +1,500 @@
+//! The broker's operations: what a call of the agent or a message of a proxy does.
+//!
+//! Namespace work happens on throw-away threads outside the state's lock; operations on one pod
+//! take turns by that pod's own lock.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_runtime::handoff::{
+    Adopted, BrokerFault, CaptureMode, Families, Family, HEARTBEAT_DEADLINE, IptablesConfig,
+    ListenerLabel, OnCaptureLoss, PodSpec, PodUid, SocketKind, ToProxy,
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::capture;
+use super::netns::{Namespace, NetnsError};
+use super::routes;
+use super::sockets::{self, LabelledListener, SocketError};
+use super::state::{Pod, State};
+
+/// How long the first adoptions wait for a running proxy to return its sockets.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Why an operation on a pod failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HubError {
+    #[error(transparent)]
+    Pod(#[from] millrace_runtime::handoff::InvalidPod),
+    #[error("pod {0} is not adopted")]
+    Unknown(PodUid),
+    #[error("pod {pod}: its network namespace belongs to pod {other}, which is still adopted")]
+    Shared { pod: PodUid, other: PodUid },
+    #[error("pod {pod}")]
+    Netns {
+        pod: PodUid,
+        #[source]
+        source: NetnsError,
+    },
+    #[error("pod {pod}")]
+    Socket {
+        pod: PodUid,
+        #[source]
+        source: SocketError,
+    },
+    #[error("pod {pod}")]
+    Routes {
+        pod: PodUid,
+        #[source]
+        source: routes::RouteError,
+    },
+    #[error("pod {pod}")]
+    Capture {
+        pod: PodUid,
+        #[source]
+        source: capture::CaptureError,
+    },
+}
+
+impl From<HubError> for BrokerFault {
+    fn from(error: HubError) -> Self {
+        let retryable = !matches!(
+            error,
+            HubError::Pod(_)
+                | HubError::Netns {
+                    source: NetnsError::Own,
+                    ..
+                }
+        );
+        Self {
+            retryable,
+            message: chain(&error),
+        }
+    }
+}
+
+/// An error with its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The adopted pod as the agent is told: what was found and the descriptors.
+pub(super) struct Adoption {
+    pub(super) adopted: Adopted,
+    pub(super) fds: Vec<Arc<OwnedFd>>,
+}
+
+/// The broker's heart, shared by all connections.
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub(super) state: Mutex<State>,
+    turns: Mutex<HashMap<PodUid, Arc<tokio::sync::Mutex<()>>>>,
+    settled: watch::Sender<bool>,
+    started: Instant,
+    default_workers: u16,
+}
+
+impl Hub {
+    pub(super) fn new(default_workers: u16) -> Self {
+        Self {
+            state: Mutex::new(State::new()),
+            turns: Mutex::default(),
+            settled: watch::Sender::new(false),
+            started: Instant::now(),
+            default_workers,
+        }
+    }
+
+    /// Takes a pod on, or refreshes one that is known.
+    pub(super) async fn adopt(&self, spec: PodSpec) -> Result<Adoption, HubError> {
+        spec.validate()?;
+        let uid = spec.uid.clone();
+        let _turn = self.turn(&uid).await;
+        self.settle().await;
+        let netns = Arc::new(Namespace::open(&spec.netns).map_err(in_pod(&uid))?);
+        self.give_up_predecessor(&uid, &netns).await?;
+        let families = self.prepare(&uid, &netns).await?;
+        {
+            let mut state = self.state.lock();
+            let returned = state.returned.remove(&uid).unwrap_or_default();
+            let pod = state.pods.entry(uid.clone()).or_insert_with(|| Pod {
+                spec: spec.clone(),
+                netns: Arc::clone(&netns),
+                families,
+                capture: CaptureMode::None,
+                on_loss: OnCaptureLoss::default(),
+                iptables: None,
+                listeners: Vec::new(),
+            });
+            pod.spec = spec;
+            pod.families = families;
+            pod.take_on(of_namespace(returned, netns.cookie()));
+        }
+        self.fill(&uid).await?;
+        let state = self.state.lock();
+        state.announce_pod(&uid);
+        let pod = state
+            .pods
+            .get(&uid)
+            .ok_or_else(|| HubError::Unknown(uid.clone()))?;
+        let (inbound, mut fds) = pod.inbound();
+        let own = pod.netns_fd().map_err(|source| HubError::Netns {
+            pod: uid.clone(),
+            source: NetnsError::Enter(source),
+        })?;
+        fds.insert(0, Arc::new(own));
+        Ok(Adoption {
+            adopted: Adopted {
+                uid,
+                netns_cookie: netns.cookie(),
+                families,
+                inbound,
+            },
+            fds,
+        })
+    }
+
+    /// Gives a pod up; one that is not known is fine.
+    pub(super) async fn release(&self, uid: &PodUid) {
+        let _turn = self.turn(uid).await;
+        self.drop_pod(uid).await;
+    }
+
+    /// Changes how a pod is captured.
+    pub(super) async fn capture(
+        &self,
+        uid: &PodUid,
+        mode: CaptureMode,
+        on_loss: OnCaptureLoss,
+        iptables: Option<IptablesConfig>,
+    ) -> Result<String, HubError> {
+        let _turn = self.turn(uid).await;
+        let (netns, families, lost) = {
+            let state = self.state.lock();
+            let pod = state
+                .pods
+                .get(uid)
+                .ok_or_else(|| HubError::Unknown(uid.clone()))?;
+            (Arc::clone(&pod.netns), pod.families, state.lost)
+        };
+        let rules = (mode == CaptureMode::Iptables).then(|| {
+            let mut rules = iptables.unwrap_or_default();
+            rules.ipv6 &= families.v6;
+            rules
+        });
+        let plan = capture::Plan::new(mode, on_loss, rules.clone(), lost);
+        let detail = netns
+            .run_async(move || plan.apply())
+            .await
+            .map_err(in_pod(uid))?
+            .map_err(|source| HubError::Capture {
+                pod: uid.clone(),
+                source,
+            })?;
+        let mut state = self.state.lock();
+        if let Some(pod) = state.pods.get_mut(uid) {
+            let changed = pod.capture != mode;
+            pod.capture = mode;
+            pod.on_loss = on_loss;
+            pod.iptables = rules;
+            if changed {
+                tracing::info!(pod = %pod.spec.qualified_name(), %mode, detail, "capture changed");
+                state.tell_proxies(&ToProxy::CaptureChanged {
+                    uid: uid.clone(),
+                    capture: mode,
+                });
+            }
+        }
+        Ok(detail)
+    }
+
+    /// Drops what proxies returned for pods that the agent does not want.
+    pub(super) fn agent_synced(&self) {
+        let mut state = self.state.lock();
+        for (uid, _) in std::mem::take(&mut state.returned) {
+            tracing::info!(%uid, "pod of an earlier broker is gone");
+            state.tell_proxies(&ToProxy::PodDown { uid });
+        }
+    }
+
+    /// Makes unconnected sockets for a proxy.
+    pub(super) async fn want(
+        &self,
+        uid: &PodUid,
+        kind: SocketKind,
+        family: Family,
+        count: u16,
+    ) -> Result<Vec<OwnedFd>, HubError> {
+        let (netns, families) = {
+            let state = self.state.lock();
+            let pod = state
+                .pods
+                .get(uid)
+                .ok_or_else(|| HubError::Unknown(uid.clone()))?;
+            (Arc::clone(&pod.netns), pod.families)
+        };
+        netns
+            .run_async(move || sockets::unconnected(kind, family, families, count))
+            .await
+            .map_err(in_pod(uid))?
+            .map_err(|source| HubError::Socket {
+                pod: uid.clone(),
+                source,
+            })
+    }
+
+    /// Takes listening sockets back from a proxy.
+    pub(super) fn give_back(&self, uid: PodUid, labels: Vec<ListenerLabel>, fds: Vec<OwnedFd>) {
+        let mut state = self.state.lock();
+        let wanted = state.pods.get(&uid).map(|pod| pod.netns.cookie());
+        let mut kept = Vec::with_capacity(fds.len());
+        for (label, fd) in labels.into_iter().zip(fds) {
+            match sockets::examine(label, fd, wanted) {
+                Ok(listener) => kept.push(listener),
+                Err(reason) => {
+                    tracing::warn!(%uid, ?label, reason, "returned socket is not taken");
+                }
+            }
+        }
+        match state.pods.get_mut(&uid) {
+            Some(pod) => {
+                if pod.take_on(kept) {
+                    state.announce_pod(&uid);
+                }
+            }
+            None => state.returned.entry(uid).or_default().extend(kept),
+        }
+    }
+
+    /// A proxy has returned what it had: gives every pod enough sockets, then tells it of all.
+    pub(super) async fn proxy_ready(&self, peer: u64) {
+        let was_lost = {
+            let mut state = self.state.lock();
+            state.heard(peer);
+            std::mem::replace(&mut state.lost, false)
+        };
+        self.settled.send_replace(true);
+        let uids: Vec<PodUid> = self.state.lock().pods.keys().cloned().collect();
+        for uid in &uids {
+            let _turn = self.turn(uid).await;
+            match self.fill(uid).await {
+                Ok(true) => self.state.lock().announce_pod(uid),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%uid, error = %chain(&error), "pod lacks listening sockets");
+                }
+            }
+            if was_lost {
+                self.refresh_rules(uid).await;
+            }
+        }
+        let mut state = self.state.lock();
+        let Some(proxy) = state.proxies.get_mut(&peer) else {
+            return;
+        };
+        proxy.ready = true;
+        let outbox = proxy.outbox.clone();
+        for pod in state.pods.values() {
+            pod.announce(&outbox);
+        }
+        outbox.post(ToProxy::Synced, Vec::new());
+        state.announce_proxies();
+    }
+
+    /// Called now and then: when every proxy has been silent for too long nothing listens in any
+    /// pod any more, so that a connection fails (or, in open pods, goes direct) instead of
+    /// waiting for ever.
+    pub(super) async fn expire(&self) {
+        let uids: Vec<PodUid> = {
+            let mut state = self.state.lock();
+            if !state.expire(HEARTBEAT_DEADLINE) {
+                return;
+            }
+            state.lost = true;
+            tracing::warn!(
+                pods = state.pods.len(),
+                "no proxy is left, closing listeners"
+            );
+            let uids: Vec<PodUid> = state.pods.keys().cloned().collect();
+            for pod in state.pods.values_mut() {
+                for listener in pod.listeners.drain(..) {
+                    listener.shut_down();
+                }
+            }
+            for uid in &uids {
+                state.announce_inbound(uid);
+            }
+            state.returned.clear();
+            uids
+        };
+        for uid in &uids {
+            let _turn = self.turn(uid).await;
+            self.refresh_rules(uid).await;
+        }
+    }
+
+    /// Waits until a proxy is there or the time for one to appear has passed.
+    async fn settle(&self) {
+        let mut settled = self.settled.subscribe();
+        // The sender lives in `self`; running out of time is the other way to go on.
+        drop(tokio::time::timeout_at(self.started + SETTLE, settled.wait_for(|s| *s)).await);
+    }
+
+    /// The pod's turn: operations on one pod do not overlap.
+    async fn turn(&self, uid: &PodUid) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut turns = self.turns.lock();
+            turns.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(turns.entry(uid.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    async fn give_up_predecessor(&self, uid: &PodUid, netns: &Namespace) -> Result<(), HubError> {
+        let replaced = {
+            let state = self.state.lock();
+            let shares = |(_, pod): &(&PodUid, &Pod)| pod.netns.cookie() == netns.cookie();
+            if let Some((other, _)) = state.pods.iter().find(|p| shares(p) && p.0 != uid) {
+                return Err(HubError::Shared {
+                    pod: uid.clone(),
+                    other: other.clone(),
+                });
+            }
+            state
+                .pods
+                .get(uid)
+                .is_some_and(|pod| pod.netns.cookie() != netns.cookie())
+        };
+        if replaced {
+            tracing::info!(%uid, "pod has a new network namespace");
+            self.drop_pod(uid).await;
+        }
+        Ok(())
+    }
+
+    async fn prepare(&self, uid: &PodUid, netns: &Namespace) -> Result<Families, HubError> {
+        netns
+            .run_async(|| {
+                let families = routes::families();
+                routes::prepare(families).map(|()| families)
+            })
+            .await
+            .map_err(in_pod(uid))?
+            .map_err(|source| HubError::Routes {
+                pod: uid.clone(),
+                source,
+            })
+    }
+
+    /// Makes the listening sockets that the pod lacks, unless proxies are given up; true when
+    /// there are new ones.
+    async fn fill(&self, uid: &PodUid) -> Result<bool, HubError> {
+        let (netns, families, missing) = {
+            let state = self.state.lock();
+            if state.lost {
+                return Ok(false);
+            }
+            let workers = state.workers().unwrap_or(self.default_workers);
+            let Some(pod) = state.pods.get(uid) else {
+                return Ok(false);
+            };
+            (Arc::clone(&pod.netns), pod.families, pod.missing(workers))
+        };
+        if missing.is_empty() {
+            return Ok(false);
+        }
+        let made = netns
+            .run_async(move || sockets::listeners(families, &missing))
+            .await
+            .map_err(in_pod(uid))?
+            .map_err(|source| HubError::Socket {
+                pod: uid.clone(),
+                source,
+            })?;
+        let mut state = self.state.lock();
+        Ok(state.pods.get_mut(uid).is_some_and(|pod| pod.take_on(made)))
+    }
+
+    /// Brings the pod's rules in line with whether a proxy is there.
+    async fn refresh_rules(&self, uid: &PodUid) {
+        let (netns, plan) = {
+            let state = self.state.lock();
+            let Some(pod) = state.pods.get(uid) else {
+                return;
+            };
+            if pod.on_loss == OnCaptureLoss::Closed || pod.iptables.is_none() {
+                return;
+            }
+            let plan =
+                capture::Plan::new(pod.capture, pod.on_loss, pod.iptables.clone(), state.lost);
+            (Arc::clone(&pod.netns), plan)
+        };
+        match netns.run_async(move || plan.apply()).await {
+            Ok(Ok(detail)) => tracing::info!(%uid, detail, "rules follow the proxy"),
+            Ok(Err(error)) => tracing::warn!(%uid, error = %chain(&error), "rules not changed"),
+            Err(error) => tracing::warn!(%uid, error = %chain(&error), "rules not changed"),
+        }
+    }
+
+    async fn drop_pod(&self, uid: &PodUid) {
+        let pod = {
+            let mut state = self.state.lock();
+            state.returned.remove(uid);
+            let pod = state.pods.remove(uid);
+            if pod.is_some() {
+                state.tell_proxies(&ToProxy::PodDown { uid: uid.clone() });
+            }
+            pod
+        };
+        let Some(pod) = pod else { return };
+        let families = pod.families;
+        let cleaned = pod
+            .netns
+            .run_async(move || {
+                let undone = capture::remove();
+                routes::remove(families);
+                undone
+            })
+            .await;
+        match cleaned {
+            Ok(Ok(())) => {
+                tracing::info!(pod = %pod.spec.qualified_name(), "pod released");
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(pod = %pod.spec.qualified_name(), error = %chain(&error), "rules not removed");
+            }
+            Err(error) => {
+                tracing::warn!(pod = %pod.spec.qualified_name(), error = %chain(&error), "namespace not cleaned");
+            }
+        }
+    }
+}
+
+fn in_pod(uid: &PodUid) -> impl Fn(NetnsError) -> HubError {
+    let pod = uid.clone();
+    move |source| HubError::Netns {
+        pod: pod.clone(),
+        source,
+    }
+}
+
+fn of_namespace(returned: Vec<LabelledListener>, cookie: u64) -> Vec<LabelledListener> {
+    use std::os::fd::AsFd;
+    returned
+        .into_iter()
+        .filter(|listener| {
+            super::netns::cookie_of(listener.socket.as_fd()).is_ok_and(|own| own == cookie)
+        })
+        .collect()
+}

@@ -1,0 +1,17 @@
+//! The classic capture path: nat rules in a pod's network namespace that redirect its TCP (and
+//! DNS) to the same in-pod listeners that the eBPF path uses.
+//!
+//! `rules.rs` turns a configuration into rule sets, `apply.rs` puts them into the calling
+//! thread's namespace and takes them out again, `check.rs` compares what is there with what
+//! should be. Used by `millrace-agent init` and, for enrolled pods, by the broker.
+
+pub mod apply;
+pub mod check;
+pub mod rules;
+
+#[cfg(test)]
+mod tests;
+
+pub use apply::{Applied, IptablesError, install, remove};
+pub use check::{Drift, intact};
+pub use rules::{Ruleset, rulesets};

@@ -1,0 +1,324 @@
+//! Puts rule sets into the calling thread's network namespace and takes them out, by the host's
+//! own `iptables-restore`.
+//!
+//! Idempotent in both directions: chains of ours are rewritten in one transaction per table,
+//! jumps from built-in chains are added only where they are missing.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use millrace_runtime::handoff::{Family, IptablesConfig};
+
+use super::check;
+use super::rules::{CHAINS, Ruleset, TABLES, rulesets};
+
+/// Why rules could not be written or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum IptablesError {
+    /// No usable tool.
+    #[error("no working {command} was found (tried {tried}); install iptables")]
+    Missing {
+        /// `iptables-restore` or `ip6tables-restore`.
+        command: String,
+        /// Each variant with the reason why it cannot be used.
+        tried: String,
+    },
+    /// A tool could not be run.
+    #[error("{tool} cannot be run")]
+    Exec {
+        /// The program.
+        tool: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A tool refused.
+    #[error("{tool} failed: {stderr}")]
+    Refused {
+        /// The program.
+        tool: String,
+        /// What it said.
+        stderr: String,
+    },
+    /// The tool succeeded but the rules are not there.
+    #[error("{tool} succeeded, but rules are missing: {missing}")]
+    NotThere {
+        /// The program.
+        tool: String,
+        /// The first of the missing rules.
+        missing: String,
+    },
+}
+
+/// What was done, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The restore programs used, IPv4 first.
+    pub tools: Vec<String>,
+}
+
+/// Writes the rules of `config`, replacing an earlier configuration of ours.
+///
+/// # Errors
+/// When no tool works or the kernel refuses a rule; chains that one table's transaction did not
+/// reach stay as they were.
+pub fn install(config: &IptablesConfig) -> Result<Applied, IptablesError> {
+    let sets = rulesets(config);
+    // Both families are looked up first: one without the other would leave a bypass.
+    let tools: Vec<Tool> = sets
+        .iter()
+        .map(|set| Tool::find(set.family))
+        .collect::<Result<_, _>>()?;
+    for (set, tool) in sets.iter().zip(&tools) {
+        let saved = tool.save()?;
+        tool.clear_except(&saved, set)?;
+        let saved = tool.save()?;
+        tool.restore(&set.script(|table, jump| check::has(&saved, table, jump)))?;
+        check::intact(set, &tool.save()?).map_err(|drift| IptablesError::NotThere {
+            tool: tool.name(),
+            missing: drift.missing.into_iter().next().unwrap_or_default(),
+        })?;
+    }
+    Ok(Applied {
+        tools: tools.iter().map(Tool::name).collect(),
+    })
+}
+
+/// Whether the rules of `config` are in place, unaltered.
+///
+/// # Errors
+/// When no tool works, or with the rules that are missing.
+pub fn verify(config: &IptablesConfig) -> Result<(), IptablesError> {
+    for set in rulesets(config) {
+        let tool = Tool::find(set.family)?;
+        check::intact(&set, &tool.save()?).map_err(|drift| IptablesError::NotThere {
+            tool: tool.name(),
+            missing: drift.missing.join("; "),
+        })?;
+    }
+    Ok(())
+}
+
+/// Removes every rule and chain of ours; nothing there is fine, and so is no tool at all, since
+/// then nothing can have been written.
+///
+/// # Errors
+/// When a tool that lists rules of ours fails to remove them.
+pub fn remove() -> Result<(), IptablesError> {
+    for family in [Family::V4, Family::V6] {
+        for tool in Tool::working(family).0 {
+            let saved = tool.save()?;
+            tool.clear(&saved)?;
+        }
+    }
+    Ok(())
+}
+
+/// One variant of the tool for one family.
+#[derive(Clone, Debug)]
+struct Tool {
+    save: PathBuf,
+    restore: PathBuf,
+}
+
+impl Tool {
+    /// The variant to use: the one that has rules of ours already, else the first that works.
+    fn find(family: Family) -> Result<Self, IptablesError> {
+        let (working, tried) = Self::working(family);
+        let ours = working
+            .iter()
+            .find(|tool| tool.save().is_ok_and(|saved| mentions_ours(&saved)));
+        ours.or(working.first())
+            .cloned()
+            .ok_or_else(|| IptablesError::Missing {
+                command: format!("{}-restore", prefix(family)),
+                tried: tried.join("; "),
+            })
+    }
+
+    /// Variants that can list the nat table here, and why the others cannot.
+    fn working(family: Family) -> (Vec<Self>, Vec<String>) {
+        let mut working: Vec<Self> = Vec::new();
+        let mut tried = Vec::new();
+        for variant in ["-nft", "-legacy", ""] {
+            let name = format!("{}{variant}", prefix(family));
+            let (Some(save), Some(restore)) = (
+                in_path(&format!("{name}-save")),
+                in_path(&format!("{name}-restore")),
+            ) else {
+                tried.push(format!("{name}: not installed"));
+                continue;
+            };
+            // The bare name is one of the two variants under another name. The legacy tool makes
+            // its tables merely by listing them, so it is asked only where nft cannot do the work
+            // or legacy tables exist already.
+            let superfluous = match variant {
+                "" => !working.is_empty(),
+                "-legacy" => !working.is_empty() && !has_legacy_tables(family),
+                _ => false,
+            };
+            if superfluous {
+                continue;
+            }
+            let tool = Self { save, restore };
+            match tool.list("nat") {
+                Ok(_) => working.push(tool),
+                Err(error) => tried.push(format!("{name}: {error}")),
+            }
+        }
+        (working, tried)
+    }
+
+    fn name(&self) -> String {
+        self.restore
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    /// The tables that we use, as the tool prints them.
+    fn save(&self) -> Result<String, IptablesError> {
+        let mut saved = self.list("nat")?;
+        // A kernel without the raw table is an error only where the table is needed.
+        saved.push_str(&self.list("raw").unwrap_or_default());
+        Ok(saved)
+    }
+
+    fn list(&self, table: &str) -> Result<String, IptablesError> {
+        let tool = self.save.display().to_string();
+        let output = Command::new(&self.save)
+            .args(["-t", table])
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| IptablesError::Exec {
+                tool: tool.clone(),
+                source,
+            })?;
+        succeeded(tool, &output)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn restore(&self, script: &str) -> Result<(), IptablesError> {
+        let tool = self.name();
+        let failed = |source| IptablesError::Exec {
+            tool: tool.clone(),
+            source,
+        };
+        let mut child = Command::new(&self.restore)
+            .args(["--noflush", "-w", "10"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(script.as_bytes()).map_err(failed)?;
+        }
+        let output = child.wait_with_output().map_err(failed)?;
+        succeeded(tool.clone(), &output)
+    }
+
+    /// Removes jumps and chains of ours that `set` does not have, so that a change of form leaves
+    /// nothing behind; what both have is left to the restore, which replaces it without a gap.
+    fn clear_except(&self, saved: &str, set: &Ruleset) -> Result<(), IptablesError> {
+        let keeps = |table: &str, chain: &str| {
+            set.tables
+                .iter()
+                .any(|t| t.name == table && t.chains.contains(&chain))
+        };
+        self.clear_where(saved, |table, chain| !keeps(table, chain))
+    }
+
+    fn clear(&self, saved: &str) -> Result<(), IptablesError> {
+        self.clear_where(saved, |_, _| true)
+    }
+
+    fn clear_where(
+        &self,
+        saved: &str,
+        unwanted: impl Fn(&str, &str) -> bool,
+    ) -> Result<(), IptablesError> {
+        let mut script = String::new();
+        for table in TABLES {
+            let chains: Vec<&str> = CHAINS
+                .into_iter()
+                .filter(|chain| has_chain(saved, table, chain) && unwanted(table, chain))
+                .collect();
+            if chains.is_empty() {
+                continue;
+            }
+            let mut lines = vec![format!("*{table}")];
+            for rule in check::rules_of(saved, table) {
+                let built_in = rule.starts_with("-A PREROUTING ") || rule.starts_with("-A OUTPUT ");
+                let target = rule.rsplit("-j ").next().unwrap_or_default().trim();
+                if built_in && chains.contains(&target) {
+                    lines.push(rule.replacen("-A ", "-D ", 1));
+                }
+            }
+            lines.extend(chains.iter().map(|chain| format!("-F {chain}")));
+            lines.extend(chains.iter().map(|chain| format!("-X {chain}")));
+            lines.push("COMMIT\n".to_owned());
+            script.push_str(&lines.join("\n"));
+        }
+        if script.is_empty() {
+            return Ok(());
+        }
+        self.restore(&script)
+    }
+}
+
+fn succeeded(tool: String, output: &Output) -> Result<(), IptablesError> {
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(IptablesError::Refused {
+        tool,
+        stderr: String::from_utf8_lossy(&output.stderr)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" "),
+    })
+}
+
+fn prefix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    }
+}
+
+/// Whether legacy tables exist in the calling thread's namespace.
+fn has_legacy_tables(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    std::fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
+}
+
+fn mentions_ours(saved: &str) -> bool {
+    CHAINS
+        .iter()
+        .any(|chain| saved.contains(&format!(":{chain} ")))
+}
+
+fn has_chain(saved: &str, table: &str, chain: &str) -> bool {
+    let header = format!("*{table}");
+    let wanted = format!(":{chain} ");
+    saved
+        .lines()
+        .skip_while(|line| *line != header)
+        .skip(1)
+        .take_while(|line| !line.starts_with('*'))
+        .any(|line| line.starts_with(&wanted))
+}
+
+/// Finds a program by name in `PATH` and where distributions put administrators' tools.
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
