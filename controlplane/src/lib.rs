@@ -1,1 +1,27 @@
-//! Placeholder.
+//! Millrace's control plane: registries and configuration on one side, xDS on the other.
+//!
+//! Modules in data-flow order: a [`registry`] reads objects ([`kube`]), which are judged and typed
+//! ([`model`]), indexed ([`index`]), frozen ([`snapshot`]), pushed ([`push`]), translated
+//! ([`translate`]) and served ([`serve`]). [`app`] puts them together.
+#![forbid(unsafe_code)]
+
+pub mod registry;
+
+pub mod kube;
+
+pub mod model;
+
+pub mod index;
+
+pub mod snapshot;
+
+pub mod push;
+
+pub mod translate;
+
+pub mod serve;
+
+mod admin;
+pub mod app;
+pub mod config;
+pub mod metrics;

@@ -1,0 +1,240 @@
+//! The process put together: registry → writer → source → xDS and admin servers, started in that order
+//! and stopped in the other.
+
+mod mesh_file;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use millrace_runtime::admin;
+use millrace_runtime::build_info::BuildInfo;
+use millrace_runtime::metrics::Metrics;
+use millrace_runtime::ready::{Blocker, Ready};
+use millrace_runtime::telemetry::LevelHandle;
+use millrace_xds::server::{AdsService, Connections, Generation, ServerConfig};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Admin, routes};
+use crate::config::Config;
+use crate::metrics::PilotMetrics;
+use crate::model::mesh::MeshConfig;
+use crate::push::debounce::DebounceConfig;
+use crate::push::writer::{Input, Writer};
+use crate::registry::RegistryEvent;
+use crate::serve::MeshSource;
+
+/// Inputs that wait for the writer; registries wait when it is full.
+const INPUTS: usize = 64;
+/// Streams get this long to end by themselves.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// HTTP/2 pings find a dead client after twice this time.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Where a pilot is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Addresses {
+    /// xDS.
+    pub xds: SocketAddr,
+    /// Metrics and debug pages.
+    pub http: SocketAddr,
+}
+
+/// A running pilot.
+#[derive(Debug)]
+pub struct Pilot {
+    addresses: Addresses,
+    source: Arc<MeshSource>,
+    connections: Connections,
+    tasks: JoinSet<()>,
+    /// Servers go last: clients keep what they have until the very end.
+    stop_inputs: CancellationToken,
+    stop_servers: CancellationToken,
+    failure: Option<oneshot::Receiver<anyhow::Error>>,
+}
+
+impl Pilot {
+    /// Starts everything. xDS connections are taken from the first moment and answered as soon as the
+    /// registry has said what there is.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, or the mesh settings' file is wrong.
+    pub async fn start(config: Config, level: Option<LevelHandle>) -> anyhow::Result<Self> {
+        let build = BuildInfo::of("pilot");
+        let metrics = Metrics::new(&build);
+        let pilot_metrics = PilotMetrics::new(&metrics);
+        let source = Arc::new(MeshSource::new(pilot_metrics.clone()));
+        let ready = Ready::new();
+        let xds = TcpListener::bind(config.xds_addr)
+            .await
+            .with_context(|| format!("binding xDS to {}", config.xds_addr))?;
+        let http = admin::Server::bind_tcp(config.http_addr)
+            .await
+            .with_context(|| format!("binding the debug server to {}", config.http_addr))?;
+        let addresses = Addresses {
+            xds: xds.local_addr().context("reading the xDS address")?,
+            http: http
+                .local_addr()
+                .context("the debug server has no address")?,
+        };
+        if let Some(path) = &config.print_addrs_to {
+            write_addresses(path, &addresses)
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        let service = AdsService::new(Arc::clone(&source), ServerConfig::default());
+        let connections = service.connections();
+        let (stop_inputs, stop_servers) = (CancellationToken::new(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        let admin = Admin {
+            source: Arc::clone(&source),
+            connections: connections.clone(),
+            metrics,
+            ready: ready.clone(),
+            build,
+            level,
+        };
+        tasks.spawn(http.serve(routes(Arc::new(admin)), stop_servers.clone()));
+        let failure = start_inputs(&config, &source, pilot_metrics, &mut tasks, &stop_inputs)?;
+        tasks.spawn(serve_xds(
+            xds,
+            service,
+            ready.block("registry"),
+            Arc::clone(&source),
+            stop_servers.clone(),
+        ));
+        tracing::info!(xds = %addresses.xds, http = %addresses.http, registry = %config.registry, "listening");
+        let failure = Some(failure);
+        Ok(Self {
+            addresses,
+            source,
+            connections,
+            tasks,
+            stop_inputs,
+            stop_servers,
+            failure,
+        })
+    }
+
+    /// Where it is reached.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// What it serves.
+    pub fn source(&self) -> &Arc<MeshSource> {
+        &self.source
+    }
+
+    /// Waits for something that cannot be mended to happen.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match self.failure.take() {
+            Some(failure) => match failure.await {
+                Ok(error) => error,
+                Err(_) => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends all streams and all tasks.
+    pub async fn stop(mut self) {
+        self.stop_inputs.cancel();
+        self.connections.drain();
+        self.stop_servers.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_LIMIT, all).await.is_err() {
+            tracing::warn!(limit = ?STOP_LIMIT, "some tasks did not end in time");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Starts the registry, the reader of the mesh settings, and the writer that both tell.
+fn start_inputs(
+    config: &Config,
+    source: &Arc<MeshSource>,
+    metrics: PilotMetrics,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> anyhow::Result<oneshot::Receiver<anyhow::Error>> {
+    let (inputs, received) = mpsc::channel(INPUTS);
+    let mut mesh = MeshConfig {
+        domain: config.domain.clone(),
+        ..MeshConfig::default()
+    };
+    if let Some(path) = &config.mesh_config {
+        let mut file = mesh_file::MeshFile::new(path.clone(), &config.domain);
+        mesh = file.read_at_start()?;
+        tasks.spawn(file.watch(inputs.clone(), stop.clone()));
+    }
+    let writer = Writer::new(mesh, DebounceConfig::default(), Arc::clone(source), metrics);
+    tasks.spawn(writer.run(received, stop.clone()));
+    let (events, mut from_registry) = mpsc::channel::<RegistryEvent>(INPUTS);
+    tasks.spawn(async move {
+        while let Some(event) = from_registry.recv().await {
+            if inputs.send(Input::Registry(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let registry = config
+        .registry
+        .build(config.config_dir.clone(), &config.domain);
+    let (failed, failure) = oneshot::channel();
+    let running: JoinHandle<_> = tokio::spawn(registry.run(events, stop.clone()));
+    tasks.spawn(async move {
+        let error = match running.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => anyhow::Error::new(error),
+            Err(error) => anyhow::Error::new(error).context("the registry panicked"),
+        };
+        // Nobody waits any more when the process is stopping anyway.
+        drop(failed.send(error));
+    });
+    Ok(failure)
+}
+
+/// Serves xDS once there is something to serve; until then clients wait in the listener's backlog.
+async fn serve_xds(
+    listener: TcpListener,
+    service: AdsService<MeshSource>,
+    not_ready: Blocker,
+    source: Arc<MeshSource>,
+    stop: CancellationToken,
+) {
+    use millrace_xds::server::ConfigSource as _;
+    let mut generations = source.generations();
+    tokio::select! {
+        () = stop.cancelled() => return,
+        first = generations.wait_for(|generation| *generation > Generation::default()) => {
+            if first.is_err() {
+                return;
+            }
+        }
+    }
+    drop(not_ready);
+    let served = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .tcp_nodelay(true)
+        .add_service(service.into_server())
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the xDS server has ended");
+    }
+}
+
+/// Writes the file beside its place first, so that whoever waits for it reads all of it.
+fn write_addresses(path: &std::path::Path, addresses: &Addresses) -> anyhow::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    std::fs::write(&beside, serde_json::to_vec(addresses)?)?;
+    std::fs::rename(&beside, path)?;
+    Ok(())
+}

@@ -1,0 +1,278 @@
+//! The index: the one writer of the mesh's state.
+//!
+//! Input: validated objects applied and deleted by registries; output: a [`ChangeSet`] for the push and
+//! a [`MeshSnapshot`] on demand. Derived tables (endpoints, hosts, addresses) are kept up to date with
+//! every call, touching only what the object can affect; a property test compares with a rebuild.
+
+mod changes;
+
+pub use self::changes::ChangeSet;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::endpoint::{self, EndpointSlice, ServiceEndpoints};
+use crate::model::mesh::MeshConfig;
+use crate::model::names::ObjectName;
+use crate::model::service::{Service, ServiceKind};
+use crate::model::workload::{Workload, selects};
+use crate::model::{Kind, Object, ObjectId};
+use crate::snapshot::{MeshSnapshot, Table};
+
+/// All that is known, with what changed since it was last asked.
+#[derive(Debug, Default)]
+pub struct Index {
+    state: MeshSnapshot,
+    changes: ChangeSet,
+}
+
+impl Index {
+    /// An empty index for a mesh with these settings.
+    pub fn new(mesh: MeshConfig) -> Self {
+        let state = MeshSnapshot {
+            mesh: Arc::new(mesh),
+            ..MeshSnapshot::default()
+        };
+        Self {
+            state,
+            changes: ChangeSet::default(),
+        }
+    }
+
+    /// Replaces the mesh's settings. Hosts do not move: the domain is fixed for a process.
+    pub fn set_mesh(&mut self, mesh: MeshConfig) {
+        if *self.state.mesh != mesh {
+            self.state.mesh = Arc::new(mesh);
+            self.changes.mesh = true;
+        }
+    }
+
+    /// Adds an object, or replaces the one of the same kind and name. Equal objects change nothing.
+    pub fn apply(&mut self, object: Object) {
+        let name = object.id().name;
+        match object {
+            Object::Namespace(_) => {
+                Arc::make_mut(&mut self.state.namespaces).insert(name, ());
+            }
+            Object::ServiceAccount(_) => {
+                Arc::make_mut(&mut self.state.service_accounts).insert(name, ());
+            }
+            Object::Service(service) => self.put_service(&name, Some(service)),
+            Object::EndpointSlice(slice) => {
+                let kind = slice.kind();
+                self.put_slice(kind, &name, Some(slice));
+            }
+            Object::Workload(workload) => self.put_workload(&name, Some(workload)),
+            Object::Template(template) => {
+                put(&mut self.state.templates, &name, Some(template));
+            }
+            Object::VirtualService(rule) => {
+                self.changes.routes |= put(&mut self.state.virtual_services, &name, Some(rule));
+            }
+            Object::DestinationRule(rule) => {
+                self.changes.policies |= put(&mut self.state.destination_rules, &name, Some(rule));
+            }
+            Object::RouteRule(rule) => {
+                self.changes.routes |= put(&mut self.state.route_rules, &name, Some(rule));
+            }
+        }
+    }
+
+    /// Removes an object; nothing happens when it is not there.
+    pub fn delete(&mut self, id: &ObjectId) {
+        let name = &id.name;
+        match id.kind {
+            Kind::Namespace => {
+                Arc::make_mut(&mut self.state.namespaces).remove(name);
+            }
+            Kind::ServiceAccount => {
+                Arc::make_mut(&mut self.state.service_accounts).remove(name);
+            }
+            Kind::Service => self.put_service(name, None),
+            Kind::EndpointSlice | Kind::Endpoints => self.put_slice(id.kind, name, None),
+            Kind::Pod => self.put_workload(name, None),
+            Kind::Deployment => {
+                put(&mut self.state.templates, name, None);
+            }
+            Kind::VirtualService => {
+                self.changes.routes |= put(&mut self.state.virtual_services, name, None)
+            }
+            Kind::DestinationRule => {
+                self.changes.policies |= put(&mut self.state.destination_rules, name, None)
+            }
+            Kind::RouteRule => self.changes.routes |= put(&mut self.state.route_rules, name, None),
+        }
+    }
+
+    /// The mesh as it is now.
+    pub fn snapshot(&self) -> MeshSnapshot {
+        self.state.clone()
+    }
+
+    /// What changed since the last call.
+    pub fn take_changes(&mut self) -> ChangeSet {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn put_service(&mut self, name: &ObjectName, service: Option<Arc<Service>>) {
+        let old = self.state.services.get(name).cloned();
+        if !put(&mut self.state.services, name, service.clone()) {
+            return;
+        }
+        self.changes.services.insert(name.clone());
+        let hosts = Arc::make_mut(&mut self.state.hosts);
+        if let Some(old) = old {
+            hosts.remove(&old.hostname);
+        }
+        if let Some(service) = service {
+            hosts.insert(service.hostname.clone(), name.clone());
+        }
+        self.derive_endpoints(name);
+    }
+
+    fn put_slice(&mut self, kind: Kind, name: &ObjectName, slice: Option<Arc<EndpointSlice>>) {
+        let table = match kind {
+            Kind::Endpoints => &mut self.state.legacy_endpoints,
+            _ => &mut self.state.slices,
+        };
+        let old = table.get(name).map(|slice| slice.service.clone());
+        let new = slice.as_ref().map(|slice| slice.service.clone());
+        if !put(table, name, slice) {
+            return;
+        }
+        for service in old.into_iter().chain(new).collect::<BTreeSet<_>>() {
+            self.derive_endpoints(&service);
+        }
+    }
+
+    fn put_workload(&mut self, name: &ObjectName, workload: Option<Arc<Workload>>) {
+        let old = self.state.workloads.get(name).cloned();
+        if !put(&mut self.state.workloads, name, workload.clone()) {
+            return;
+        }
+        self.changes.workloads.insert(name.clone());
+        let versions: Vec<_> = old.into_iter().chain(workload).collect();
+        let addresses: BTreeSet<IpAddr> = versions
+            .iter()
+            .flat_map(|version| version.addresses.clone())
+            .collect();
+        for address in addresses {
+            self.derive_address(address);
+        }
+        for service in self.services_touched_by(name, &versions) {
+            self.derive_endpoints(&service);
+        }
+    }
+
+    /// Who an address belongs to: among pods that claim it (a new pod may get the address of one that
+    /// is just going), a ready one, then the first by name.
+    fn derive_address(&mut self, address: IpAddr) {
+        let claims = |workload: &&Arc<Workload>| {
+            !workload.host_network && workload.addresses.contains(&address)
+        };
+        let owner = self
+            .state
+            .workloads
+            .values()
+            .filter(claims)
+            .max_by_key(|w| (w.ready, std::cmp::Reverse(&w.name)));
+        let owner = owner.map(|workload| workload.name.clone());
+        put(&mut self.state.addresses, &address, owner);
+    }
+
+    /// Services that a pod can be an endpoint of: by selector, or because a slice names it or one of
+    /// its addresses.
+    fn services_touched_by(
+        &self,
+        name: &ObjectName,
+        versions: &[Arc<Workload>],
+    ) -> BTreeSet<ObjectName> {
+        let selected = self.state.services.values().filter(|service| {
+            service.name.namespace == name.namespace
+                && versions
+                    .iter()
+                    .any(|version| selects(&service.selector, &version.labels))
+        });
+        let named = self
+            .state
+            .slices
+            .values()
+            .chain(self.state.legacy_endpoints.values())
+            .filter(|slice| {
+                slice
+                    .groups
+                    .iter()
+                    .flat_map(|group| &group.endpoints)
+                    .any(|stated| match &stated.pod {
+                        Some(pod) => pod == name,
+                        None => versions
+                            .iter()
+                            .any(|version| version.addresses.contains(&stated.address)),
+                    })
+            });
+        selected
+            .map(|service| service.name.clone())
+            .chain(named.map(|slice| slice.service.clone()))
+            .collect()
+    }
+
+    fn derive_endpoints(&mut self, service: &ObjectName) {
+        let derived = self
+            .state
+            .services
+            .get(service)
+            .and_then(|service| derive(&self.state, service));
+        if put(&mut self.state.endpoints, service, derived.map(Arc::new)) {
+            self.changes.endpoints.insert(service.clone());
+        }
+    }
+}
+
+/// Endpoints by EndpointSlices, else by an Endpoints object, else by the selector.
+fn derive(state: &MeshSnapshot, service: &Service) -> Option<ServiceEndpoints> {
+    if matches!(service.kind, ServiceKind::ExternalName(_)) {
+        return None;
+    }
+    let in_namespace = |table: &Table<ObjectName, Arc<EndpointSlice>>| -> Vec<Arc<EndpointSlice>> {
+        table
+            .values()
+            .filter(|slice| slice.service == service.name)
+            .cloned()
+            .collect()
+    };
+    let mut slices = in_namespace(&state.slices);
+    if slices.is_empty() {
+        slices = in_namespace(&state.legacy_endpoints);
+    }
+    let endpoints = if slices.is_empty() {
+        let pods = state.workloads.values().filter(|workload| {
+            workload.name.namespace == service.name.namespace
+                && selects(&service.selector, &workload.labels)
+        });
+        endpoint::from_workloads(service, pods)
+    } else {
+        endpoint::from_slices(service, slices.iter().map(|slice| &**slice), state)
+    };
+    (!endpoints.ports.is_empty()).then_some(endpoints)
+}
+
+/// Sets or removes an entry; says whether anything is different now.
+fn put<K: Ord + Clone, V: Clone + PartialEq>(
+    table: &mut Arc<BTreeMap<K, V>>,
+    key: &K,
+    value: Option<V>,
+) -> bool {
+    if table.get(key) == value.as_ref() {
+        return false;
+    }
+    let table = Arc::make_mut(table);
+    match value {
+        Some(value) => table.insert(key.clone(), value),
+        None => table.remove(key),
+    };
+    true
+}
+
+#[cfg(test)]
+mod tests;

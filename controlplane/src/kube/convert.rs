@@ -1,0 +1,45 @@
+//! From Kubernetes' objects to the model.
+//!
+//! Input: `k8s-openapi` types; output: model objects with findings on what is wrong in them. Called by
+//! [`super::document`] for files; the same functions serve any other source of these objects.
+
+mod endpoints;
+mod pod;
+mod service;
+
+pub use self::endpoints::{endpoint_slice, endpoints};
+pub use self::pod::{deployment, pod};
+pub use self::service::service;
+
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::model::Object;
+use crate::model::names::ObjectName;
+use crate::model::validate::Validated;
+
+/// A namespace.
+pub fn namespace(object: Namespace, _domain: &str) -> Validated<Object> {
+    let name = object.metadata.name.unwrap_or_default();
+    Validated::good(Object::Namespace(ObjectName::new("", &name)))
+}
+
+/// A service account.
+pub fn service_account(object: ServiceAccount, _domain: &str) -> Validated<Object> {
+    Validated::good(Object::ServiceAccount(name_of(&object.metadata)))
+}
+
+/// Namespace and name, `default` where no namespace is given.
+fn name_of(metadata: &ObjectMeta) -> ObjectName {
+    let namespace = metadata
+        .namespace
+        .as_deref()
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or("default");
+    ObjectName::new(namespace, metadata.name.as_deref().unwrap_or_default())
+}
+
+/// A port number, which Kubernetes keeps as an `i32`.
+fn port_number(port: i32) -> Option<u16> {
+    u16::try_from(port).ok().filter(|port| *port != 0)
+}

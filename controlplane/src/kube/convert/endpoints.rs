@@ -1,0 +1,170 @@
+//! EndpointSlices and Endpoints.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::{name_of, port_number};
+use crate::model::Object;
+use crate::model::endpoint::{EndpointSlice, SliceEndpoint, SliceGroup, SlicePort};
+use crate::model::names::ObjectName;
+use crate::model::problem::Finding;
+use crate::model::validate::Validated;
+
+/// The label by which an EndpointSlice says whose it is.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// An EndpointSlice.
+pub fn endpoint_slice(object: discovery::EndpointSlice, _domain: &str) -> Validated<Object> {
+    let name = name_of(&object.metadata);
+    let mut findings = Vec::new();
+    let labels = object.metadata.labels.unwrap_or_default();
+    let service = labels.get(SERVICE_NAME).cloned().unwrap_or_else(|| {
+        findings.push(Finding::error(
+            "metadata.labels",
+            format!("the label {SERVICE_NAME} must name the service"),
+        ));
+        String::new()
+    });
+    let mut endpoints = Vec::new();
+    // Addresses of the type FQDN are deprecated and nothing resolves them.
+    if object.address_type == "FQDN" {
+        findings.push(Finding::not_executed(
+            "addressType",
+            "no proxy of this release resolves FQDN endpoints",
+        ));
+    } else {
+        for (index, endpoint) in object.endpoints.iter().flatten().enumerate() {
+            slice_endpoints(endpoint, index, &name, &mut endpoints, &mut findings);
+        }
+    }
+    let ports = object
+        .ports
+        .iter()
+        .flatten()
+        .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+    let ports = ports.filter_map(|port| {
+        let number = port_number(port.port?)?;
+        Some(SlicePort {
+            name: port.name.clone().unwrap_or_default(),
+            port: number,
+        })
+    });
+    let slice = EndpointSlice {
+        service: ObjectName::new(&name.namespace, &service),
+        legacy: false,
+        groups: vec![SliceGroup {
+            ports: ports.collect(),
+            endpoints,
+        }],
+        name,
+    };
+    Validated::judged(Object::EndpointSlice(Arc::new(slice)), findings)
+}
+
+fn slice_endpoints(
+    endpoint: &discovery::Endpoint,
+    index: usize,
+    name: &ObjectName,
+    result: &mut Vec<SliceEndpoint>,
+    findings: &mut Vec<Finding>,
+) {
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    // Absent means ready, as the API says.
+    let ready = conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false);
+    let target = endpoint
+        .target_ref
+        .as_ref()
+        .filter(|target| target.kind.as_deref() == Some("Pod"));
+    let pod = target.and_then(|target| pod_of(target, name));
+    for (position, text) in endpoint.addresses.iter().enumerate() {
+        let field = format!("endpoints[{index}].addresses[{position}]");
+        let Some(address) = address(text, &field, findings) else {
+            continue;
+        };
+        result.push(SliceEndpoint {
+            address,
+            ready,
+            hostname: endpoint.hostname.clone(),
+            zone: endpoint.zone.clone(),
+            pod: pod.clone(),
+        });
+    }
+}
+
+/// An Endpoints object.
+pub fn endpoints(object: k8s::Endpoints, _domain: &str) -> Validated<Object> {
+    let name = name_of(&object.metadata);
+    let mut findings = Vec::new();
+    let mut groups = Vec::new();
+    for (index, subset) in object.subsets.iter().flatten().enumerate() {
+        let mut endpoints = Vec::new();
+        let ready = subset
+            .addresses
+            .iter()
+            .flatten()
+            .map(|address| (address, true, "addresses"));
+        let others = subset
+            .not_ready_addresses
+            .iter()
+            .flatten()
+            .map(|address| (address, false, "notReadyAddresses"));
+        for (stated, ready, list) in ready.chain(others) {
+            let Some(address) = address(
+                &stated.ip,
+                &format!("subsets[{index}].{list}"),
+                &mut findings,
+            ) else {
+                continue;
+            };
+            let target = stated
+                .target_ref
+                .as_ref()
+                .filter(|target| target.kind.as_deref() == Some("Pod"));
+            endpoints.push(SliceEndpoint {
+                address,
+                ready,
+                hostname: stated.hostname.clone(),
+                zone: None,
+                pod: target.and_then(|target| pod_of(target, &name)),
+            });
+        }
+        let ports = subset
+            .ports
+            .iter()
+            .flatten()
+            .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+        let ports = ports.filter_map(|port| {
+            Some(SlicePort {
+                name: port.name.clone().unwrap_or_default(),
+                port: port_number(port.port)?,
+            })
+        });
+        groups.push(SliceGroup {
+            ports: ports.collect(),
+            endpoints,
+        });
+    }
+    let slice = EndpointSlice {
+        service: name.clone(),
+        legacy: true,
+        groups,
+        name,
+    };
+    Validated::judged(Object::EndpointSlice(Arc::new(slice)), findings)
+}
+
+fn pod_of(target: &k8s::ObjectReference, owner: &ObjectName) -> Option<ObjectName> {
+    let namespace = target.namespace.as_deref().unwrap_or(&owner.namespace);
+    Some(ObjectName::new(namespace, target.name.as_deref()?))
+}
+
+fn address(text: &str, field: &str, findings: &mut Vec<Finding>) -> Option<IpAddr> {
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        findings.push(Finding::error(field, format!("{text:?} is not an address")));
+    }
+    parsed
+}

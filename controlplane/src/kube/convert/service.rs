@@ -1,0 +1,138 @@
+//! Services.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{name_of, port_number};
+use crate::model::Object;
+use crate::model::names::Hostname;
+use crate::model::problem::Finding;
+use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
+use crate::model::validate::Validated;
+
+/// A service.
+pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
+    let name = name_of(&object.metadata);
+    let spec = object.spec.unwrap_or_default();
+    let mut findings = Vec::new();
+    let addresses = addresses(&spec, &mut findings);
+    let kind = kind(&spec, &mut findings);
+    let mut ports = Vec::new();
+    for (index, port) in spec.ports.iter().flatten().enumerate() {
+        ports.extend(service_port(
+            port,
+            &format!("spec.ports[{index}]"),
+            &mut findings,
+        ));
+    }
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        findings.push(Finding::not_executed(
+            "spec.sessionAffinity",
+            "no proxy of this release executes it",
+        ));
+    }
+    let service = Service {
+        hostname: Hostname::service(&name.name, &name.namespace, domain),
+        name,
+        kind,
+        addresses,
+        ports,
+        selector: spec.selector.unwrap_or_default(),
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+    };
+    Validated::judged(Object::Service(Arc::new(service)), findings)
+}
+
+/// The virtual addresses. One that is `None` means headless; none at all, a file without the address
+/// that a cluster would have given.
+fn addresses(spec: &k8s::ServiceSpec, findings: &mut Vec<Finding>) -> Vec<IpAddr> {
+    let mut texts: Vec<&str> = spec
+        .cluster_ips
+        .iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    if let Some(first) = spec.cluster_ip.as_deref() {
+        if !texts.contains(&first) {
+            texts.insert(0, first);
+        }
+    }
+    let mut result = Vec::new();
+    for text in texts
+        .into_iter()
+        .filter(|text| !text.is_empty() && *text != "None")
+    {
+        match text.parse::<IpAddr>() {
+            Ok(address) => result.push(address),
+            Err(_) => findings.push(Finding::error(
+                "spec.clusterIP",
+                format!("{text:?} is not an address"),
+            )),
+        }
+    }
+    result
+}
+
+fn kind(spec: &k8s::ServiceSpec, findings: &mut Vec<Finding>) -> ServiceKind {
+    if spec.type_.as_deref() == Some("ExternalName") {
+        let name = spec.external_name.clone().unwrap_or_default();
+        if let Err(error) = Hostname::resolve(&name, "", "") {
+            findings.push(Finding::error("spec.externalName", error.to_string()));
+        }
+        return ServiceKind::ExternalName(name);
+    }
+    if spec.cluster_ip.as_deref() == Some("None") {
+        return ServiceKind::Headless;
+    }
+    ServiceKind::ClusterIp
+}
+
+fn service_port(
+    port: &k8s::ServicePort,
+    field: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<ServicePort> {
+    match port.protocol.as_deref().unwrap_or("TCP") {
+        "TCP" => {}
+        "UDP" | "SCTP" => return None,
+        other => {
+            findings.push(Finding::error(
+                format!("{field}.protocol"),
+                format!("{other:?} is not TCP, UDP or SCTP"),
+            ));
+            return None;
+        }
+    }
+    let Some(number) = port_number(port.port) else {
+        findings.push(Finding::error(
+            format!("{field}.port"),
+            format!("{} is not a port", port.port),
+        ));
+        return None;
+    };
+    let target = match &port.target_port {
+        None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
+        Some(IntOrString::Int(target)) => match port_number(*target) {
+            Some(target) => TargetPort::Number(target),
+            None => {
+                findings.push(Finding::error(
+                    format!("{field}.targetPort"),
+                    format!("{target} is not a port"),
+                ));
+                return None;
+            }
+        },
+        Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
+    };
+    let name = port.name.clone().unwrap_or_default();
+    let protocol = Protocol::of_port(&name, port.app_protocol.as_deref(), number);
+    Some(ServicePort {
+        name,
+        port: number,
+        target,
+        protocol,
+    })
+}

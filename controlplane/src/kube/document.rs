@@ -1,0 +1,372 @@
+//! Objects from one file's text: documents, kinds, lists, and what is wrong with each.
+//!
+//! Called by the file registry for every file it reads; pure, so the whole behaviour of a bad file is
+//! tested without a file system.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::convert;
+use super::crd;
+use super::yaml::{self, Node, Value};
+use crate::model::names::ObjectName;
+use crate::model::problem::{Finding, Problem, Reason, Severity};
+use crate::model::validate::{self, Validated};
+use crate::model::{Kind, Object, ObjectId};
+
+/// Where an object was read, for problems that are found when others are known too.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Origin {
+    file: String,
+    tree: Node,
+}
+
+impl Origin {
+    /// The file's name.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The line of a field of the object, or of the deepest part of its path that exists.
+    pub fn line_of(&self, field: &str) -> u64 {
+        self.tree.line_of(field)
+    }
+}
+
+/// An object with its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sourced {
+    /// The object.
+    pub object: Object,
+    /// Where it was read; kept for kinds that refer to others.
+    pub origin: Option<Arc<Origin>>,
+}
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The objects that are good.
+    pub objects: Vec<Sourced>,
+    /// Objects that are there but cannot be used as they stand: their last good version is kept.
+    pub refused: Vec<ObjectId>,
+    /// Whether a part of the file could not be told apart, so that any of its objects may be meant.
+    pub unidentified: bool,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads a file's text. `file` is the name that problems carry.
+pub fn read(file: &str, text: &str, domain: &str) -> Contents {
+    let mut reader = FileReader {
+        file,
+        domain,
+        contents: Contents::default(),
+    };
+    for document in yaml::documents(text) {
+        match yaml::parse(document) {
+            Ok(node) => reader.object(&node, ""),
+            Err(error) => {
+                reader.contents.unidentified = true;
+                reader.problem(
+                    None,
+                    error.line,
+                    Finding {
+                        severity: Severity::Error,
+                        reason: Reason::Unreadable,
+                        field: String::new(),
+                        message: error.to_string(),
+                    },
+                );
+            }
+        }
+    }
+    reader.contents
+}
+
+/// `apiVersion`, `kind` and `metadata` of any object.
+struct Header {
+    group: String,
+    version: String,
+    kind: String,
+    name: ObjectName,
+}
+
+impl Header {
+    fn describe(&self) -> String {
+        format!("{} {}", self.kind, self.name)
+    }
+}
+
+#[derive(Deserialize)]
+struct TypeMeta {
+    #[serde(rename = "apiVersion")]
+    api_version: String,
+    kind: String,
+    #[serde(default)]
+    metadata: Option<HeaderMeta>,
+}
+
+#[derive(Deserialize)]
+struct HeaderMeta {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    namespace: Option<String>,
+}
+
+struct FileReader<'a> {
+    file: &'a str,
+    domain: &'a str,
+    contents: Contents,
+}
+
+impl FileReader<'_> {
+    fn problem(&mut self, object: Option<String>, line: u64, finding: Finding) {
+        self.contents.problems.push(Problem {
+            severity: finding.severity,
+            reason: finding.reason,
+            file: Some(self.file.to_owned()),
+            line: Some(line),
+            object,
+            field: finding.field,
+            message: finding.message,
+        });
+    }
+
+    /// Reads one object, or each item of a list. `prefix` is the path from the document's root.
+    fn object(&mut self, node: &Node, prefix: &str) {
+        if node.value == Value::Null {
+            return;
+        }
+        let kind = node
+            .field("kind")
+            .and_then(Node::as_str)
+            .unwrap_or_default();
+        if kind.ends_with("List") {
+            if let Some(Value::Seq(items)) = node.field("items").map(|items| &items.value) {
+                for (index, item) in items.iter().enumerate() {
+                    self.object(item, &format!("items[{index}]"));
+                }
+                return;
+            }
+        }
+        let header = match read_header(node) {
+            Ok(header) => header,
+            Err(error) => {
+                self.contents.unidentified = true;
+                let field = join(prefix, &error.path);
+                return self.problem(None, error.line, Finding::error(field, error.message));
+            }
+        };
+        self.identified(node, &header);
+    }
+
+    fn identified(&mut self, node: &Node, header: &Header) {
+        match (
+            header.group.as_str(),
+            header.version.as_str(),
+            header.kind.as_str(),
+        ) {
+            ("", "v1", "Namespace") => {
+                self.accept(node, header, Kind::Namespace, convert::namespace)
+            }
+            ("", "v1", "ServiceAccount") => {
+                self.accept(node, header, Kind::ServiceAccount, convert::service_account)
+            }
+            ("", "v1", "Service") => self.accept(node, header, Kind::Service, convert::service),
+            ("", "v1", "Endpoints") => {
+                self.accept(node, header, Kind::Endpoints, convert::endpoints)
+            }
+            ("", "v1", "Pod") => self.accept(node, header, Kind::Pod, convert::pod),
+            ("discovery.k8s.io", "v1", "EndpointSlice") => {
+                self.accept(node, header, Kind::EndpointSlice, convert::endpoint_slice);
+            }
+            ("apps", "v1", "Deployment") => {
+                self.accept(node, header, Kind::Deployment, convert::deployment)
+            }
+            ("networking.istio.io", "v1" | "v1beta1" | "v1alpha3", "VirtualService") => {
+                self.accept(
+                    node,
+                    header,
+                    Kind::VirtualService,
+                    |object: crd::VirtualService, domain| {
+                        validate::virtual_service(&object, domain)
+                    },
+                );
+            }
+            ("networking.istio.io", "v1" | "v1beta1" | "v1alpha3", "DestinationRule") => {
+                self.accept(
+                    node,
+                    header,
+                    Kind::DestinationRule,
+                    |object: crd::DestinationRule, domain| {
+                        validate::destination_rule(&object, domain)
+                    },
+                );
+            }
+            ("config.istio.io", "v1alpha2", "RouteRule") => {
+                self.accept(
+                    node,
+                    header,
+                    Kind::RouteRule,
+                    |object: crd::RouteRule, domain| validate::route_rule(&object, domain),
+                );
+            }
+            _ => self.other_kind(node, header),
+        }
+    }
+
+    fn other_kind(&mut self, node: &Node, header: &Header) {
+        let object = Some(header.describe());
+        let Some(finding) = other_kind(header) else {
+            return;
+        };
+        if finding.severity == Severity::Error {
+            self.contents.unidentified = true;
+        }
+        self.problem(object, node.line_of("kind"), finding);
+    }
+
+    fn accept<T: DeserializeOwned>(
+        &mut self,
+        node: &Node,
+        header: &Header,
+        kind: Kind,
+        convert: impl FnOnce(T, &str) -> Validated<Object>,
+    ) {
+        let object = Some(header.describe());
+        let name = if kind.is_cluster_scoped() {
+            ObjectName::new("", &header.name.name)
+        } else {
+            header.name.clone()
+        };
+        let id = ObjectId { kind, name };
+        let decoded = match yaml::decode::<T>(node) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                self.contents.refused.push(id);
+                return self.problem(
+                    object,
+                    error.line,
+                    Finding::error(error.path, error.message),
+                );
+            }
+        };
+        for (path, line) in decoded.unknown {
+            // Both are in every typed object, but the typed structs leave them to the header.
+            if path != "apiVersion" && path != "kind" {
+                let finding = Finding::warning(
+                    Reason::UnknownField,
+                    path,
+                    "no such field, it has no effect",
+                );
+                self.problem(object.clone(), line, finding);
+            }
+        }
+        let validated = convert(decoded.value, self.domain);
+        for finding in validated.findings {
+            let line = node.line_of(&finding.field);
+            self.problem(object.clone(), line, finding);
+        }
+        match validated.object {
+            Some(object) => {
+                let refers = !matches!(object, Object::Workload(_) | Object::EndpointSlice(_));
+                let origin = || {
+                    Arc::new(Origin {
+                        file: self.file.to_owned(),
+                        tree: node.clone(),
+                    })
+                };
+                let origin = refers.then(origin);
+                self.contents.objects.push(Sourced { object, origin });
+            }
+            None => self.contents.refused.push(id),
+        }
+    }
+}
+
+fn join(prefix: &str, path: &str) -> String {
+    match (prefix.is_empty(), path.is_empty()) {
+        (true, _) => path.to_owned(),
+        (false, true) => prefix.to_owned(),
+        (false, false) => format!("{prefix}.{path}"),
+    }
+}
+
+fn read_header(node: &Node) -> Result<Header, yaml::DecodeError> {
+    let meta = yaml::decode::<TypeMeta>(node)?.value;
+    let (group, version) = meta
+        .api_version
+        .split_once('/')
+        .unwrap_or(("", &meta.api_version));
+    let metadata = meta.metadata.unwrap_or(HeaderMeta {
+        name: None,
+        namespace: None,
+    });
+    let Some(name) = metadata.name.filter(|name| !name.is_empty()) else {
+        let line = node.line_of("metadata");
+        let message = format!("a {} needs a name", meta.kind);
+        return Err(yaml::DecodeError {
+            path: "metadata.name".to_owned(),
+            line,
+            message,
+        });
+    };
+    let namespace = metadata
+        .namespace
+        .as_deref()
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or("default");
+    Ok(Header {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        name: ObjectName::new(namespace, &name),
+        kind: meta.kind,
+    })
+}
+
+/// What to say about a kind that pilot does not serve: nothing for what is no pilot's business.
+fn other_kind(header: &Header) -> Option<Finding> {
+    let mesh = header.group.ends_with("istio.io") || header.group == "gateway.networking.k8s.io";
+    let known = [
+        "VirtualService",
+        "DestinationRule",
+        "RouteRule",
+        "EndpointSlice",
+        "Deployment",
+        "Service",
+        "Pod",
+    ];
+    if known.contains(&header.kind.as_str())
+        && (mesh || header.group.is_empty() || header.group == "discovery.k8s.io")
+    {
+        let message = format!(
+            "{} has no version {:?} that pilot reads",
+            header.kind,
+            api_version(header)
+        );
+        return Some(Finding::error("apiVersion", message));
+    }
+    if mesh || (header.group == "networking.k8s.io" && header.kind == "Ingress") {
+        let message = format!(
+            "no proxy of this release executes {} {}",
+            api_version(header),
+            header.kind
+        );
+        return Some(Finding::not_executed("kind", message));
+    }
+    None
+}
+
+fn api_version(header: &Header) -> String {
+    if header.group.is_empty() {
+        header.version.clone()
+    } else {
+        format!("{}/{}", header.group, header.version)
+    }
+}
+
+#[cfg(test)]
+mod tests;

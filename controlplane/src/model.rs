@@ -1,0 +1,131 @@
+//! The typed model: what pilot knows, free of Kubernetes, YAML and proto.
+//!
+//! Input: CRD and Kubernetes types through [`validate`] and `kube::convert`; output: the values the
+//! index stores and the translation reads. Nothing here does I/O.
+
+pub mod analyze;
+pub mod endpoint;
+pub mod mesh;
+pub mod names;
+pub mod policy;
+pub mod problem;
+pub mod route;
+pub mod service;
+pub mod validate;
+pub mod workload;
+
+use std::sync::Arc;
+
+use self::endpoint::EndpointSlice;
+use self::names::ObjectName;
+use self::policy::DestinationRule;
+use self::route::{RouteRule, VirtualService};
+use self::service::Service;
+use self::workload::{Workload, WorkloadTemplate};
+
+/// The kinds of object that the index holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A Kubernetes Namespace.
+    Namespace,
+    /// A Kubernetes ServiceAccount.
+    ServiceAccount,
+    /// A Kubernetes Service.
+    Service,
+    /// A Kubernetes EndpointSlice.
+    EndpointSlice,
+    /// A Kubernetes Endpoints object, read where no EndpointSlice exists.
+    Endpoints,
+    /// A Kubernetes Pod.
+    Pod,
+    /// A Kubernetes Deployment: describes pods, makes none.
+    Deployment,
+    /// An Istio VirtualService.
+    VirtualService,
+    /// An Istio DestinationRule.
+    DestinationRule,
+    /// A seed-era RouteRule (`config.istio.io/v1alpha2`).
+    RouteRule,
+}
+
+impl Kind {
+    /// The kind as an object's `kind` field spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Endpoints => "Endpoints",
+            Self::Pod => "Pod",
+            Self::Deployment => "Deployment",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
+            Self::RouteRule => "RouteRule",
+        }
+    }
+
+    /// Whether objects of this kind live outside namespaces.
+    pub fn is_cluster_scoped(self) -> bool {
+        self == Self::Namespace
+    }
+}
+
+/// What an object is called across all kinds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// The object's kind.
+    pub kind: Kind,
+    /// Its namespace and name.
+    pub name: ObjectName,
+}
+
+impl std::fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.name)
+    }
+}
+
+/// One validated object on its way into the index.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A namespace, known by name only.
+    Namespace(ObjectName),
+    /// A service account, known by name only.
+    ServiceAccount(ObjectName),
+    /// A service.
+    Service(Arc<Service>),
+    /// Endpoints as the registry states them.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A pod.
+    Workload(Arc<Workload>),
+    /// What a Deployment says its pods look like.
+    Template(Arc<WorkloadTemplate>),
+    /// Routes of Istio's form.
+    VirtualService(Arc<VirtualService>),
+    /// Subsets and traffic policy.
+    DestinationRule(Arc<DestinationRule>),
+    /// Routes of the seed-era form.
+    RouteRule(Arc<RouteRule>),
+}
+
+impl Object {
+    /// The identity under which the index stores this object.
+    pub fn id(&self) -> ObjectId {
+        let (kind, name) = match self {
+            Self::Namespace(name) => (Kind::Namespace, name),
+            Self::ServiceAccount(name) => (Kind::ServiceAccount, name),
+            Self::Service(service) => (Kind::Service, &service.name),
+            Self::EndpointSlice(slice) => (slice.kind(), &slice.name),
+            Self::Workload(workload) => (Kind::Pod, &workload.name),
+            Self::Template(template) => (Kind::Deployment, &template.name),
+            Self::VirtualService(rule) => (Kind::VirtualService, &rule.name),
+            Self::DestinationRule(rule) => (Kind::DestinationRule, &rule.name),
+            Self::RouteRule(rule) => (Kind::RouteRule, &rule.name),
+        };
+        ObjectId {
+            kind,
+            name: name.clone(),
+        }
+    }
+}

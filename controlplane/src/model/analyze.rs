@@ -1,0 +1,331 @@
+//! Problems that no single object shows: names that point at nothing, and two objects that claim the
+//! same host.
+//!
+//! Input: a snapshot; output: warnings, each attached to the object that a person would change. The
+//! routes are served all the same, and answer 503 where their target is missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::names::{Hostname, ObjectName};
+use crate::model::problem::{Finding, Reason};
+use crate::model::route::{Destination, HttpAction, HttpRoute, SubsetRef};
+use crate::model::service::{Service, ServiceKind};
+use crate::model::{Kind, ObjectId};
+use crate::snapshot::MeshSnapshot;
+
+/// Everything that is wrong between objects.
+pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
+    let mut analysis = Analysis {
+        snapshot,
+        found: Vec::new(),
+    };
+    analysis.virtual_services();
+    analysis.route_rules();
+    analysis.destination_rules();
+    analysis.services();
+    analysis.found
+}
+
+struct Analysis<'a> {
+    snapshot: &'a MeshSnapshot,
+    found: Vec<(ObjectId, Finding)>,
+}
+
+impl Analysis<'_> {
+    fn warn(
+        &mut self,
+        kind: Kind,
+        name: &ObjectName,
+        reason: Reason,
+        field: String,
+        message: String,
+    ) {
+        let id = ObjectId {
+            kind,
+            name: name.clone(),
+        };
+        self.found
+            .push((id, Finding::warning(reason, field, message)));
+    }
+
+    fn virtual_services(&mut self) {
+        let mut claimed: BTreeMap<&Hostname, &ObjectName> = BTreeMap::new();
+        let mut rules: Vec<_> = self
+            .snapshot
+            .virtual_services
+            .values()
+            .filter(|rule| rule.for_mesh)
+            .collect();
+        rules.sort_by_key(|rule| {
+            (
+                rule.created.is_none(),
+                rule.created.clone(),
+                rule.name.clone(),
+            )
+        });
+        for rule in rules {
+            for (index, host) in rule.hosts.iter().enumerate() {
+                if let Some(winner) = claimed.get(host) {
+                    let message =
+                        format!("{host} is already routed by VirtualService {winner}, which wins");
+                    let field = format!("spec.hosts[{index}]");
+                    self.warn(
+                        Kind::VirtualService,
+                        &rule.name,
+                        Reason::Conflict,
+                        field,
+                        message,
+                    );
+                } else {
+                    claimed.insert(host, &rule.name);
+                }
+            }
+            for (index, route) in rule.http.iter().enumerate() {
+                self.http_route(
+                    Kind::VirtualService,
+                    &rule.name,
+                    route,
+                    &format!("spec.http[{index}].route"),
+                );
+            }
+            for (index, route) in rule.tcp.iter().enumerate() {
+                let field = format!("spec.tcp[{index}].route");
+                self.destinations(
+                    Kind::VirtualService,
+                    &rule.name,
+                    &route.destinations,
+                    &field,
+                );
+            }
+        }
+    }
+
+    fn route_rules(&mut self) {
+        for rule in self.snapshot.route_rules.values() {
+            let host = &rule.destination;
+            if self.snapshot.service(host).is_none() {
+                let message = format!("no service {host} is known, so the rule has no effect");
+                let field = "spec.destination".to_owned();
+                self.warn(
+                    Kind::RouteRule,
+                    &rule.name,
+                    Reason::UnknownReference,
+                    field,
+                    message,
+                );
+            }
+            let winner = self.snapshot.virtual_services.values().find(|other| {
+                other.for_mesh
+                    && !other.http.is_empty()
+                    && other.hosts.iter().any(|claim| claim.covers(host))
+            });
+            if let Some(winner) = winner {
+                let message = format!(
+                    "{host} is routed by VirtualService {}, which wins",
+                    winner.name
+                );
+                let field = "spec.destination".to_owned();
+                self.warn(
+                    Kind::RouteRule,
+                    &rule.name,
+                    Reason::Conflict,
+                    field,
+                    message,
+                );
+            }
+            self.http_route(Kind::RouteRule, &rule.name, &rule.route, "spec.route");
+        }
+    }
+
+    fn http_route(&mut self, kind: Kind, name: &ObjectName, route: &HttpRoute, field: &str) {
+        if let HttpAction::Forward(destinations) = &route.action {
+            self.destinations(kind, name, destinations, field);
+        }
+    }
+
+    fn destinations(
+        &mut self,
+        kind: Kind,
+        name: &ObjectName,
+        destinations: &[Destination],
+        field: &str,
+    ) {
+        for (index, destination) in destinations.iter().enumerate() {
+            let item = format!("{field}[{index}]");
+            let member = |member: &str| match kind {
+                Kind::VirtualService => format!("{item}.destination.{member}"),
+                _ => item.clone(),
+            };
+            let Some(service) = self.snapshot.service(&destination.host) else {
+                let message = format!(
+                    "no service {} is known: requests get 503 (NC)",
+                    destination.host
+                );
+                self.warn(
+                    kind,
+                    name,
+                    Reason::UnknownReference,
+                    member("host"),
+                    message,
+                );
+                continue;
+            };
+            let service = service.clone();
+            if let Some(port) = destination
+                .port
+                .filter(|port| service.port(*port).is_none())
+            {
+                let message = format!(
+                    "{} has no port {port}: requests get 503 (NC)",
+                    destination.host
+                );
+                self.warn(
+                    kind,
+                    name,
+                    Reason::UnknownReference,
+                    member("port.number"),
+                    message,
+                );
+            }
+            self.subset(kind, name, destination, &service, member("subset"));
+        }
+    }
+
+    fn subset(
+        &mut self,
+        kind: Kind,
+        name: &ObjectName,
+        to: &Destination,
+        service: &Service,
+        field: String,
+    ) {
+        match &to.subset {
+            SubsetRef::All => {}
+            SubsetRef::Named(subset) => {
+                let rules = self
+                    .snapshot
+                    .destination_rules_for(service, Some(&name.namespace));
+                let known = rules
+                    .iter()
+                    .flat_map(|rule| &rule.subsets)
+                    .any(|known| known.name == *subset);
+                if !known {
+                    let message = format!(
+                        "no DestinationRule gives {} a subset {subset:?}: requests get 503 (NC)",
+                        to.host
+                    );
+                    self.warn(kind, name, Reason::UnknownReference, field, message);
+                }
+            }
+            SubsetRef::Labels(labels) => {
+                let mut pods = self.snapshot.workloads.values();
+                let any = pods.any(|pod| {
+                    pod.name.namespace == service.name.namespace
+                        && super::workload::selects(&service.selector, &pod.labels)
+                        && super::workload::has_all(labels, &pod.labels)
+                });
+                if !any {
+                    let labels: Vec<_> = labels
+                        .iter()
+                        .map(|(key, value)| format!("{key}={value}"))
+                        .collect();
+                    let message = format!(
+                        "no pod of {} has the labels {}: requests get 503 (UH)",
+                        to.host,
+                        labels.join(",")
+                    );
+                    self.warn(
+                        kind,
+                        name,
+                        Reason::UnknownReference,
+                        format!("{field}.labels"),
+                        message,
+                    );
+                }
+            }
+        }
+    }
+
+    fn destination_rules(&mut self) {
+        let mut seen: BTreeSet<(&str, &Hostname, &str)> = BTreeSet::new();
+        let mut rules: Vec<_> = self.snapshot.destination_rules.values().collect();
+        rules.sort_by_key(|rule| {
+            (
+                rule.created.is_none(),
+                rule.created.clone(),
+                rule.name.clone(),
+            )
+        });
+        for rule in rules {
+            for (index, subset) in rule.subsets.iter().enumerate() {
+                if !seen.insert((&rule.name.namespace, &rule.host, &subset.name)) {
+                    let message = format!(
+                        "another DestinationRule gives {} the subset {:?}, which wins",
+                        rule.host, subset.name
+                    );
+                    let field = format!("spec.subsets[{index}].name");
+                    self.warn(
+                        Kind::DestinationRule,
+                        &rule.name,
+                        Reason::Conflict,
+                        field,
+                        message,
+                    );
+                }
+            }
+            if rule.host.is_wildcard() {
+                continue;
+            }
+            let Some(service) = self.snapshot.service(&rule.host) else {
+                let message = format!(
+                    "no service {} is known, so the rule has no effect",
+                    rule.host
+                );
+                let field = "spec.host".to_owned();
+                self.warn(
+                    Kind::DestinationRule,
+                    &rule.name,
+                    Reason::UnknownReference,
+                    field,
+                    message,
+                );
+                continue;
+            };
+            let own = rule.name.namespace == service.name.namespace;
+            if !own && *rule.name.namespace != *self.snapshot.mesh.root_namespace {
+                let message = format!(
+                    "pods of a node share clusters, so only sidecars use a rule outside {} and {}",
+                    service.name.namespace, self.snapshot.mesh.root_namespace
+                );
+                let field = "metadata.namespace".to_owned();
+                self.warn(
+                    Kind::DestinationRule,
+                    &rule.name,
+                    Reason::NotExecuted,
+                    field,
+                    message,
+                );
+            }
+        }
+    }
+
+    fn services(&mut self) {
+        for service in self.snapshot.services.values() {
+            if service.kind == ServiceKind::ClusterIp && service.addresses.is_empty() {
+                let undeclared = service.ports.iter().any(|port| !port.protocol.is_http());
+                if undeclared {
+                    let message =
+                        "a port that is not HTTP is found by its address, and the service has none";
+                    let field = "spec.clusterIP".to_owned();
+                    self.warn(
+                        Kind::Service,
+                        &service.name,
+                        Reason::NotExecuted,
+                        field,
+                        message.to_owned(),
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Routes: what VirtualService and RouteRule come to after validation.
+
+use std::time::Duration;
+
+use super::names::{Hostname, ObjectName};
+use super::workload::Labels;
+
+/// An Istio VirtualService as the mesh's own proxies see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VirtualService {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// When it was created, as RFC 3339 text; sorts before the name where two objects claim a host.
+    pub created: Option<String>,
+    /// The hosts it routes, fully qualified or wildcards.
+    pub hosts: Vec<Hostname>,
+    /// Whether it applies to traffic between workloads, not only to named gateways.
+    pub for_mesh: bool,
+    /// Who may use it.
+    pub export_to: ExportTo,
+    /// HTTP routes, first match wins.
+    pub http: Vec<HttpRoute>,
+    /// TCP routes, first match wins.
+    pub tcp: Vec<TcpRoute>,
+}
+
+/// A seed-era RouteRule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteRule {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The host whose traffic it routes.
+    pub destination: Hostname,
+    /// Higher goes first.
+    pub precedence: i32,
+    /// The route.
+    pub route: HttpRoute,
+}
+
+/// The namespaces that may use an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExportTo {
+    /// All of them.
+    #[default]
+    Everyone,
+    /// These only.
+    Namespaces(Vec<String>),
+}
+
+impl ExportTo {
+    /// Whether clients of `namespace` may use the object.
+    pub fn includes(&self, namespace: &str) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Namespaces(names) => names.iter().any(|name| name == namespace),
+        }
+    }
+}
+
+/// One HTTP route: conditions and what happens when one of them holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRoute {
+    /// The route's name, for logs.
+    pub name: String,
+    /// Any of these; empty means every request.
+    pub matches: Vec<HttpMatch>,
+    /// What happens.
+    pub action: HttpAction,
+    /// Time for the whole response; absent means no limit.
+    pub timeout: Option<Duration>,
+    /// How failures are retried; absent means the mesh's default.
+    pub retries: Option<Retries>,
+    /// Changes of path and authority.
+    pub rewrite: Option<Rewrite>,
+    /// Changes of headers.
+    pub headers: HeaderOperations,
+}
+
+/// What happens to a matched request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HttpAction {
+    /// It is sent to one of these, by weight.
+    Forward(Vec<Destination>),
+    /// The client is told to go elsewhere.
+    Redirect(Redirect),
+    /// The proxy answers.
+    Respond {
+        /// The status code.
+        status: u16,
+        /// The body.
+        body: Option<Vec<u8>>,
+    },
+}
+
+/// Conditions that must all hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpMatch {
+    /// The match's name, appended to the route's.
+    pub name: String,
+    /// The path.
+    pub uri: Option<StringMatch>,
+    /// Whether the path is compared without case.
+    pub ignore_uri_case: bool,
+    /// The scheme.
+    pub scheme: Option<StringMatch>,
+    /// The method.
+    pub method: Option<StringMatch>,
+    /// The authority.
+    pub authority: Option<StringMatch>,
+    /// Headers that must match.
+    pub headers: Vec<(String, ValueMatch)>,
+    /// Headers that must not match.
+    pub without_headers: Vec<(String, ValueMatch)>,
+    /// Query parameters that must match.
+    pub query_params: Vec<(String, ValueMatch)>,
+    /// The port the client connected to.
+    pub port: Option<u16>,
+    /// The client's namespace.
+    pub source_namespace: Option<String>,
+}
+
+/// How a text is compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StringMatch {
+    /// Equal.
+    Exact(String),
+    /// Starts with.
+    Prefix(String),
+    /// Matches as a whole (RE2 syntax, checked).
+    Regex(String),
+}
+
+/// How a header or parameter is compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueMatch {
+    /// It is there.
+    Present,
+    /// Its value compares.
+    Value(StringMatch),
+}
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Destination {
+    /// The host.
+    pub host: Hostname,
+    /// Which of the host's endpoints.
+    pub subset: SubsetRef,
+    /// The service port; absent means the only one, or the one the client asked for.
+    pub port: Option<u16>,
+    /// Parts of 100.
+    pub weight: u32,
+    /// Changes of headers for this destination.
+    pub headers: HeaderOperations,
+}
+
+/// How a route names a group of endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SubsetRef {
+    /// All of them.
+    All,
+    /// A DestinationRule's subset.
+    Named(String),
+    /// By labels, as RouteRule does.
+    Labels(Labels),
+}
+
+impl SubsetRef {
+    /// The name under which labels become a subset: the version alone where that says all.
+    pub fn name_of_labels(labels: &Labels) -> String {
+        match labels.get("version") {
+            Some(version) if labels.len() == 1 => version.clone(),
+            _ => {
+                let pairs: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                pairs.join(",")
+            }
+        }
+    }
+}
+
+/// How failures are retried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retries {
+    /// Tries after the first; 0 turns retries off.
+    pub attempts: u32,
+    /// Time for each try.
+    pub per_try_timeout: Option<Duration>,
+    /// Envoy's `retry_on` conditions.
+    pub retry_on: String,
+    /// Status codes named in `retry_on`.
+    pub status_codes: Vec<u32>,
+}
+
+/// Changes of path and authority.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The new path, or the new prefix where a prefix matched.
+    pub uri: Option<String>,
+    /// A pattern and its substitution.
+    pub uri_regex: Option<(String, String)>,
+    /// The new authority.
+    pub authority: Option<String>,
+}
+
+/// Where a client is told to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Redirect {
+    /// The new path.
+    pub uri: Option<String>,
+    /// The new authority.
+    pub authority: Option<String>,
+    /// The new scheme.
+    pub scheme: Option<String>,
+    /// The new port.
+    pub port: Option<u16>,
+    /// The status code: 301, 302, 303, 307 or 308.
+    pub code: u16,
+}
+
+/// Changes of headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderOperations {
+    /// Of the request.
+    pub request: HeaderChanges,
+    /// Of the response.
+    pub response: HeaderChanges,
+}
+
+/// Changes of one message's headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderChanges {
+    /// Headers whose value is replaced.
+    pub set: Vec<(String, String)>,
+    /// Headers that are appended.
+    pub add: Vec<(String, String)>,
+    /// Headers that are taken out.
+    pub remove: Vec<String>,
+}
+
+/// One TCP route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpRoute {
+    /// Any of these ports; empty means every port.
+    pub ports: Vec<u16>,
+    /// Where connections go, by weight.
+    pub destinations: Vec<Destination>,
+}

@@ -1,0 +1,50 @@
+//! From Istio's objects to the model: the only place that judges their fields.
+//!
+//! Input: a CRD as it was written; output: the model's object, or none when an error was found, and
+//! every finding with its field path. Called by the file registry; pure, so that an admission webhook
+//! gives the same answers.
+
+mod destination_rule;
+mod fields;
+mod route_rule;
+mod virtual_service;
+
+pub use self::destination_rule::destination_rule;
+pub use self::fields::{DEFAULT_RETRY_ON, parse_duration};
+pub use self::route_rule::route_rule;
+pub use self::virtual_service::virtual_service;
+
+use crate::model::problem::{Finding, Severity};
+
+/// An object after judgement.
+#[derive(Debug)]
+pub struct Validated<T> {
+    /// The object; absent when a finding is an error.
+    pub object: Option<T>,
+    /// Everything there is to say about it.
+    pub findings: Vec<Finding>,
+}
+
+impl<T> Validated<T> {
+    /// An object that nothing is wrong with.
+    pub fn good(object: T) -> Self {
+        Self {
+            object: Some(object),
+            findings: Vec::new(),
+        }
+    }
+
+    /// An object with findings; dropped when one of them is an error.
+    pub fn judged(object: T, findings: Vec<Finding>) -> Self {
+        let refused = findings
+            .iter()
+            .any(|finding| finding.severity == Severity::Error);
+        Self {
+            object: (!refused).then_some(object),
+            findings,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

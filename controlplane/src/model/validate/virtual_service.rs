@@ -1,0 +1,327 @@
+//! VirtualService.
+
+use std::sync::Arc;
+
+use super::Validated;
+use super::fields::Judge;
+use crate::kube::crd;
+use crate::model::Object;
+use crate::model::names::ObjectName;
+use crate::model::problem::Finding;
+use crate::model::route::{
+    Destination, HttpAction, HttpMatch, HttpRoute, Redirect, TcpRoute, VirtualService,
+};
+
+/// The gateway name that stands for traffic between workloads.
+const MESH: &str = "mesh";
+
+/// Judges a VirtualService.
+pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<Object> {
+    let namespace = object.metadata.namespace();
+    let mut judge = Judge::new(namespace, domain);
+    let spec = &object.spec;
+    if spec.hosts.is_empty() {
+        judge.error("spec.hosts", "at least one host is needed");
+    }
+    let hosts: Vec<_> = spec
+        .hosts
+        .iter()
+        .enumerate()
+        .map(|(index, host)| judge.host(host, &format!("spec.hosts[{index}]")))
+        .collect();
+    let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == MESH);
+    for (index, gateway) in spec
+        .gateways
+        .iter()
+        .enumerate()
+        .filter(|(_, gateway)| *gateway != MESH)
+    {
+        let message = format!("no gateway runs in this release, so {gateway:?} has no effect");
+        judge.findings.push(Finding::not_executed(
+            format!("spec.gateways[{index}]"),
+            message,
+        ));
+    }
+    if for_mesh && hosts.iter().any(|host| host.as_str() == "*") {
+        judge.error("spec.hosts", "the host \"*\" needs a gateway: between workloads it would take every service's traffic");
+    }
+    judge.not_executed(spec.tls.as_ref(), "spec.tls".to_owned());
+    if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_none() {
+        judge.error("spec", "at least one of http, tls and tcp is needed");
+    }
+    let http = spec
+        .http
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| http_route(&mut judge, route, &format!("spec.http[{index}]")))
+        .collect();
+    let tcp = spec
+        .tcp
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| tcp_route(&mut judge, route, &format!("spec.tcp[{index}]")))
+        .collect();
+    let model = VirtualService {
+        name: ObjectName::new(namespace, &object.metadata.name),
+        created: object.metadata.creation_timestamp.clone(),
+        hosts,
+        for_mesh,
+        export_to: judge.export_to(&spec.export_to),
+        http,
+        tcp,
+    };
+    Validated::judged(Object::VirtualService(Arc::new(model)), judge.findings)
+}
+
+fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Option<HttpRoute> {
+    judge.not_executed(route.fault.as_ref(), format!("{field}.fault"));
+    judge.not_executed(route.mirror.as_ref(), format!("{field}.mirror"));
+    judge.not_executed(route.mirrors.as_ref(), format!("{field}.mirrors"));
+    judge.not_executed(
+        route.mirror_percent.as_ref(),
+        format!("{field}.mirrorPercent"),
+    );
+    judge.not_executed(
+        route.mirror_percentage.as_ref(),
+        format!("{field}.mirrorPercentage"),
+    );
+    judge.not_executed(route.cors_policy.as_ref(), format!("{field}.corsPolicy"));
+    judge.not_executed(route.delegate.as_ref(), format!("{field}.delegate"));
+    let action = http_action(judge, route, field);
+    let rewrite = route
+        .rewrite
+        .as_ref()
+        .map(|rewrite| judge.rewrite(rewrite, &format!("{field}.rewrite")));
+    let timeout = judge.duration(route.timeout.as_deref(), &format!("{field}.timeout"));
+    let retries = route
+        .retries
+        .as_ref()
+        .map(|retries| judge.retries(retries, &format!("{field}.retries")));
+    let headers = judge.headers(route.headers.as_ref(), &format!("{field}.headers"));
+    let mut matches = Vec::new();
+    for (index, condition) in route.matches.iter().enumerate() {
+        matches.extend(http_match(
+            judge,
+            condition,
+            &format!("{field}.match[{index}]"),
+        ));
+    }
+    // Conditions that cannot be executed are left out; a route with none left must not match all.
+    if matches.is_empty() && !route.matches.is_empty() {
+        return None;
+    }
+    let name = route.name.clone();
+    Some(HttpRoute {
+        name,
+        matches,
+        action: action?,
+        timeout,
+        retries,
+        rewrite,
+        headers,
+    })
+}
+
+fn http_action(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Option<HttpAction> {
+    let forms = [
+        !route.route.is_empty(),
+        route.redirect.is_some(),
+        route.direct_response.is_some(),
+        route.delegate.is_some(),
+    ];
+    if forms.into_iter().filter(|form| *form).count() != 1 {
+        judge.error(
+            field,
+            "exactly one of route, redirect, directResponse and delegate is needed",
+        );
+        return None;
+    }
+    if let Some(redirect) = &route.redirect {
+        if route.rewrite.is_some() {
+            judge.error(format!("{field}.rewrite"), "a redirect cannot be rewritten");
+        }
+        return Some(HttpAction::Redirect(http_redirect(
+            judge,
+            redirect,
+            &format!("{field}.redirect"),
+        )));
+    }
+    if let Some(response) = &route.direct_response {
+        return direct_response(judge, response, &format!("{field}.directResponse"));
+    }
+    if route.delegate.is_some() {
+        return None;
+    }
+    let weights: Vec<_> = route
+        .route
+        .iter()
+        .map(|destination| destination.weight)
+        .collect();
+    let weights = judge.weights(&weights, &format!("{field}.route"));
+    let mut destinations = Vec::new();
+    for (index, (destination, weight)) in route.route.iter().zip(weights).enumerate() {
+        let field = format!("{field}.route[{index}]");
+        let headers = judge.headers(destination.headers.as_ref(), &format!("{field}.headers"));
+        destinations.push(judge.destination(
+            &destination.destination,
+            weight,
+            headers,
+            &format!("{field}.destination"),
+        ));
+    }
+    Some(HttpAction::Forward(destinations))
+}
+
+fn http_redirect(judge: &mut Judge<'_>, redirect: &crd::Redirect, field: &str) -> Redirect {
+    let code = redirect.redirect_code.unwrap_or(301);
+    if ![301, 302, 303, 307, 308].contains(&code) {
+        judge.error(
+            format!("{field}.redirectCode"),
+            format!("{code} is not one of 301, 302, 303, 307 and 308"),
+        );
+    }
+    if let Some(scheme) = redirect
+        .scheme
+        .as_deref()
+        .filter(|scheme| !["http", "https"].contains(scheme))
+    {
+        judge.error(
+            format!("{field}.scheme"),
+            format!("{scheme:?} is not http or https"),
+        );
+    }
+    judge.not_executed(redirect.derive_port.as_ref(), format!("{field}.derivePort"));
+    Redirect {
+        uri: redirect.uri.clone(),
+        authority: redirect.authority.clone(),
+        scheme: redirect.scheme.clone(),
+        port: redirect.port,
+        code,
+    }
+}
+
+/// Envoy refuses a larger body of a direct response.
+const MAX_DIRECT_BODY: usize = 4096;
+
+fn direct_response(
+    judge: &mut Judge<'_>,
+    response: &crd::DirectResponse,
+    field: &str,
+) -> Option<HttpAction> {
+    let status = response.status;
+    if !(200..600).contains(&status) {
+        judge.error(
+            format!("{field}.status"),
+            format!("{status} is not a status code from 200 to 599"),
+        );
+        return None;
+    }
+    let mut body = None;
+    if let Some(given) = &response.body {
+        judge.not_executed(given.bytes.as_ref(), format!("{field}.body.bytes"));
+        body = given.string.as_ref().map(|text| text.clone().into_bytes());
+    }
+    if body
+        .as_ref()
+        .is_some_and(|body| body.len() > MAX_DIRECT_BODY)
+    {
+        judge.error(
+            format!("{field}.body"),
+            format!("the body is larger than {MAX_DIRECT_BODY} bytes"),
+        );
+    }
+    Some(HttpAction::Respond { status, body })
+}
+
+fn http_match(judge: &mut Judge<'_>, condition: &crd::HttpMatch, field: &str) -> Option<HttpMatch> {
+    let gateway_only =
+        !condition.gateways.is_empty() && !condition.gateways.iter().any(|name| name == MESH);
+    let result = HttpMatch {
+        name: condition.name.clone(),
+        uri: judge.required_match(condition.uri.as_ref(), &format!("{field}.uri")),
+        ignore_uri_case: condition.ignore_uri_case,
+        scheme: judge.required_match(condition.scheme.as_ref(), &format!("{field}.scheme")),
+        method: judge.required_match(condition.method.as_ref(), &format!("{field}.method")),
+        authority: judge
+            .required_match(condition.authority.as_ref(), &format!("{field}.authority")),
+        headers: judge.header_matches(&condition.headers, &format!("{field}.headers")),
+        without_headers: judge.header_matches(
+            &condition.without_headers,
+            &format!("{field}.withoutHeaders"),
+        ),
+        query_params: judge.value_matches(&condition.query_params, &format!("{field}.queryParams")),
+        port: condition.port,
+        source_namespace: condition.source_namespace.clone(),
+    };
+    if condition.source_labels.is_some() {
+        let message =
+            "no proxy of this release tells pods of a namespace apart, so this match never holds";
+        judge.findings.push(Finding::not_executed(
+            format!("{field}.sourceLabels"),
+            message,
+        ));
+        return None;
+    }
+    judge.not_executed(
+        condition.stat_prefix.as_ref(),
+        format!("{field}.statPrefix"),
+    );
+    (!gateway_only).then_some(result)
+}
+
+fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, field: &str) -> Option<TcpRoute> {
+    if route.route.is_empty() {
+        judge.error(
+            format!("{field}.route"),
+            "at least one destination is needed",
+        );
+    }
+    let weights: Vec<_> = route
+        .route
+        .iter()
+        .map(|destination| destination.weight)
+        .collect();
+    let weights = judge.weights(&weights, &format!("{field}.route"));
+    let mut destinations: Vec<Destination> = Vec::new();
+    for (index, (destination, weight)) in route.route.iter().zip(weights).enumerate() {
+        let field = format!("{field}.route[{index}].destination");
+        destinations.push(judge.destination(
+            &destination.destination,
+            weight,
+            Default::default(),
+            &field,
+        ));
+    }
+    let (mut ports, mut any) = (Vec::new(), route.matches.is_empty());
+    for (index, condition) in route.matches.iter().enumerate() {
+        let field = format!("{field}.match[{index}]");
+        let narrowing = [
+            ("destinationSubnets", &condition.destination_subnets),
+            ("sourceLabels", &condition.source_labels),
+            ("sourceNamespace", &condition.source_namespace),
+            ("sourceSubnet", &condition.source_subnet),
+        ];
+        let mut executable =
+            condition.gateways.is_empty() || condition.gateways.iter().any(|name| name == MESH);
+        for (name, value) in narrowing {
+            if value.is_some() {
+                let message = "no proxy of this release executes it, so this match never holds";
+                judge
+                    .findings
+                    .push(Finding::not_executed(format!("{field}.{name}"), message));
+                executable = false;
+            }
+        }
+        if executable {
+            ports.extend(condition.port);
+            any |= condition.port.is_none();
+        }
+    }
+    if !any && ports.is_empty() {
+        return None;
+    }
+    Some(TcpRoute {
+        ports: if any { Vec::new() } else { ports },
+        destinations,
+    })
+}

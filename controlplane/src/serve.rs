@@ -1,0 +1,292 @@
+//! The mesh as a source of xDS: what a client gets, from the newest snapshot and the cache.
+//!
+//! Input: snapshots from [`crate::push::writer`], selections from streams; output: encoded resources.
+//! The protocol itself is `millrace_xds`'s.
+
+mod cache;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use millrace_xds::server::{
+    ConfigSource, ConfigView, Connection, ConnectionId, Generation, Report,
+};
+use millrace_xds::subscription::Selection;
+use millrace_xds::{EncodedResource, TypeUrl};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tonic::Status;
+
+use self::cache::Cache;
+use crate::index::ChangeSet;
+use crate::metrics::PilotMetrics;
+use crate::model::problem::Problem;
+use crate::push::scope::Revisions;
+use crate::snapshot::MeshSnapshot;
+use crate::translate::{ProxyView, ResourceKind, Translator};
+
+/// A snapshot with its place in history.
+#[derive(Debug)]
+pub struct Published {
+    /// The mesh.
+    pub snapshot: Arc<MeshSnapshot>,
+    /// Its number.
+    pub generation: Generation,
+    revisions: Revisions,
+}
+
+/// The source.
+#[derive(Debug)]
+pub struct MeshSource {
+    published: ArcSwap<Published>,
+    generations: watch::Sender<Generation>,
+    cache: Arc<Cache>,
+    problems: ArcSwap<Vec<Problem>>,
+    waiting: AtomicU64,
+    clients: Mutex<BTreeMap<ConnectionId, Arc<Client>>>,
+    metrics: PilotMetrics,
+}
+
+/// What is kept of a stream.
+#[derive(Debug)]
+pub struct Client {
+    id: ConnectionId,
+    node_id: String,
+    view: Arc<ProxyView>,
+    selections: Mutex<BTreeMap<String, Selection>>,
+}
+
+impl MeshSource {
+    /// A source that has nothing yet.
+    pub fn new(metrics: PilotMetrics) -> Self {
+        let nothing = Published {
+            snapshot: Arc::default(),
+            generation: Generation::default(),
+            revisions: Revisions::default(),
+        };
+        Self {
+            published: ArcSwap::from_pointee(nothing),
+            generations: watch::Sender::new(Generation::default()),
+            cache: Arc::new(Cache::new(metrics.clone())),
+            problems: ArcSwap::default(),
+            waiting: AtomicU64::new(0),
+            clients: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Makes a snapshot the newest and wakes every stream. Called by the writer alone.
+    pub fn publish(&self, snapshot: Arc<MeshSnapshot>, changes: &ChangeSet) -> Generation {
+        let before = self.published.load_full();
+        let generation = Generation(before.generation.0 + 1);
+        let mut revisions = before.revisions;
+        revisions.record(changes, generation);
+        self.published.store(Arc::new(Published {
+            snapshot,
+            generation,
+            revisions,
+        }));
+        self.cache.age(generation);
+        self.generations.send_replace(generation);
+        generation
+    }
+
+    /// Whether there has been a snapshot.
+    pub fn is_published(&self) -> bool {
+        self.published.load().generation > Generation::default()
+    }
+
+    /// The newest snapshot.
+    pub fn published(&self) -> Arc<Published> {
+        self.published.load_full()
+    }
+
+    pub(crate) fn set_problems(&self, problems: Vec<Problem>) {
+        self.problems.store(Arc::new(problems));
+    }
+
+    /// Everything that is wrong with the configuration now.
+    pub fn problems(&self) -> Arc<Vec<Problem>> {
+        self.problems.load_full()
+    }
+
+    pub(crate) fn set_waiting(&self, changes: u64) {
+        self.waiting.store(changes, Ordering::Relaxed);
+    }
+
+    /// Changes that wait for the next snapshot.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// The view and the selections of a connected node, merged over its streams.
+    pub fn client_of(
+        &self,
+        node_id: &str,
+    ) -> Option<(Arc<ProxyView>, BTreeMap<String, Selection>)> {
+        let clients = self.clients.lock();
+        let mut streams = clients.values().filter(|client| client.node_id == node_id);
+        let first = streams.next()?;
+        let mut selections = first.selections.lock().clone();
+        for stream in streams {
+            for (type_url, more) in stream.selections.lock().iter() {
+                let selection = selections.entry(type_url.clone()).or_default();
+                for term in more.terms() {
+                    selection.insert(&term);
+                }
+            }
+        }
+        Some((Arc::clone(&first.view), selections))
+    }
+
+    /// What a proxy of this view gets of the newest snapshot.
+    pub fn view_of(&self, view: Arc<ProxyView>) -> MeshView {
+        MeshView {
+            published: self.published.load_full(),
+            view,
+            cache: Arc::clone(&self.cache),
+        }
+    }
+}
+
+impl ConfigSource for MeshSource {
+    type Client = Arc<Client>;
+    type View = MeshView;
+
+    fn connect(&self, connection: &Connection) -> Result<Arc<Client>, Status> {
+        let view = ProxyView::of_node(&connection.node)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let client = Arc::new(Client {
+            id: connection.id,
+            node_id: connection.node.id.clone(),
+            view: Arc::new(view),
+            selections: Mutex::default(),
+        });
+        self.clients
+            .lock()
+            .insert(connection.id, Arc::clone(&client));
+        self.metrics.connected();
+        tracing::info!(
+            connection = connection.id.0,
+            node = %connection.node.id,
+            agent = %connection.node.user_agent_name,
+            variant = ?connection.variant,
+            "connected"
+        );
+        Ok(client)
+    }
+
+    fn generations(&self) -> watch::Receiver<Generation> {
+        self.generations.subscribe()
+    }
+
+    fn view(&self, client: &Arc<Client>) -> MeshView {
+        self.view_of(Arc::clone(&client.view))
+    }
+
+    fn affects(&self, _: &Arc<Client>, since: Generation, type_url: &TypeUrl) -> bool {
+        self.published.load().revisions.affect(type_url, since)
+    }
+
+    fn report(&self, client: &Arc<Client>, report: Report<'_>) {
+        match report {
+            Report::Acked(acked) => {
+                self.metrics.acked(acked.type_url.short_name());
+                tracing::debug!(
+                    connection = client.id.0,
+                    node = %client.node_id,
+                    r#type = acked.type_url.short_name(),
+                    version = %acked.version,
+                    latency_us = u64::try_from(acked.latency.as_micros()).unwrap_or(u64::MAX),
+                    "accepted"
+                );
+            }
+            Report::Nacked(nacked) => {
+                self.metrics.nacked(nacked.type_url.short_name());
+                let named: Vec<&str> = nacked
+                    .rejected
+                    .iter()
+                    .map(|bad| bad.name.as_str())
+                    .collect();
+                tracing::error!(
+                    connection = client.id.0,
+                    node = %client.node_id,
+                    r#type = nacked.type_url.short_name(),
+                    version = %nacked.version,
+                    rejected = ?named,
+                    message = nacked.message,
+                    "a proxy rejects its configuration"
+                );
+            }
+            Report::Subscribed {
+                type_url,
+                selection,
+            } => {
+                client
+                    .selections
+                    .lock()
+                    .insert(type_url.as_str().to_owned(), selection.clone());
+            }
+        }
+    }
+
+    fn disconnect(&self, client: Arc<Client>) {
+        self.clients.lock().remove(&client.id);
+        self.metrics.disconnected();
+        tracing::info!(connection = client.id.0, node = %client.node_id, "disconnected");
+    }
+}
+
+/// A snapshot as one client sees it.
+#[derive(Debug)]
+pub struct MeshView {
+    published: Arc<Published>,
+    view: Arc<ProxyView>,
+    cache: Arc<Cache>,
+}
+
+impl MeshView {
+    /// Everything of a type that this proxy is meant to have without asking by name.
+    pub fn all(&self, kind: ResourceKind) -> Vec<Arc<EncodedResource>> {
+        self.resources(&kind.type_url(), &Selection::everything())
+    }
+
+    fn names(&self, kind: ResourceKind, selection: &Selection) -> Vec<String> {
+        let translator = Translator::new(&self.published.snapshot, &self.view);
+        let everything = if selection.is_wildcard() {
+            translator.names(kind)
+        } else {
+            Vec::new()
+        };
+        let members = selection
+            .glob_prefixes()
+            .flat_map(|prefix| translator.collection(kind, prefix));
+        let asked = selection.names().map(str::to_owned);
+        let mut seen = BTreeSet::new();
+        let all = everything.into_iter().chain(members).chain(asked);
+        all.filter(|name| seen.insert(name.clone())).collect()
+    }
+}
+
+impl ConfigView for MeshView {
+    fn generation(&self) -> Generation {
+        self.published.generation
+    }
+
+    fn resources(&self, type_url: &TypeUrl, selection: &Selection) -> Vec<Arc<EncodedResource>> {
+        let Some(kind) = ResourceKind::of(type_url) else {
+            return Vec::new();
+        };
+        let names = self.names(kind, selection);
+        let resource = |name: String| {
+            self.cache
+                .resource(&self.published, &self.view, kind, &name)
+        };
+        names.into_iter().filter_map(resource).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

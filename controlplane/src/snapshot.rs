@@ -1,0 +1,97 @@
+//! The mesh at one moment: immutable, shared by every stream, cheap to take.
+//!
+//! Made by [`crate::index::Index`], whose tables it shares; read by the analysis and the translation.
+//! Tables are copied only when the index changes one that a snapshot still holds.
+
+mod resolve;
+
+pub use self::resolve::{Policy, ResolvedSubset, claim};
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::endpoint::{EndpointSlice, ServiceEndpoints, WorkloadLookup};
+use crate::model::mesh::MeshConfig;
+use crate::model::names::{Hostname, ObjectName};
+use crate::model::policy::DestinationRule;
+use crate::model::route::{RouteRule, VirtualService};
+use crate::model::service::Service;
+use crate::model::workload::{Workload, WorkloadTemplate};
+
+/// A table of the mesh, shared until it changes.
+pub type Table<K, V> = Arc<BTreeMap<K, V>>;
+
+/// The mesh at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MeshSnapshot {
+    /// Settings of the whole mesh.
+    pub mesh: Arc<MeshConfig>,
+    /// Known namespaces.
+    pub namespaces: Table<ObjectName, ()>,
+    /// Known service accounts.
+    pub service_accounts: Table<ObjectName, ()>,
+    /// Services by name.
+    pub services: Table<ObjectName, Arc<Service>>,
+    /// Services by host.
+    pub hosts: Table<Hostname, ObjectName>,
+    /// Endpoints as registries state them.
+    pub slices: Table<ObjectName, Arc<EndpointSlice>>,
+    /// Endpoints as `Endpoints` objects state them.
+    pub legacy_endpoints: Table<ObjectName, Arc<EndpointSlice>>,
+    /// Pods by name.
+    pub workloads: Table<ObjectName, Arc<Workload>>,
+    /// Pods by address, those with an address of their own.
+    pub addresses: Table<IpAddr, ObjectName>,
+    /// Deployments by name.
+    pub templates: Table<ObjectName, Arc<WorkloadTemplate>>,
+    /// VirtualServices by name.
+    pub virtual_services: Table<ObjectName, Arc<VirtualService>>,
+    /// DestinationRules by name.
+    pub destination_rules: Table<ObjectName, Arc<DestinationRule>>,
+    /// RouteRules by name.
+    pub route_rules: Table<ObjectName, Arc<RouteRule>>,
+    /// Derived: the endpoints of each service that has any.
+    pub endpoints: Table<ObjectName, Arc<ServiceEndpoints>>,
+}
+
+impl MeshSnapshot {
+    /// The service with this host.
+    pub fn service(&self, host: &Hostname) -> Option<&Arc<Service>> {
+        self.services.get(self.hosts.get(host)?)
+    }
+
+    /// The endpoints of a service port.
+    pub fn endpoints_of(
+        &self,
+        service: &ObjectName,
+        port: u16,
+    ) -> &[crate::model::endpoint::Endpoint] {
+        self.endpoints
+            .get(service)
+            .map_or(&[], |endpoints| endpoints.of_port(port))
+    }
+
+    /// Services whose selector matches this pod, by name.
+    pub fn services_of<'a>(
+        &'a self,
+        workload: &'a Workload,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        self.services.values().filter(move |service| {
+            service.name.namespace == workload.name.namespace
+                && crate::model::workload::selects(&service.selector, &workload.labels)
+        })
+    }
+}
+
+impl WorkloadLookup for MeshSnapshot {
+    fn by_name(&self, name: &ObjectName) -> Option<Arc<Workload>> {
+        self.workloads.get(name).cloned()
+    }
+
+    fn by_address(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        self.addresses
+            .get(&address)
+            .and_then(|name| self.by_name(name))
+    }
+}

@@ -1,0 +1,123 @@
+//! From the mesh to xDS: pure functions of a snapshot, a proxy's view of it, and a resource's name.
+//!
+//! Input: [`MeshSnapshot`], [`ProxyView`]; output: encoded resources. The only code besides
+//! [`crate::serve`] that knows proto. A resource is made from its name alone, so that clients which ask
+//! by name cost what they ask for, and equal inputs give equal bytes.
+
+mod canonical;
+mod cluster;
+mod endpoint;
+mod filter;
+mod inbound;
+mod listener;
+mod names;
+mod route;
+mod route_action;
+mod route_match;
+mod view;
+mod wrap;
+
+use millrace_xds::proto;
+use millrace_xds::{EncodedResource, TypeUrl};
+
+pub use self::view::{InvalidView, ProxyView, Scope};
+
+use crate::snapshot::MeshSnapshot;
+
+/// The types that pilot makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResourceKind {
+    /// CDS.
+    Cluster,
+    /// EDS.
+    Endpoints,
+    /// LDS.
+    Listener,
+    /// RDS.
+    Route,
+    /// NDS.
+    NameTable,
+}
+
+impl ResourceKind {
+    /// All of them, in push order.
+    pub const ALL: [Self; 5] = [
+        Self::Cluster,
+        Self::Endpoints,
+        Self::Listener,
+        Self::Route,
+        Self::NameTable,
+    ];
+
+    /// The kind of a type URL; none for types that pilot does not make.
+    pub fn of(type_url: &TypeUrl) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.type_url() == *type_url)
+    }
+
+    /// The type URL of the kind.
+    pub fn type_url(self) -> TypeUrl {
+        match self {
+            Self::Cluster => TypeUrl::CLUSTER,
+            Self::Endpoints => TypeUrl::ENDPOINT,
+            Self::Listener => TypeUrl::LISTENER,
+            Self::Route => TypeUrl::ROUTE,
+            Self::NameTable => TypeUrl::NAME_TABLE,
+        }
+    }
+}
+
+/// A snapshot as one proxy sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Translator<'a> {
+    snapshot: &'a MeshSnapshot,
+    view: &'a ProxyView,
+}
+
+impl<'a> Translator<'a> {
+    /// A snapshot as one proxy sees it.
+    pub fn new(snapshot: &'a MeshSnapshot, view: &'a ProxyView) -> Self {
+        Self { snapshot, view }
+    }
+
+    /// The names of everything that this proxy is meant to have without asking by name.
+    pub fn names(&self, kind: ResourceKind) -> Vec<String> {
+        match kind {
+            ResourceKind::Cluster => cluster::names(self),
+            ResourceKind::Endpoints => endpoint::names(self),
+            ResourceKind::Listener => listener::names(self),
+            ResourceKind::Route => route::names(self),
+            ResourceKind::NameTable => vec![names::NAME.to_owned()],
+        }
+    }
+
+    /// The names in a collection (`<prefix>/*`) of this proxy: listeners of a namespace or of its pods.
+    pub fn collection(&self, kind: ResourceKind, prefix: &str) -> Vec<String> {
+        match kind {
+            ResourceKind::Listener => listener::collection(self, prefix),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Makes a resource; none when the mesh has nothing of that name.
+    pub fn resource(&self, kind: ResourceKind, name: &str) -> Option<EncodedResource> {
+        let body = match kind {
+            ResourceKind::Cluster => cluster::cluster(self, name)?,
+            ResourceKind::Endpoints => proto::pack(&endpoint::assignment(self, name)?).value,
+            ResourceKind::Listener => proto::pack(&listener::listener(self, name)?).value,
+            ResourceKind::Route => proto::pack(&route::configuration(self, name)?).value,
+            ResourceKind::NameTable => {
+                (name == names::NAME).then(|| proto::pack(&names::table(self)).value)?
+            }
+        };
+        Some(EncodedResource::from_bytes(
+            kind.type_url(),
+            name,
+            body.into(),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests;

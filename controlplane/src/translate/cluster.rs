@@ -1,0 +1,357 @@
+//! CDS: clusters of services and their subsets, of the pod's own ports, and the fixed ones.
+
+use std::time::Duration;
+
+use millrace_xds::proto::envoy::config::cluster::v3 as proto;
+use millrace_xds::proto::envoy::config::core::v3 as core;
+use millrace_xds::proto::envoy::config::endpoint::v3 as endpoint;
+use millrace_xds::proto::envoy::extensions::upstreams::http::v3 as http;
+use millrace_xds::proto::{Cluster, ClusterLoadAssignment, pack};
+
+use proto::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy};
+
+use super::wrap::{ads, duration, list, named_socket, nested, object, socket_address, text, uint};
+use super::{ProxyView, Translator, canonical, inbound};
+use crate::model::names::ClusterName;
+use crate::model::policy::{ConnectionPool, Keepalive, LoadBalancer, TrafficPolicy};
+use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
+use crate::model::workload::Labels;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// `Cluster.metadata`'s field number.
+const METADATA_TAG: u64 = 25;
+/// Circuit breakers of services, for both priorities, where no DestinationRule says otherwise.
+const MAX_CONNECTIONS: u32 = 1024;
+const MAX_RETRIES: u32 = 3;
+/// Where a sidecar's deliveries come from, by which Istio's iptables rules know them.
+const DELIVERY_ADDRESS: &str = "127.0.0.6";
+
+/// What an outbound cluster is made from.
+pub(super) struct Source<'a> {
+    pub(super) service: &'a Service,
+    pub(super) port: &'a ServicePort,
+    /// Labels of the subset; empty for the whole service.
+    pub(super) labels: Labels,
+    policy: TrafficPolicy,
+}
+
+impl Source<'_> {
+    pub(super) fn uses_eds(&self) -> bool {
+        self.service.kind == ServiceKind::ClusterIp
+            && self.policy.load_balancer != Some(LoadBalancer::Passthrough)
+    }
+}
+
+/// All clusters that a proxy is meant to have without asking by name.
+pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
+    let mut names = Vec::new();
+    for service in translator.snapshot.services.values() {
+        let policy = translator
+            .snapshot
+            .policy_of(service, translator.view.policy_namespace());
+        let subsets = policy.subsets();
+        for port in &service.ports {
+            for subset in std::iter::once("").chain(subsets.keys().map(String::as_str)) {
+                names.push(ClusterName::outbound(port.port, subset, &service.hostname).to_string());
+            }
+        }
+    }
+    for port in inbound::own_ports(translator) {
+        names.push(ClusterName::Inbound { port }.to_string());
+    }
+    let fixed = [
+        ClusterName::Passthrough,
+        ClusterName::BlackHole,
+        ClusterName::InboundPassthrough,
+    ];
+    names.extend(fixed.iter().map(ToString::to_string));
+    names
+}
+
+/// The service, port and subset that an outbound cluster's name means.
+pub(super) fn source<'a>(translator: &Translator<'a>, name: &ClusterName) -> Option<Source<'a>> {
+    let ClusterName::Outbound { port, subset, host } = name else {
+        return None;
+    };
+    let service = translator.snapshot.service(host)?;
+    let policy = translator
+        .snapshot
+        .policy_of(service, translator.view.policy_namespace());
+    let found = if subset.is_empty() {
+        None
+    } else {
+        Some(policy.subsets().remove(subset)?)
+    };
+    let traffic = policy.on_port(*port, found.as_ref().and_then(|found| found.subset));
+    let labels = found.map(|found| found.labels).unwrap_or_default();
+    Some(Source {
+        service,
+        port: service.port(*port)?,
+        labels,
+        policy: traffic,
+    })
+}
+
+/// An encoded cluster.
+pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>> {
+    let name: ClusterName = text.parse().ok()?;
+    let timeout = duration(translator.snapshot.mesh.connect_timeout);
+    let mut cluster = Cluster {
+        name: text.to_owned(),
+        connect_timeout: timeout,
+        ..Default::default()
+    };
+    match &name {
+        ClusterName::Outbound { subset, .. } => {
+            let source = source(translator, &name)?;
+            outbound(
+                &mut cluster,
+                &source,
+                translator.snapshot.mesh.connect_timeout,
+            );
+            return Some(encode(&cluster, &source, subset));
+        }
+        ClusterName::Inbound { .. } | ClusterName::InboundPassthrough => {
+            to_original_dst(&mut cluster);
+            cluster.typed_extension_protocol_options =
+                http_options(Some(UpstreamHttp::AsDownstream), &ConnectionPool::default());
+            if matches!(translator.view, ProxyView::Sidecar { .. }) {
+                cluster.upstream_bind_config = Some(core::BindConfig {
+                    source_address: Some(socket_address(DELIVERY_ADDRESS, 0)),
+                    ..Default::default()
+                });
+            }
+        }
+        ClusterName::Passthrough => {
+            to_original_dst(&mut cluster);
+            cluster.typed_extension_protocol_options =
+                http_options(Some(UpstreamHttp::AsDownstream), &ConnectionPool::default());
+        }
+        ClusterName::BlackHole => {
+            cluster.cluster_discovery_type =
+                Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into()));
+        }
+    }
+    Some(pack(&cluster).value)
+}
+
+/// The cluster with metadata that says which service it is, in Istio's form.
+fn encode(cluster: &Cluster, source: &Source<'_>, subset: &str) -> Vec<u8> {
+    let service = nested([
+        ("host", text(source.service.hostname.as_str())),
+        ("name", text(&*source.service.name.name)),
+        ("namespace", text(&*source.service.name.namespace)),
+    ]);
+    let services = ("services", list(vec![service]));
+    let fields = if subset.is_empty() {
+        object([services])
+    } else {
+        object([services, ("subset", text(subset))])
+    };
+    let mut body = pack(cluster).value;
+    canonical::append(
+        &mut body,
+        METADATA_TAG,
+        &canonical::metadata("istio", &fields),
+    );
+    body
+}
+
+fn outbound(cluster: &mut Cluster, source: &Source<'_>, default_timeout: Duration) {
+    let Source {
+        service,
+        port,
+        policy,
+        ..
+    } = source;
+    let pool = &policy.pool;
+    cluster.connect_timeout = duration(pool.connect_timeout.unwrap_or(default_timeout));
+    cluster.lb_policy = lb_policy(policy.load_balancer).into();
+    let kind = match &service.kind {
+        ServiceKind::ExternalName(target) => {
+            cluster.load_assignment = Some(external(&cluster.name, target, port.port));
+            DiscoveryType::StrictDns
+        }
+        ServiceKind::ClusterIp if source.uses_eds() => {
+            cluster.eds_cluster_config = Some(EdsClusterConfig {
+                eds_config: ads(),
+                service_name: cluster.name.clone(),
+            });
+            DiscoveryType::Eds
+        }
+        ServiceKind::ClusterIp | ServiceKind::Headless => {
+            cluster.lb_policy = LbPolicy::ClusterProvided.into();
+            DiscoveryType::OriginalDst
+        }
+    };
+    cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(kind.into()));
+    cluster.circuit_breakers = Some(circuit_breakers(&Limits {
+        connections: pool.max_connections.unwrap_or(MAX_CONNECTIONS),
+        pending: pool.max_pending_requests.unwrap_or(MAX_CONNECTIONS),
+        requests: pool.max_requests.unwrap_or(MAX_CONNECTIONS),
+        retries: pool.max_retries.unwrap_or(MAX_RETRIES),
+    }));
+    cluster.upstream_connection_options = pool.keepalive.map(keepalive);
+    cluster.typed_extension_protocol_options =
+        http_options(upstream_http(port.protocol, pool), pool);
+}
+
+fn to_original_dst(cluster: &mut Cluster) {
+    cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(
+        DiscoveryType::OriginalDst.into(),
+    ));
+    cluster.lb_policy = LbPolicy::ClusterProvided.into();
+    // These carry the traffic of many destinations, so one service's limits would be wrong.
+    let none = Limits {
+        connections: u32::MAX,
+        pending: u32::MAX,
+        requests: u32::MAX,
+        retries: u32::MAX,
+    };
+    cluster.circuit_breakers = Some(circuit_breakers(&none));
+}
+
+fn lb_policy(balancer: Option<LoadBalancer>) -> LbPolicy {
+    match balancer.unwrap_or(LoadBalancer::LeastRequest) {
+        LoadBalancer::RoundRobin => LbPolicy::RoundRobin,
+        LoadBalancer::LeastRequest => LbPolicy::LeastRequest,
+        LoadBalancer::Random => LbPolicy::Random,
+        LoadBalancer::Passthrough => LbPolicy::ClusterProvided,
+    }
+}
+
+struct Limits {
+    connections: u32,
+    pending: u32,
+    requests: u32,
+    retries: u32,
+}
+
+fn circuit_breakers(limits: &Limits) -> proto::CircuitBreakers {
+    let thresholds = |priority: core::RoutingPriority| proto::circuit_breakers::Thresholds {
+        priority: priority.into(),
+        max_connections: uint(limits.connections),
+        max_pending_requests: uint(limits.pending),
+        max_requests: uint(limits.requests),
+        max_retries: uint(limits.retries),
+        track_remaining: true,
+        ..Default::default()
+    };
+    proto::CircuitBreakers {
+        thresholds: vec![
+            thresholds(core::RoutingPriority::Default),
+            thresholds(core::RoutingPriority::High),
+        ],
+        ..Default::default()
+    }
+}
+
+fn keepalive(keepalive: Keepalive) -> proto::UpstreamConnectionOptions {
+    let seconds = |duration: Duration| uint(u32::try_from(duration.as_secs()).unwrap_or(u32::MAX));
+    proto::UpstreamConnectionOptions {
+        tcp_keepalive: Some(core::TcpKeepalive {
+            keepalive_probes: keepalive.probes.and_then(uint),
+            keepalive_time: keepalive.time.and_then(seconds),
+            keepalive_interval: keepalive.interval.and_then(seconds),
+        }),
+        ..Default::default()
+    }
+}
+
+/// The HTTP version in which a server is spoken to.
+#[derive(Clone, Copy)]
+enum UpstreamHttp {
+    Http1,
+    Http2,
+    AsDownstream,
+}
+
+fn upstream_http(protocol: Protocol, pool: &ConnectionPool) -> Option<UpstreamHttp> {
+    if pool.use_client_protocol == Some(true) && (protocol.is_http() || protocol == Protocol::Auto)
+    {
+        return Some(UpstreamHttp::AsDownstream);
+    }
+    match protocol {
+        Protocol::Http | Protocol::GrpcWeb if pool.upgrade_to_http2 == Some(true) => {
+            Some(UpstreamHttp::Http2)
+        }
+        Protocol::Http | Protocol::GrpcWeb => Some(UpstreamHttp::Http1),
+        Protocol::Http2 | Protocol::Grpc => Some(UpstreamHttp::Http2),
+        Protocol::Auto => Some(UpstreamHttp::AsDownstream),
+        Protocol::Tcp | Protocol::Tls => None,
+    }
+}
+
+type ProtocolOptions = std::collections::HashMap<String, millrace_xds::proto::Any>;
+
+fn http_options(version: Option<UpstreamHttp>, pool: &ConnectionPool) -> ProtocolOptions {
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig;
+    use http::http_protocol_options::{
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+    };
+
+    let common = core::HttpProtocolOptions {
+        idle_timeout: pool
+            .http_idle_timeout
+            .or(pool.tcp_idle_timeout)
+            .and_then(duration),
+        max_connection_duration: pool.max_connection_duration.and_then(duration),
+        max_requests_per_connection: pool.max_requests_per_connection.and_then(uint),
+        ..Default::default()
+    };
+    let common = (common != core::HttpProtocolOptions::default()).then_some(common);
+    let http2 = core::Http2ProtocolOptions {
+        max_concurrent_streams: pool.max_concurrent_streams.and_then(uint),
+        ..Default::default()
+    };
+    let explicit = |config| {
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(
+            ExplicitHttpConfig {
+                protocol_config: Some(config),
+            },
+        ))
+    };
+    let upstream_protocol_options = match version {
+        // Envoy wants a version wherever there are options; TCP never looks at it.
+        None | Some(UpstreamHttp::Http1) => {
+            explicit(ProtocolConfig::HttpProtocolOptions(Default::default()))
+        }
+        Some(UpstreamHttp::Http2) => explicit(ProtocolConfig::Http2ProtocolOptions(http2)),
+        Some(UpstreamHttp::AsDownstream) => Some(
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                http_protocol_options: Some(Default::default()),
+                http2_protocol_options: Some(http2),
+                ..Default::default()
+            }),
+        ),
+    };
+    // HTTP/1.1 without anything else is what Envoy does anyway.
+    if common.is_none() && matches!(version, None | Some(UpstreamHttp::Http1)) {
+        return ProtocolOptions::new();
+    }
+    let options = http::HttpProtocolOptions {
+        common_http_protocol_options: common,
+        upstream_protocol_options,
+        ..Default::default()
+    };
+    [(HTTP_OPTIONS.to_owned(), pack(&options))].into()
+}
+
+/// The one DNS name of an ExternalName service.
+fn external(cluster: &str, target: &str, port: u16) -> ClusterLoadAssignment {
+    let host = endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
+        address: Some(named_socket(target, port)),
+        ..Default::default()
+    });
+    ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: vec![endpoint::LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint::LbEndpoint {
+                host_identifier: Some(host),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}

@@ -1,0 +1,96 @@
+//! EDS: the addresses behind a cluster.
+
+use std::collections::BTreeMap;
+
+use millrace_xds::proto::ClusterLoadAssignment;
+use millrace_xds::proto::envoy::config::core::v3 as core;
+use millrace_xds::proto::envoy::config::endpoint::v3 as proto;
+
+use super::Translator;
+use super::cluster::{self, Source};
+use super::wrap::{istio_metadata, object, socket, text, uint};
+use crate::model::endpoint::Endpoint;
+use crate::model::names::ClusterName;
+use crate::model::workload::{Workload, has_all};
+
+/// The clusters of a sidecar that take their endpoints from EDS.
+pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
+    let clusters = cluster::names(translator);
+    clusters
+        .into_iter()
+        .filter(|name| source(translator, name).is_some())
+        .collect()
+}
+
+/// The endpoints of a cluster; empty for one that has none, absent for one that does not exist or has
+/// no EDS.
+pub(super) fn assignment(translator: &Translator<'_>, name: &str) -> Option<ClusterLoadAssignment> {
+    let source = source(translator, name)?;
+    let endpoints = translator
+        .snapshot
+        .endpoints_of(&source.service.name, source.port.port);
+    let mut zones: BTreeMap<&str, Vec<proto::LbEndpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        let fits = source.labels.is_empty()
+            || endpoint
+                .workload
+                .as_ref()
+                .is_some_and(|workload| has_all(&source.labels, &workload.labels));
+        if fits {
+            let zone = endpoint.zone.as_deref().unwrap_or_default();
+            zones.entry(zone).or_default().push(lb_endpoint(endpoint));
+        }
+    }
+    let endpoints = zones
+        .into_iter()
+        .map(|(zone, lb_endpoints)| proto::LocalityLbEndpoints {
+            locality: Some(core::Locality {
+                zone: zone.to_owned(),
+                ..Default::default()
+            }),
+            // Envoy spreads over localities by this, so it is the number of endpoints in each.
+            load_balancing_weight: uint(u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX)),
+            lb_endpoints,
+            ..Default::default()
+        });
+    Some(ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: endpoints.collect(),
+        ..Default::default()
+    })
+}
+
+fn source<'a>(translator: &Translator<'a>, name: &str) -> Option<Source<'a>> {
+    let name: ClusterName = name.parse().ok()?;
+    let source = cluster::source(translator, &name)?;
+    source.uses_eds().then_some(source)
+}
+
+fn lb_endpoint(endpoint: &Endpoint) -> proto::LbEndpoint {
+    proto::LbEndpoint {
+        health_status: core::HealthStatus::Healthy.into(),
+        metadata: endpoint
+            .workload
+            .as_deref()
+            .map(|workload| istio_metadata(object([("workload", text(describe(workload)))]))),
+        load_balancing_weight: uint(1),
+        host_identifier: Some(proto::lb_endpoint::HostIdentifier::Endpoint(
+            proto::Endpoint {
+                address: Some(socket(endpoint.address, endpoint.port)),
+                ..Default::default()
+            },
+        )),
+        ..Default::default()
+    }
+}
+
+/// Istio's `workload;namespace;canonical-service;canonical-revision;cluster`.
+pub(super) fn describe(workload: &Workload) -> String {
+    format!(
+        "{};{};{};{};Kubernetes",
+        workload.owner,
+        workload.name.namespace,
+        workload.canonical_name(),
+        workload.canonical_revision()
+    )
+}

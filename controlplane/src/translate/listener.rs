@@ -1,0 +1,367 @@
+//! LDS: what is listened for on the way out of a pod, in Istio's shape.
+//!
+//! `virtualOutbound` receives everything and hands each connection to the listener of its original
+//! destination: `0.0.0.0_<port>` for HTTP ports of all services, `<address>_<port>` where only the
+//! address tells the service. Inbound listeners are in [`super::inbound`].
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_xds::proto::envoy::config::core::v3 as core;
+use millrace_xds::proto::envoy::config::listener::v3 as proto;
+use millrace_xds::proto::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use millrace_xds::proto::{Listener, pack};
+
+use super::filter::{self, Routes};
+use super::wrap::{duration, socket, truth, uint};
+use super::{ProxyView, Translator, inbound};
+use crate::model::mesh::OutboundPolicy;
+use crate::model::names::ClusterName;
+use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
+use crate::model::workload::Workload;
+use crate::snapshot::claim;
+
+/// Where captured outbound connections arrive.
+pub(super) const OUTBOUND_PORT: u16 = 15001;
+/// Where captured inbound connections arrive.
+pub(super) const INBOUND_PORT: u16 = 15006;
+const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
+/// What plain HTTP is seen as by the inspector.
+const HTTP_PROTOCOLS: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
+
+/// The listeners of a sidecar, or those of all pods of a node with the namespaces they are in.
+pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
+    match translator.view {
+        ProxyView::Sidecar { namespace, .. } => {
+            let mut names = outbound_names(translator, namespace);
+            names.push(inbound::VIRTUAL_INBOUND.to_owned());
+            names
+        }
+        ProxyView::Node { name } => {
+            let on_node = |pod: &&Arc<Workload>| inbound::is_on_node(pod, name);
+            let pods: Vec<_> = translator
+                .snapshot
+                .workloads
+                .values()
+                .filter(on_node)
+                .collect();
+            let namespaces: BTreeSet<&str> = pods.iter().map(|pod| &*pod.name.namespace).collect();
+            let outbound = namespaces
+                .into_iter()
+                .flat_map(|namespace| outbound_names(translator, namespace));
+            let inbound = pods.iter().map(|pod| inbound::name_of(&pod.name));
+            outbound.chain(inbound).collect()
+        }
+    }
+}
+
+/// The listeners in `<namespace>/*` or `pod/<namespace>/*`.
+pub(super) fn collection(translator: &Translator<'_>, prefix: &str) -> Vec<String> {
+    if !matches!(translator.view, ProxyView::Node { .. }) {
+        return Vec::new();
+    }
+    match prefix.strip_prefix(inbound::POD_PREFIX) {
+        Some(namespace) => {
+            let pods = translator
+                .snapshot
+                .workloads
+                .values()
+                .filter(|pod| &*pod.name.namespace == namespace);
+            pods.map(|pod| inbound::name_of(&pod.name)).collect()
+        }
+        None if prefix.contains('/') => Vec::new(),
+        None => outbound_names(translator, prefix),
+    }
+}
+
+/// A listener by its name.
+pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listener> {
+    if let Some(listener) = inbound::listener(translator, name) {
+        return Some(listener);
+    }
+    let (namespace, own_name) = translator.view.split(name)?;
+    if own_name == VIRTUAL_OUTBOUND {
+        return Some(virtual_outbound(translator, name));
+    }
+    let (address, port) = own_name.rsplit_once('_')?;
+    let (address, port): (IpAddr, u16) = (address.parse().ok()?, port.parse().ok()?);
+    let maker = Maker {
+        translator,
+        namespace,
+        name,
+    };
+    let mut services = translator.snapshot.services.values();
+    if address.is_unspecified() {
+        let any = services.any(|service| {
+            service
+                .port(port)
+                .is_some_and(|port| by_host(service, port))
+        });
+        return any.then(|| maker.http(port));
+    }
+    // Two services with one address is a mistake; the first by name has it.
+    services.find_map(|service| {
+        let port = service.port(port).filter(|port| !by_host(service, port))?;
+        addresses(translator, service, port)
+            .contains(&address)
+            .then(|| maker.service(address, service, port))
+    })
+}
+
+fn outbound_names(translator: &Translator<'_>, namespace: &str) -> Vec<String> {
+    let mut own = BTreeSet::new();
+    for service in translator.snapshot.services.values() {
+        for port in &service.ports {
+            if by_host(service, port) {
+                own.insert(wildcard_name(port.port));
+            } else {
+                let addresses = addresses(translator, service, port);
+                own.extend(
+                    addresses
+                        .iter()
+                        .map(|address| format!("{address}_{}", port.port)),
+                );
+            }
+        }
+    }
+    let all = std::iter::once(VIRTUAL_OUTBOUND.to_owned()).chain(own);
+    all.map(|name| translator.view.join(namespace, &name))
+        .collect()
+}
+
+/// Whether a port's service is told by the request's host. What is not HTTP for sure needs an address;
+/// without one HTTP is the only thing that can work.
+pub(super) fn by_host(service: &Service, port: &ServicePort) -> bool {
+    if port.protocol.is_http() {
+        return true;
+    }
+    let addressless = match service.kind {
+        ServiceKind::ClusterIp => service.addresses.is_empty(),
+        ServiceKind::Headless => false,
+        ServiceKind::ExternalName(_) => true,
+    };
+    addressless && port.protocol == Protocol::Auto
+}
+
+/// The addresses that clients of a port connect to.
+fn addresses(translator: &Translator<'_>, service: &Service, port: &ServicePort) -> Vec<IpAddr> {
+    if service.kind == ServiceKind::Headless {
+        let endpoints = translator.snapshot.endpoints_of(&service.name, port.port);
+        return endpoints.iter().map(|endpoint| endpoint.address).collect();
+    }
+    service.addresses.clone()
+}
+
+fn wildcard_name(port: u16) -> String {
+    format!("0.0.0.0_{port}")
+}
+
+/// The any-address of the families that a proxy has: one, and a second where it has both.
+pub(super) fn any_addresses(view: &ProxyView) -> (IpAddr, Option<IpAddr>) {
+    let (v4, v6) = (
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    );
+    let addresses = match view {
+        // Its proxy knows both families of each of its pods.
+        ProxyView::Node { .. } => return (v4, None),
+        ProxyView::Sidecar { addresses, .. } => addresses,
+    };
+    let has_v4 = addresses.is_empty() || addresses.iter().any(IpAddr::is_ipv4);
+    let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
+    if has_v4 {
+        (v4, has_v6.then_some(v6))
+    } else {
+        (v6, None)
+    }
+}
+
+/// A listener without chains.
+pub(super) fn base(
+    name: &str,
+    address: IpAddr,
+    port: u16,
+    direction: core::TrafficDirection,
+) -> Listener {
+    Listener {
+        name: name.to_owned(),
+        address: Some(socket(address, port)),
+        traffic_direction: direction.into(),
+        ..Default::default()
+    }
+}
+
+/// The same listener on a second address.
+pub(super) fn also_on(listener: &mut Listener, address: Option<IpAddr>, port: u16) {
+    listener
+        .additional_addresses
+        .extend(address.map(|address| proto::AdditionalAddress {
+            address: Some(socket(address, port)),
+            ..Default::default()
+        }));
+}
+
+fn virtual_outbound(translator: &Translator<'_>, name: &str) -> Listener {
+    let (address, second) = any_addresses(translator.view);
+    let mut listener = base(
+        name,
+        address,
+        OUTBOUND_PORT,
+        core::TrafficDirection::Outbound,
+    );
+    also_on(&mut listener, second, OUTBOUND_PORT);
+    listener.use_original_dst = truth(true);
+    // A connection made to the capture port itself would be passed to itself for ever.
+    listener.filter_chains.push(proto::FilterChain {
+        name: "virtualOutbound-blackhole".to_owned(),
+        filter_chain_match: Some(proto::FilterChainMatch {
+            destination_port: uint(u32::from(OUTBOUND_PORT)),
+            ..Default::default()
+        }),
+        filters: vec![to_cluster(translator, &ClusterName::BlackHole)],
+        ..Default::default()
+    });
+    listener
+        .filter_chains
+        .push(unknown(translator, "virtualOutbound-catchall-tcp"));
+    listener
+}
+
+/// What happens to a connection that no service is known for.
+fn unknown(translator: &Translator<'_>, name: &str) -> proto::FilterChain {
+    let cluster = match translator.snapshot.mesh.outbound {
+        OutboundPolicy::AllowAny => ClusterName::Passthrough,
+        OutboundPolicy::RegistryOnly => ClusterName::BlackHole,
+    };
+    proto::FilterChain {
+        name: name.to_owned(),
+        filters: vec![to_cluster(translator, &cluster)],
+        ..Default::default()
+    }
+}
+
+fn to_cluster(translator: &Translator<'_>, cluster: &ClusterName) -> proto::Filter {
+    let cluster = cluster.to_string();
+    filter::tcp(translator, &cluster, &[(cluster.clone(), 100)], None)
+}
+
+/// The inspector that tells HTTP from other bytes.
+pub(super) fn http_inspector() -> proto::ListenerFilter {
+    proto::ListenerFilter {
+        name: "envoy.filters.listener.http_inspector".to_owned(),
+        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
+            &HttpInspector::default(),
+        ))),
+        ..Default::default()
+    }
+}
+
+/// Matches what the inspector saw to be plain HTTP.
+pub(super) fn plain_http() -> proto::FilterChainMatch {
+    proto::FilterChainMatch {
+        transport_protocol: "raw_buffer".to_owned(),
+        application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
+        ..Default::default()
+    }
+}
+
+/// Makes one outbound listener.
+struct Maker<'a> {
+    translator: &'a Translator<'a>,
+    namespace: &'a str,
+    name: &'a str,
+}
+
+impl Maker<'_> {
+    fn base(&self, address: IpAddr, port: u16) -> Listener {
+        let mut listener = base(self.name, address, port, core::TrafficDirection::Outbound);
+        listener.bind_to_port = truth(false);
+        listener
+    }
+
+    fn route_chain(
+        &self,
+        route: &str,
+        prefix: &str,
+        matches: Option<proto::FilterChainMatch>,
+    ) -> proto::FilterChain {
+        let routes = Routes::Rds(self.translator.view.join(self.namespace, route));
+        proto::FilterChain {
+            filter_chain_match: matches,
+            filters: vec![filter::http(self.translator, prefix, routes)],
+            ..Default::default()
+        }
+    }
+
+    /// HTTP of every service with this port. Other bytes on it are for no service.
+    fn http(&self, port: u16) -> Listener {
+        let (address, second) = any_addresses(self.translator.view);
+        let mut listener = self.base(address, port);
+        also_on(&mut listener, second, port);
+        listener.listener_filters = vec![http_inspector()];
+        // The port is declared: a client that thinks before it speaks still speaks HTTP.
+        listener.listener_filters_timeout = duration(Duration::ZERO);
+        listener.continue_on_listener_filters_timeout = true;
+        let prefix = format!("outbound_{}", wildcard_name(port));
+        listener.filter_chains =
+            vec![self.route_chain(&port.to_string(), &prefix, Some(plain_http()))];
+        listener.default_filter_chain = Some(unknown(self.translator, "PassthroughFilterChain"));
+        listener
+    }
+
+    fn service(&self, address: IpAddr, service: &Service, port: &ServicePort) -> Listener {
+        let mut listener = self.base(address, port.port);
+        let tcp = self.tcp_chain(service, port);
+        if port.protocol == Protocol::Auto {
+            listener.listener_filters = vec![http_inspector()];
+            listener.listener_filters_timeout =
+                duration(self.translator.snapshot.mesh.detection_timeout);
+            listener.continue_on_listener_filters_timeout = true;
+            let prefix = format!("outbound_{address}_{}", port.port);
+            let route = format!("{}:{}", service.hostname, port.port);
+            listener.filter_chains = vec![self.route_chain(&route, &prefix, Some(plain_http()))];
+            listener.default_filter_chain = Some(tcp);
+        } else {
+            listener.filter_chains = vec![tcp];
+        }
+        listener
+    }
+
+    /// Bytes to the service, by the first TCP route for the port if there is one.
+    fn tcp_chain(&self, service: &Service, port: &ServicePort) -> proto::FilterChain {
+        let snapshot = self.translator.snapshot;
+        let client = self.translator.view.policy_namespace();
+        let rule = claim(
+            &snapshot.virtual_services_for(self.namespace),
+            &service.hostname,
+        );
+        let fits = |ports: &Vec<u16>| ports.is_empty() || ports.contains(&port.port);
+        let route = rule.and_then(|rule| rule.tcp.iter().find(|route| fits(&route.ports)));
+        let own = ClusterName::outbound(port.port, "", &service.hostname).to_string();
+        let clusters = match route {
+            None => vec![(own.clone(), 100)],
+            Some(route) => route
+                .destinations
+                .iter()
+                .filter(|to| to.weight > 0)
+                .map(|to| {
+                    (
+                        snapshot.cluster_of(to, port.port, client).to_string(),
+                        to.weight,
+                    )
+                })
+                .collect(),
+        };
+        let idle_timeout = snapshot
+            .policy_of(service, client)
+            .on_port(port.port, None)
+            .pool
+            .tcp_idle_timeout;
+        proto::FilterChain {
+            filters: vec![filter::tcp(self.translator, &own, &clusters, idle_timeout)],
+            ..Default::default()
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! NDS: what the proxies' DNS answers.
+
+use std::collections::BTreeMap;
+
+use millrace_xds::proto::nds::{NameInfo, NameTable};
+
+use super::Translator;
+use crate::model::service::{Service, ServiceKind};
+use crate::snapshot::MeshSnapshot;
+
+/// The name of the one table.
+pub(super) const NAME: &str = "nametable";
+
+/// All names of the mesh. Names relative to the client's own namespace are for the proxy to find, by
+/// `shortname` and `namespace`, since one table serves pods of all namespaces.
+pub(super) fn table(translator: &Translator<'_>) -> NameTable {
+    let mut table = BTreeMap::new();
+    for service in translator.snapshot.services.values() {
+        service_names(translator.snapshot, service, &mut table);
+    }
+    NameTable { table }
+}
+
+fn service_names(
+    snapshot: &MeshSnapshot,
+    service: &Service,
+    table: &mut BTreeMap<String, NameInfo>,
+) {
+    let mut ips: Vec<String> = match service.kind {
+        ServiceKind::ClusterIp => service.addresses.iter().map(ToString::to_string).collect(),
+        ServiceKind::Headless => Vec::new(),
+        // The name it stands for is outside the mesh, where the real DNS knows it.
+        ServiceKind::ExternalName(_) => return,
+    };
+    let info = |ips: Vec<String>, short: &str| {
+        let namespace = &service.name.namespace;
+        NameInfo {
+            ips,
+            registry: "Kubernetes".to_owned(),
+            shortname: short.to_owned(),
+            namespace: namespace.to_string(),
+            alt_hosts: vec![
+                format!("{short}.{namespace}"),
+                format!("{short}.{namespace}.svc"),
+            ],
+        }
+    };
+    if service.kind == ServiceKind::Headless {
+        let mut pods: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let endpoints = snapshot.endpoints.get(&service.name);
+        for endpoint in endpoints
+            .iter()
+            .flat_map(|endpoints| &endpoints.ports)
+            .flat_map(|(_, list)| list)
+        {
+            let address = endpoint.address.to_string();
+            if let Some(hostname) = &endpoint.hostname {
+                let of_pod = pods.entry(hostname).or_default();
+                if !of_pod.contains(&address) {
+                    of_pod.push(address.clone());
+                }
+            }
+            if !ips.contains(&address) {
+                ips.push(address);
+            }
+        }
+        for (hostname, ips) in pods {
+            let short = format!("{hostname}.{}", service.name.name);
+            table.insert(
+                format!("{hostname}.{}", service.hostname),
+                info(ips, &short),
+            );
+        }
+    }
+    if !ips.is_empty() {
+        table.insert(service.hostname.to_string(), info(ips, &service.name.name));
+    }
+}

@@ -1,0 +1,271 @@
+//! RDS: virtual hosts of all services on a port, each with its domains and routes.
+//!
+//! A route configuration is named after its port (`9080`), or after one service's host and port where
+//! the listener belongs to that service alone.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use millrace_xds::proto::envoy::config::route::v3 as proto;
+use millrace_xds::proto::{RouteConfiguration, VirtualHost};
+
+use super::wrap::truth;
+use super::{Translator, listener, route_action, route_match};
+use crate::model::mesh::OutboundPolicy;
+use crate::model::names::{ClusterName, Hostname};
+use crate::model::route::{HttpMatch, HttpRoute, VirtualService};
+use crate::model::service::{Protocol, Service, ServicePort};
+use crate::snapshot::claim;
+
+/// The port on which hosts are routed that no service has.
+const PLAIN_HTTP_PORT: u16 = 80;
+
+/// The route configurations that the listeners of this view ask for.
+pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
+    let mut own = BTreeSet::new();
+    for service in translator.snapshot.services.values() {
+        for port in &service.ports {
+            if listener::by_host(service, port) {
+                own.insert(port.port.to_string());
+            } else if port.protocol == Protocol::Auto {
+                own.insert(format!("{}:{}", service.hostname, port.port));
+            }
+        }
+    }
+    let namespaces: BTreeSet<String> = listener::names(translator)
+        .iter()
+        .filter_map(|name| Some(translator.view.split(name)?.0.to_owned()))
+        .filter(|namespace| namespace != "pod")
+        .collect();
+    let join = |namespace: &String| {
+        own.iter()
+            .map(|name| translator.view.join(namespace, name))
+            .collect::<Vec<_>>()
+    };
+    namespaces.iter().flat_map(join).collect()
+}
+
+/// A route configuration by its name.
+pub(super) fn configuration(translator: &Translator<'_>, name: &str) -> Option<RouteConfiguration> {
+    let (namespace, own_name) = translator.view.split(name)?;
+    let rules = translator.snapshot.virtual_services_for(namespace);
+    let mut builder = Builder {
+        translator,
+        namespace,
+        rules,
+        domains: BTreeSet::new(),
+        hosts: Vec::new(),
+    };
+    if let Some((host, port)) = own_name.rsplit_once(':') {
+        builder.one_service(host, port.parse().ok()?)?;
+    } else {
+        let port: u16 = own_name.parse().ok()?;
+        builder.services_on(port);
+        if builder.hosts.is_empty() {
+            return None;
+        }
+        if port == PLAIN_HTTP_PORT {
+            builder.hosts_without_service(port);
+        }
+    }
+    if builder.domains.insert("*".to_owned()) {
+        builder.hosts.push(everything_else(translator));
+    }
+    Some(RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: builder.hosts,
+        // A route to a cluster that is not there answers 503 for its own requests only.
+        validate_clusters: truth(false),
+        ..Default::default()
+    })
+}
+
+struct Builder<'a> {
+    translator: &'a Translator<'a>,
+    namespace: &'a str,
+    /// In the order in which they claim hosts.
+    rules: Vec<&'a Arc<VirtualService>>,
+    /// Envoy refuses a configuration in which a domain is there twice.
+    domains: BTreeSet<String>,
+    hosts: Vec<VirtualHost>,
+}
+
+impl Builder<'_> {
+    fn services_on(&mut self, port: u16) {
+        for service in self.translator.snapshot.services.values() {
+            if let Some(port) = service
+                .port(port)
+                .filter(|port| listener::by_host(service, port))
+            {
+                let domains = service_domains(service, port.port, self.namespace);
+                self.push(
+                    service.hostname.as_str(),
+                    port.port,
+                    domains,
+                    self.routes_of(service, port),
+                );
+            }
+        }
+    }
+
+    /// The only service behind a listener takes any host: its address has already told which it is.
+    fn one_service(&mut self, host: &str, port: u16) -> Option<()> {
+        let host = Hostname::resolve(host, self.namespace, "").ok()?;
+        let service = self.translator.snapshot.service(&host)?;
+        let port = service.port(port)?;
+        let mut domains = service_domains(service, port.port, self.namespace);
+        domains.push("*".to_owned());
+        self.push(
+            service.hostname.as_str(),
+            port.port,
+            domains,
+            self.routes_of(service, port),
+        );
+        Some(())
+    }
+
+    /// Hosts that a VirtualService routes and no service has.
+    fn hosts_without_service(&mut self, port: u16) {
+        let snapshot = self.translator.snapshot;
+        for rule in self.rules.clone() {
+            for host in rule
+                .hosts
+                .iter()
+                .filter(|host| snapshot.service(host).is_none())
+            {
+                if rule.http.is_empty() {
+                    continue;
+                }
+                let domains = vec![format!("{host}:{port}"), host.to_string()];
+                let routes = self.rule_routes(rule, port, &format!("{host}:{port}/*"));
+                self.push(host.as_str(), port, domains, routes);
+            }
+        }
+    }
+
+    fn push(&mut self, host: &str, port: u16, domains: Vec<String>, routes: Vec<proto::Route>) {
+        let domains: Vec<String> = domains
+            .into_iter()
+            .filter(|domain| self.domains.insert(domain.clone()))
+            .collect();
+        if domains.is_empty() {
+            return;
+        }
+        self.hosts.push(VirtualHost {
+            name: format!("{host}:{port}"),
+            domains,
+            routes,
+            include_request_attempt_count: true,
+            ..Default::default()
+        });
+    }
+
+    /// VirtualService, else RouteRules, else straight to the service.
+    fn routes_of(&self, service: &Arc<Service>, port: &ServicePort) -> Vec<proto::Route> {
+        let snapshot = self.translator.snapshot;
+        let operation = format!("{}:{}/*", service.hostname, port.port);
+        let rule = claim(&self.rules, &service.hostname);
+        if let Some(rule) = rule.filter(|rule| !rule.http.is_empty()) {
+            return self.rule_routes(rule, port.port, &operation);
+        }
+        let mut routes = Vec::new();
+        for rule in snapshot.route_rules_for(&service.hostname) {
+            routes.extend(self.routes(&rule.route, port.port, &operation));
+        }
+        // The seeds' rules are additions to a service that works without them.
+        if !routes.iter().any(is_unconditional) {
+            let cluster = ClusterName::outbound(port.port, "", &service.hostname);
+            routes.push(route_action::default_route(&cluster, operation));
+        }
+        routes
+    }
+
+    fn rule_routes(&self, rule: &VirtualService, port: u16, operation: &str) -> Vec<proto::Route> {
+        rule.http
+            .iter()
+            .flat_map(|route| self.routes(route, port, operation))
+            .collect()
+    }
+
+    /// One route for each of the conditions, of which any will do.
+    fn routes(&self, route: &HttpRoute, port: u16, operation: &str) -> Vec<proto::Route> {
+        let make = |condition: Option<&HttpMatch>| {
+            let maker = route_action::Maker {
+                translator: self.translator,
+                port,
+                operation,
+            };
+            maker.route(route, condition)
+        };
+        if route.matches.is_empty() {
+            return vec![make(None)];
+        }
+        let holds_here = |condition: &&HttpMatch| {
+            condition.port.is_none_or(|wanted| wanted == port)
+                && condition
+                    .source_namespace
+                    .as_deref()
+                    .is_none_or(|wanted| wanted == self.namespace)
+        };
+        route
+            .matches
+            .iter()
+            .filter(holds_here)
+            .map(|condition| make(Some(condition)))
+            .collect()
+    }
+}
+
+/// Whether nothing can come after a route.
+fn is_unconditional(route: &proto::Route) -> bool {
+    route.r#match.as_ref() == Some(&route_match::everything())
+}
+
+/// All names of a service, each with the port first: the short one only within its own namespace.
+fn service_domains(service: &Service, port: u16, client_namespace: &str) -> Vec<String> {
+    let (name, namespace) = (&*service.name.name, &*service.name.namespace);
+    let mut names = Vec::new();
+    if namespace == client_namespace {
+        names.push(name.to_owned());
+    }
+    names.push(format!("{name}.{namespace}"));
+    names.push(format!("{name}.{namespace}.svc"));
+    // `cluster` of `cluster.local`: resolvers complete this one too.
+    let full = service.hostname.as_str();
+    if let Some((stem, _)) = full
+        .rsplit_once('.')
+        .filter(|(stem, _)| stem.len() > names[names.len() - 1].len())
+    {
+        names.push(stem.to_owned());
+    }
+    names.push(full.to_owned());
+    names.extend(service.addresses.iter().map(|address| match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }));
+    names
+        .into_iter()
+        .flat_map(|name| [format!("{name}:{port}"), name])
+        .collect()
+}
+
+/// Requests for hosts that no service has.
+fn everything_else(translator: &Translator<'_>) -> VirtualHost {
+    let (name, action) = match translator.snapshot.mesh.outbound {
+        OutboundPolicy::AllowAny => ("allow_any", route_action::passthrough()),
+        OutboundPolicy::RegistryOnly => ("block_all", route_action::refuse()),
+    };
+    VirtualHost {
+        name: name.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![proto::Route {
+            name: name.to_owned(),
+            r#match: Some(route_match::everything()),
+            action: Some(action),
+            ..Default::default()
+        }],
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}

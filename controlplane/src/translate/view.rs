@@ -1,0 +1,156 @@
+//! Who asks: what a proxy is and what it may see.
+
+use std::net::IpAddr;
+
+use millrace_xds::node::{Node, NodeRole};
+
+use super::ResourceKind;
+use super::inbound::VIRTUAL_INBOUND;
+use crate::model::names::ObjectName;
+
+/// How a proxy sees the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProxyView {
+    /// Millrace's proxy for all pods of a node. Listeners and routes are named by namespace, clusters
+    /// and endpoints are shared by all its pods.
+    Node {
+        /// The node's name.
+        name: String,
+    },
+    /// A proxy for one pod, ours or stock Envoy, with Istio's resource names.
+    Sidecar {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        pod: String,
+        /// The pod's addresses.
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// Why a client cannot be served.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidView {
+    /// Its id does not say what it is.
+    #[error(transparent)]
+    Id(#[from] millrace_xds::node::InvalidNodeId),
+    /// A sidecar without a namespace.
+    #[error("node {0} has no namespace: neither its id (pod.namespace) nor NAMESPACE says one")]
+    Namespace(String),
+    /// Gateways and waypoints.
+    #[error("node {id} is a {role}, which this pilot does not serve")]
+    Role {
+        /// The node's id.
+        id: String,
+        /// The role in it.
+        role: &'static str,
+    },
+}
+
+impl ProxyView {
+    /// Reads what a client says of itself.
+    ///
+    /// # Errors
+    /// When that does not determine a view.
+    pub fn of_node(node: &Node) -> Result<Self, InvalidView> {
+        let id = node.parsed_id()?;
+        match id.role {
+            NodeRole::Node => Ok(Self::Node {
+                name: node.node_name().unwrap_or(&id.id).to_owned(),
+            }),
+            NodeRole::Sidecar => {
+                let namespace = node
+                    .namespace()
+                    .ok_or_else(|| InvalidView::Namespace(node.id.clone()))?;
+                let pod = id
+                    .id
+                    .strip_suffix(&format!(".{namespace}"))
+                    .unwrap_or(&id.id)
+                    .to_owned();
+                Ok(Self::Sidecar {
+                    namespace,
+                    pod,
+                    addresses: node.addresses(),
+                })
+            }
+            role @ (NodeRole::Router | NodeRole::Waypoint) => Err(InvalidView::Role {
+                id: node.id.clone(),
+                role: role.as_str(),
+            }),
+        }
+    }
+
+    /// The client namespace by which DestinationRules are chosen; none where pods of many namespaces
+    /// share clusters.
+    pub(crate) fn policy_namespace(&self) -> Option<&str> {
+        match self {
+            Self::Node { .. } => None,
+            Self::Sidecar { namespace, .. } => Some(namespace),
+        }
+    }
+
+    /// Splits a listener's or route's name into the namespace it is for and the rest.
+    pub(crate) fn split<'n>(&'n self, name: &'n str) -> Option<(&'n str, &'n str)> {
+        match self {
+            Self::Node { .. } => name.split_once('/'),
+            Self::Sidecar { namespace, .. } => Some((namespace, name)),
+        }
+    }
+
+    /// Joins a namespace and a name of that namespace's listener or route.
+    pub(crate) fn join(&self, namespace: &str, name: &str) -> String {
+        match self {
+            Self::Node { .. } => format!("{namespace}/{name}"),
+            Self::Sidecar { .. } => name.to_owned(),
+        }
+    }
+
+    /// The pod of a sidecar.
+    pub(crate) fn own_pod(&self) -> Option<ObjectName> {
+        match self {
+            Self::Node { .. } => None,
+            Self::Sidecar { namespace, pod, .. } => Some(ObjectName::new(namespace, pod)),
+        }
+    }
+}
+
+/// The part of a view that a resource depends on besides its name: what a cache may share it by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Nothing else: every node's proxy gets the same.
+    Nodes,
+    /// The same for sidecars of one namespace.
+    Namespace(String),
+    /// The same for sidecars of one namespace with the same address families (IPv4, IPv6).
+    Families(String, bool, bool),
+    /// For this proxy alone.
+    Proxy(ProxyView),
+}
+
+impl ProxyView {
+    /// What a resource of this view can be shared by.
+    pub fn scope(&self, kind: ResourceKind, name: &str) -> Scope {
+        let Self::Sidecar {
+            namespace,
+            addresses,
+            ..
+        } = self
+        else {
+            return Scope::Nodes;
+        };
+        match kind {
+            ResourceKind::NameTable => Scope::Nodes,
+            ResourceKind::Cluster | ResourceKind::Endpoints | ResourceKind::Route => {
+                Scope::Namespace(namespace.clone())
+            }
+            ResourceKind::Listener if name == VIRTUAL_INBOUND => Scope::Proxy(self.clone()),
+            ResourceKind::Listener => {
+                let (v4, v6) = (
+                    addresses.iter().any(IpAddr::is_ipv4),
+                    addresses.iter().any(IpAddr::is_ipv6),
+                );
+                Scope::Families(namespace.clone(), v4, v6)
+            }
+        }
+    }
+}
