@@ -177,14 +177,14 @@ impl Driver {
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> End {
         let mut slot = None;
+        let mut sending = true;
         loop {
             let deadline = self.shared.machine.lock().deadline();
             tokio::select! {
                 // Not biased: requests, responses and timers all have to make progress.
                 () = self.events.closed() => return End::Closed,
-                sent = self.send_request(requests) => if !sent {
-                    return End::Failed("the server closed the stream".to_owned());
-                },
+                // When the stream takes no more requests, its responses end with the reason.
+                sent = self.send_request(requests), if sending => sending = sent,
                 permit = self.events.reserve(), if slot.is_none() => match permit {
                     Ok(permit) => slot = Some(permit),
                     Err(_) => return End::Closed,

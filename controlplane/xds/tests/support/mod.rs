@@ -10,32 +10,32 @@ use millrace_xds::{EncodedResource, Selection, TypeUrl, WireResource, proto};
 
 /// Resources by type and name; names that begin with `hidden` are not part of the wildcard.
 #[derive(Clone, Debug, Default)]
-pub struct World {
-    pub generation: u64,
-    pub resources: BTreeMap<TypeUrl, BTreeMap<String, Arc<EncodedResource>>>,
+pub(crate) struct World {
+    pub(crate) generation: u64,
+    pub(crate) resources: BTreeMap<TypeUrl, BTreeMap<String, Arc<EncodedResource>>>,
 }
 
 impl World {
-    pub fn set(&mut self, type_url: &TypeUrl, name: &str, content: u8) {
+    pub(crate) fn set(&mut self, type_url: &TypeUrl, name: &str, content: u8) {
         let resource = encode(type_url, name, content);
         let of_type = self.resources.entry(type_url.clone()).or_default();
         of_type.insert(name.to_owned(), Arc::new(resource));
     }
 
-    pub fn remove(&mut self, type_url: &TypeUrl, name: &str) {
+    pub(crate) fn remove(&mut self, type_url: &TypeUrl, name: &str) {
         if let Some(of_type) = self.resources.get_mut(type_url) {
             of_type.remove(name);
         }
     }
 
     /// Makes what was changed visible as a new generation.
-    pub fn publish(&mut self) -> Generation {
+    pub(crate) fn publish(&mut self) -> Generation {
         self.generation += 1;
         Generation(self.generation)
     }
 
     /// Name to content of all that a subscription covers.
-    pub fn expected(&self, type_url: &TypeUrl, wanted: &Selection) -> BTreeMap<String, u8> {
+    pub(crate) fn expected(&self, type_url: &TypeUrl, wanted: &Selection) -> BTreeMap<String, u8> {
         self.resources(type_url, wanted)
             .iter()
             .map(|resource| {
@@ -65,7 +65,7 @@ impl ConfigView for World {
 }
 
 /// A resource whose content is one number, kept in a field that the type happens to have.
-pub fn encode(type_url: &TypeUrl, name: &str, content: u8) -> EncodedResource {
+pub(crate) fn encode(type_url: &TypeUrl, name: &str, content: u8) -> EncodedResource {
     let text = content.to_string();
     if *type_url == TypeUrl::CLUSTER {
         EncodedResource::encode(&proto::Cluster {
@@ -103,7 +103,7 @@ pub fn encode(type_url: &TypeUrl, name: &str, content: u8) -> EncodedResource {
 }
 
 /// The content that [`encode`] put in.
-pub fn content(type_url: &TypeUrl, body: &[u8]) -> u8 {
+pub(crate) fn content(type_url: &TypeUrl, body: &[u8]) -> u8 {
     fn decode<M: WireResource>(body: &[u8]) -> M {
         M::decode(body).unwrap()
     }
