@@ -17,6 +17,8 @@ pub mod listener;
 
 pub mod tcp;
 
+pub mod http;
+
 pub mod upstream;
 
 pub mod route;

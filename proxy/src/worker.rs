@@ -26,6 +26,7 @@ use crate::pods::LocalPods;
 use crate::snapshot::{Generation, Reader, Store};
 use crate::tcp::balance::Balancers;
 use crate::tcp::copy::{self, Scratch};
+use crate::upstream::Pools;
 use crate::upstream::connect::Connector;
 
 /// What the connections of one worker share.
@@ -40,6 +41,8 @@ pub struct Worker {
     pub pods: Arc<LocalPods>,
     /// Opens upstream connections.
     pub connector: Connector,
+    /// HTTP connections to upstream hosts.
+    pub pools: Pools,
     /// Metrics and access logs.
     pub telemetry: WorkerTelemetry,
     /// Counters of connections that no chain took.
@@ -92,6 +95,7 @@ impl Parts {
             generations: self.store.subscribe(),
             pods: self.pods.clone(),
             connector: Connector::new(self.pods.clone(), self.own_addresses.clone()),
+            pools: Pools::new(),
             telemetry: self.telemetry.worker(id),
             stats: self.stats.clone(),
             server_first: self.server_first.clone(),

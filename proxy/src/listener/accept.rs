@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stats::Refusal;
 use super::{DownstreamInfo, detect};
+use crate::http;
 use crate::pods::LocalPod;
 use crate::resource::{Listener, ListenerName, NetworkFilter, TrafficDirection};
 use crate::snapshot::Snapshot;
@@ -121,8 +122,7 @@ async fn serve_chain(
     let info = Rc::new(info);
     match &choice.chain.filter {
         NetworkFilter::Http(hcm) => {
-            tracing::debug!(stat_prefix = hcm.stat_prefix, "no HTTP in this build");
-            refuse(&worker, &stream, info.peer, Refusal::NoFilterChain);
+            Box::pin(http::connection::serve(worker, stream, info, hcm.clone())).await;
         }
         NetworkFilter::Tcp(proxy) => {
             Box::pin(tcp::serve(

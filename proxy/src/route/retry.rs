@@ -129,7 +129,12 @@ impl RetryState {
 
     /// How long to wait before the retry just taken: fully jittered exponential back-off, as
     /// Envoy's: uniform in `0..min(base * (2^n - 1), max)`.
-    pub fn backoff(&self, rng: &mut fastrand::Rng) -> Duration {
+    pub fn backoff(&self) -> Duration {
+        self.backoff_with(&mut fastrand::Rng::new())
+    }
+
+    /// As [`RetryState::backoff`], from a given source of randomness.
+    pub fn backoff_with(&self, rng: &mut fastrand::Rng) -> Duration {
         let factor = (1u32 << self.tried.min(16)) - 1;
         let bound = self.base.saturating_mul(factor).min(self.max);
         let micros = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX).max(1);

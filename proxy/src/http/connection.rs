@@ -1,0 +1,352 @@
+//! One downstream connection: HTTP/1.1 or HTTP/2, its limits, its timeouts and its end.
+//!
+//! Input: a stream that a filter chain gave to an HTTP connection manager. hyper reads and frames;
+//! [`serve`] watches over what hyper leaves open: who takes too long to send a request's headers,
+//! who is idle, and what an over-long or broken request is told.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{HeaderValue, Method, Version};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, Sleep};
+
+use super::exchange::Exchange;
+use super::io::SharedIo;
+use super::{Downstream, stream};
+use crate::flags::{ResponseFlags, details};
+use crate::listener::{DownstreamInfo, DownstreamStream};
+use crate::resource::{Codec, HttpConnectionManager, RouteSource};
+use crate::route::RouteTable;
+use crate::upstream::pool_h2::LocalExecutor;
+use crate::upstream::replay::Replay;
+use crate::worker::Worker;
+
+/// What an HTTP/2 client sends first (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What one HTTP/2 stream may have in flight.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// What all HTTP/2 streams of a connection may have in flight.
+const CONNECTION_WINDOW: u32 = 2 << 20;
+/// After a refusal the client gets this long to read it before the socket is closed, since
+/// closing with unread bytes sends a reset that may overtake the answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// Headers that hyper parses without allocating.
+const INLINE_HEADERS: u32 = 100;
+/// Smallest read buffer that hyper takes.
+const MIN_BUFFER: usize = 8192;
+
+/// Serves a connection to its end.
+pub async fn serve(
+    worker: Rc<Worker>,
+    mut io: DownstreamStream,
+    info: Rc<DownstreamInfo>,
+    hcm: Arc<HttpConnectionManager>,
+) {
+    let h2 = match hcm.codec {
+        Codec::Http1 => false,
+        Codec::Http2 => true,
+        Codec::Auto => match is_h2(&mut io, hcm.request_headers_timeout).await {
+            Some(h2) => h2,
+            None => return,
+        },
+    };
+    let pod_key = info
+        .pod
+        .as_ref()
+        .map_or(0, |pod| worker.telemetry.intern(&pod.spec.uid.0));
+    let loggers = worker.telemetry.loggers(&hcm, &hcm.access_log);
+    let downstream = Rc::new(Downstream {
+        inline_routes: inline_routes(&worker, &hcm),
+        worker,
+        info,
+        loggers,
+        pod_key,
+        h2,
+        io: SharedIo::new(io),
+        active: Cell::new(0),
+        read_mark: Cell::new(0),
+        hcm,
+    });
+    if h2 {
+        serve_h2(downstream).await;
+    } else {
+        serve_h1(downstream).await;
+    }
+}
+
+fn inline_routes(worker: &Worker, hcm: &HttpConnectionManager) -> Option<Arc<RouteTable>> {
+    let RouteSource::Inline(config) = &hcm.routes else {
+        return None;
+    };
+    let snapshot = worker.snapshot.load();
+    let built = snapshot.routes_of(&hcm.routes).cloned();
+    // The listener may be of an older snapshot than the one that is current by now.
+    Some(built.unwrap_or_else(|| Arc::new(RouteTable::new(config.clone()))))
+}
+
+/// Whether the client speaks HTTP/2, as its first bytes tell; `None` where it went away or sent
+/// nothing in time. Every byte read is put back.
+async fn is_h2(io: &mut DownstreamStream, limit: Duration) -> Option<bool> {
+    let mut first = BytesMut::with_capacity(2048);
+    let reading = async {
+        loop {
+            let n = io.read_buf(&mut first).await.ok().filter(|n| *n > 0);
+            let known = first.len().min(PREFACE.len());
+            if n.is_none() || first[..known] != PREFACE[..known] {
+                return (!first.is_empty()).then_some(false);
+            }
+            if known == PREFACE.len() {
+                return Some(true);
+            }
+        }
+    };
+    let decided = if limit.is_zero() {
+        reading.await
+    } else {
+        tokio::time::timeout(limit, reading).await.ok()?
+    };
+    io.unread(first.freeze());
+    decided
+}
+
+async fn serve_h1(downstream: Rc<Downstream>) {
+    let hcm = &downstream.hcm;
+    let header_bytes = hcm.max_request_headers_kb as usize * 1024;
+    let mut builder = http1::Builder::new();
+    builder
+        .max_header_size(header_bytes)
+        .max_buf_size(header_bytes.max(MIN_BUFFER) + 1024)
+        .pipeline_flush(true)
+        .timer(TokioTimer::new());
+    if hcm.max_request_headers_count != INLINE_HEADERS {
+        builder.max_headers(hcm.max_request_headers_count as usize);
+    }
+    let handler = downstream.clone();
+    let service = service_fn(move |request| {
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(stream::handle(handler, request).await) }
+    });
+    let io = TokioIo::new(downstream.io.clone());
+    let mut conn = pin!(builder.serve_connection(io, service).with_upgrades());
+    let mut watch = Watch::new(&downstream);
+    let mut draining = pin!(downstream.worker.drain.cancelled());
+    let mut drained = false;
+    let end = poll_fn(|cx| {
+        if let Poll::Ready(result) = conn.as_mut().poll(cx) {
+            return Poll::Ready(End::of(result));
+        }
+        if !drained && draining.as_mut().poll(cx).is_ready() {
+            drained = true;
+            conn.as_mut().graceful_shutdown();
+            if let Poll::Ready(result) = conn.as_mut().poll(cx) {
+                return Poll::Ready(End::of(result));
+            }
+        }
+        watch.poll(&downstream, cx)
+    })
+    .await;
+    finish_h1(&downstream, end).await;
+}
+
+/// How a connection ended.
+enum End {
+    /// As it should.
+    Closed,
+    /// The client went away.
+    Gone,
+    /// What the client sent is not HTTP.
+    Malformed,
+    /// The headers of a request are too large; hyper has said so.
+    TooLarge,
+    /// The headers of a request did not come in time.
+    HeadersTimeout,
+    /// Nothing happened for too long.
+    Idle,
+}
+
+impl End {
+    fn of(result: hyper::Result<()>) -> Self {
+        match result {
+            Ok(()) => Self::Closed,
+            Err(error) => {
+                tracing::debug!(%error, "downstream connection ended");
+                if error.is_parse_too_large() {
+                    Self::TooLarge
+                } else if error.is_parse() {
+                    Self::Malformed
+                } else {
+                    Self::Gone
+                }
+            }
+        }
+    }
+}
+
+async fn finish_h1(downstream: &Rc<Downstream>, end: End) {
+    match end {
+        End::Closed | End::Gone | End::Idle => {}
+        End::Malformed => {
+            log_broken(downstream, 400, details::HTTP1_CODEC_ERROR);
+            linger(&downstream.io, b"").await;
+        }
+        End::TooLarge => {
+            log_broken(downstream, 431, details::HEADERS_TOO_LARGE);
+            linger(&downstream.io, b"").await;
+        }
+        End::HeadersTimeout => {
+            log_broken(downstream, 408, details::REQUEST_HEADERS_TIMEOUT);
+            let answer = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\
+                connection: close\r\n\r\n";
+            linger(&downstream.io, answer).await;
+        }
+    }
+}
+
+/// The record of a request that never became one.
+fn log_broken(downstream: &Rc<Downstream>, status: u16, details: &'static str) {
+    let empty = HeaderValue::from_static("");
+    let mut exchange = Exchange::new(
+        downstream.clone(),
+        Method::GET,
+        empty.clone(),
+        empty,
+        Version::HTTP_11,
+        Replay::empty(),
+    );
+    exchange
+        .flags
+        .insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    exchange.details = details;
+    exchange.status = status;
+    exchange.complete = true;
+}
+
+/// Sends a last answer and reads what is still coming, so that the answer is not lost.
+async fn linger(io: &SharedIo, answer: &[u8]) {
+    let mut io = io.clone();
+    let last = async {
+        if !answer.is_empty() {
+            io.write_all(answer).await?;
+        }
+        io.shutdown().await?;
+        let mut sink = [0; 4096];
+        while io.read(&mut sink).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(LINGER, last).await {
+        tracing::trace!(%error, "the client did not wait for the answer");
+    }
+}
+
+/// Watches for requests whose headers take too long and for idle connections. One timer serves
+/// both; it is armed only while there is no request.
+struct Watch {
+    headers: Duration,
+    idle: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Instant>,
+    /// Whether the deadline is that of headers.
+    partial: bool,
+    mark: u64,
+}
+
+impl Watch {
+    fn new(downstream: &Downstream) -> Self {
+        Self {
+            headers: downstream.hcm.request_headers_timeout,
+            idle: downstream.hcm.idle_timeout,
+            sleep: None,
+            deadline: None,
+            partial: false,
+            mark: u64::MAX,
+        }
+    }
+
+    fn poll(&mut self, downstream: &Downstream, cx: &mut Context<'_>) -> Poll<End> {
+        if downstream.active.get() > 0 {
+            self.deadline = None;
+            return Poll::Pending;
+        }
+        let mark = downstream.read_mark.get();
+        let partial = !downstream.h2 && downstream.io.bytes_read() > mark;
+        if self.deadline.is_none() || mark != self.mark || partial != self.partial {
+            self.mark = mark;
+            self.partial = partial;
+            let limit = if partial { self.headers } else { self.idle };
+            self.deadline = (!limit.is_zero()).then(|| Instant::now() + limit);
+        }
+        let Some(deadline) = self.deadline else {
+            return Poll::Pending;
+        };
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        // A timer that is too early is put right when it fires; only an earlier deadline must
+        // be set at once.
+        if deadline < sleep.deadline() {
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if deadline <= Instant::now() {
+                return Poll::Ready(if self.partial {
+                    End::HeadersTimeout
+                } else {
+                    End::Idle
+                });
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+async fn serve_h2(downstream: Rc<Downstream>) {
+    let hcm = &downstream.hcm;
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(hcm.max_request_headers_kb * 1024)
+        .enable_connect_protocol();
+    if hcm.max_concurrent_streams > 0 {
+        builder.max_concurrent_streams(hcm.max_concurrent_streams);
+    }
+    let handler = downstream.clone();
+    let service = service_fn(move |request| {
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(stream::handle(handler, request).await) }
+    });
+    let io = TokioIo::new(downstream.io.clone());
+    let mut conn = pin!(builder.serve_connection(io, service));
+    let mut watch = Watch::new(&downstream);
+    let mut draining = pin!(downstream.worker.drain.cancelled());
+    let mut drained = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = conn.as_mut().poll(cx) {
+            if let Err(error) = result {
+                tracing::debug!(%error, "downstream connection ended");
+            }
+            return Poll::Ready(());
+        }
+        let idle = watch.poll(&downstream, cx).is_ready();
+        if !drained && (idle || draining.as_mut().poll(cx).is_ready()) {
+            drained = true;
+            conn.as_mut().graceful_shutdown();
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,394 @@
+//! What is known of one request: written to log and metrics when it ends, however it ends.
+//!
+//! `stream` fills an [`Exchange`] in as the request goes through its phases; it then travels in
+//! the response's body. Dropping it is the end of the request: after the last byte, or before,
+//! when the client went away.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use tokio::time::{Instant, Sleep};
+
+use super::Downstream;
+use super::local_reply::GRPC_STATUS;
+use crate::access_log::{Headers, Record, Which};
+use crate::cluster::{ClusterEntry, Host};
+use crate::flags::{ResponseFlags, details};
+use crate::metrics::labels::{HttpKey, HttpLabels, Peers, Protocol, Reporter, TcpKey, Workload};
+use crate::pods::LocalPod;
+use crate::resource::TrafficDirection;
+use crate::route::Matched;
+use crate::upstream::failure::Failure;
+use crate::upstream::replay::Replay;
+
+/// One request and its response.
+pub struct Exchange {
+    /// The connection it came on.
+    pub downstream: Rc<Downstream>,
+    /// When it began.
+    pub started: Instant,
+    /// `:method`.
+    pub method: Method,
+    /// `:path` as it came.
+    pub path: HeaderValue,
+    /// `:authority`.
+    pub authority: HeaderValue,
+    /// HTTP version.
+    pub version: Version,
+    /// The client, as far as it can be trusted.
+    pub remote: IpAddr,
+    /// Whether it is a gRPC call.
+    pub grpc: bool,
+    /// The request's body.
+    pub body: Replay,
+    /// Its route.
+    pub route: Option<Matched>,
+    /// Its cluster.
+    pub cluster: Option<Arc<ClusterEntry>>,
+    /// The host tried last.
+    pub host: Option<Arc<Host>>,
+    /// This end of the upstream connection.
+    pub upstream_local: Option<std::net::SocketAddr>,
+    /// The pod of this node that the upstream connection leads into.
+    pub delivery: Option<Arc<LocalPod>>,
+    /// Tries.
+    pub attempts: u32,
+    /// Status; 0 before there is one.
+    pub status: u16,
+    /// `grpc-status`.
+    pub grpc_status: Option<u32>,
+    /// Flags.
+    pub flags: ResponseFlags,
+    /// Details of the status.
+    pub details: &'static str,
+    /// Why the upstream connection failed.
+    pub transport_failure: Option<String>,
+    /// Bytes of the response's body.
+    pub bytes_sent: u64,
+    /// Whether the response has been given to the client to its end.
+    pub complete: bool,
+    /// Timeouts of the stream.
+    pub clock: Clock,
+    wall: Option<SystemTime>,
+    response_started: Option<Instant>,
+    tunnel_received: u64,
+    kept: Kept,
+}
+
+#[derive(Default)]
+struct Kept {
+    request: Vec<(HeaderName, HeaderValue)>,
+    response: Vec<(HeaderName, HeaderValue)>,
+    trailers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Timeouts that run over the whole stream.
+pub struct Clock {
+    idle: Duration,
+    idle_sleep: Option<Pin<Box<Sleep>>>,
+    last: Instant,
+    received: u64,
+    global: Option<Duration>,
+    global_sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    /// Timeouts of a stream; zero is unbounded.
+    pub fn new(now: Instant, idle: Duration) -> Self {
+        Self {
+            idle,
+            idle_sleep: None,
+            last: now,
+            received: 0,
+            global: None,
+            global_sleep: None,
+        }
+    }
+
+    /// The route's own bounds.
+    pub fn set_route(&mut self, idle: Option<Duration>, global: Option<Duration>) {
+        if let Some(idle) = idle {
+            self.idle = idle;
+            self.idle_sleep = None;
+        }
+        self.global = global;
+    }
+
+    /// Something happened on the stream.
+    pub fn touch(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// Bound of the time without activity; zero is unbounded.
+    pub fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    /// The bound that has passed, if one has.
+    pub fn poll(&mut self, cx: &mut Context<'_>, body: &Replay) -> Poll<Failure> {
+        if let Some(limit) = self.global
+            && (self.global_sleep.is_some() || body.poll_ended(cx).is_ready())
+        {
+            let sleep = self
+                .global_sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+            if sleep.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Failure::Timeout);
+            }
+        }
+        if self.idle.is_zero() {
+            return Poll::Pending;
+        }
+        let sleep = self
+            .idle_sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.idle)));
+        while sleep.as_mut().poll(cx).is_ready() {
+            let received = body.received();
+            if received != self.received {
+                self.received = received;
+                self.last = Instant::now();
+            }
+            let deadline = self.last + self.idle;
+            if deadline <= Instant::now() {
+                return Poll::Ready(Failure::Idle);
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+impl Exchange {
+    /// A request that has just come.
+    pub fn new(
+        downstream: Rc<Downstream>,
+        method: Method,
+        path: HeaderValue,
+        authority: HeaderValue,
+        version: Version,
+        body: Replay,
+    ) -> Self {
+        let now = Instant::now();
+        downstream.active.set(downstream.active.get() + 1);
+        downstream.read_mark.set(downstream.io.bytes_read());
+        let logs = !downstream.loggers.is_empty();
+        Self {
+            clock: Clock::new(now, downstream.hcm.stream_idle_timeout),
+            remote: downstream.info.peer.ip(),
+            downstream,
+            started: now,
+            method,
+            path,
+            authority,
+            version,
+            grpc: false,
+            body,
+            route: None,
+            cluster: None,
+            host: None,
+            upstream_local: None,
+            delivery: None,
+            attempts: 0,
+            status: 0,
+            grpc_status: None,
+            flags: ResponseFlags::NONE,
+            details: "",
+            transport_failure: None,
+            bytes_sent: 0,
+            complete: false,
+            wall: logs.then(SystemTime::now),
+            response_started: None,
+            tunnel_received: 0,
+            kept: Kept::default(),
+        }
+    }
+
+    /// Notes the request's headers as they go upstream.
+    pub fn keep_request(&mut self, headers: &HeaderMap) {
+        let loggers = &self.downstream.loggers;
+        loggers.keep(Which::Request, headers, &mut self.kept.request);
+    }
+
+    /// Notes the head of the response.
+    pub fn begin_response(&mut self, status: u16, headers: &HeaderMap) {
+        self.status = status;
+        self.response_started = Some(Instant::now());
+        self.note_grpc(headers);
+        let loggers = &self.downstream.loggers;
+        loggers.keep(Which::Response, headers, &mut self.kept.response);
+    }
+
+    /// Notes the trailers of the response.
+    pub fn keep_trailers(&mut self, trailers: &HeaderMap) {
+        self.note_grpc(trailers);
+        let loggers = &self.downstream.loggers;
+        loggers.keep(Which::Trailers, trailers, &mut self.kept.trailers);
+    }
+
+    /// Notes what went through a tunnel.
+    pub fn tunnelled(&mut self, received: u64, sent: u64) {
+        self.tunnel_received = received;
+        self.bytes_sent += sent;
+    }
+
+    fn bytes_received(&self) -> u64 {
+        self.body.received() + self.tunnel_received
+    }
+
+    /// A record of the request as it stands, with these request headers.
+    pub fn record<'a>(&'a self, request: Headers<'a>) -> Record<'a> {
+        let info = &self.downstream.info;
+        let since = |at: Instant| at - self.started;
+        let config = self.cluster.as_ref().map(|c| &c.config);
+        let text = |value: &'a HeaderValue| value.to_str().ok().filter(|v| !v.is_empty());
+        let route = self.route.as_ref().map(|m| m.route().name.as_str());
+        Record {
+            duration: self.started.elapsed(),
+            request_duration: self.body.is_ended().then(|| self.started.elapsed()),
+            response_duration: self.response_started.map(since),
+            method: (self.status != 0 || !self.authority.is_empty())
+                .then_some(self.method.as_str()),
+            path: text(&self.path),
+            authority: text(&self.authority),
+            scheme: Some("http"),
+            protocol: Some(match self.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            }),
+            request,
+            response: Headers::Kept(&self.kept.response),
+            trailers: Headers::Kept(&self.kept.trailers),
+            status: self.status,
+            grpc_status: self.grpc_status,
+            flags: self.flags,
+            details: (!self.details.is_empty()).then_some(self.details),
+            transport_failure: self.transport_failure.as_deref(),
+            bytes_received: self.bytes_received(),
+            bytes_sent: self.bytes_sent,
+            upstream_host: self.host.as_ref().map(|h| h.address()),
+            upstream_local: self.upstream_local,
+            upstream_cluster: config.map(|c| c.alt_stat_name.as_deref().unwrap_or(c.name.as_str())),
+            upstream_cluster_raw: config.map(|c| c.name.as_str()),
+            attempts: self.attempts,
+            downstream_remote: std::net::SocketAddr::new(self.remote, info.peer.port()),
+            downstream_direct_remote: info.peer,
+            route_name: route.filter(|name| !name.is_empty()),
+            filter_chain: Some(info.filter_chain.as_str()).filter(|name| !name.is_empty()),
+            connection_id: info.id,
+            ..Record::new(
+                self.wall.unwrap_or(SystemTime::UNIX_EPOCH),
+                info.orig_dst,
+                info.peer,
+            )
+        }
+    }
+
+    fn note_grpc(&mut self, headers: &HeaderMap) {
+        if self.grpc
+            && let Some(value) = headers.get(GRPC_STATUS)
+        {
+            self.grpc_status = value.to_str().ok().and_then(|v| v.parse().ok());
+        }
+    }
+
+    fn finish(&mut self) {
+        if !self.complete && self.flags.is_empty() {
+            self.flags
+                .insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+            self.details = details::DOWNSTREAM_DISCONNECT;
+        }
+        let downstream = &self.downstream;
+        downstream.active.set(downstream.active.get() - 1);
+        downstream.read_mark.set(downstream.io.bytes_read());
+        if !downstream.loggers.is_empty() {
+            let record = self.record(Headers::Kept(&self.kept.request));
+            downstream.loggers.record(&record);
+        }
+        self.measure();
+    }
+
+    fn measure(&self) {
+        let reporter = match self.downstream.info.direction {
+            TrafficDirection::Inbound => Reporter::Destination,
+            _ => Reporter::Source,
+        };
+        self.count(reporter);
+        // One traversal stands for both sides where the upstream is a pod of this node.
+        if reporter == Reporter::Source && self.delivery.is_some() {
+            self.count(Reporter::Destination);
+        }
+    }
+
+    fn count(&self, reporter: Reporter) {
+        let telemetry = &self.downstream.worker.telemetry;
+        let key = HttpKey {
+            peers: TcpKey {
+                reporter,
+                pod: self.downstream.pod_key,
+                peer: 0,
+                cluster: self.cluster.as_ref().map(|c| c.id()),
+                host: self.host.as_ref().map(|h| h.id()),
+                flags: self.flags,
+            },
+            status: self.status,
+            grpc_status: self.grpc_status,
+            grpc: self.grpc,
+        };
+        let series = telemetry.http(key, || self.labels(reporter));
+        series.record(
+            self.started.elapsed(),
+            self.bytes_received(),
+            self.bytes_sent,
+        );
+    }
+
+    fn labels(&self, reporter: Reporter) -> HttpLabels {
+        let info = &self.downstream.info;
+        let own = info.pod.as_ref().map(|pod| Workload::from(&pod.spec));
+        let host = self
+            .host
+            .as_ref()
+            .and_then(|h| h.endpoint.workload.as_ref());
+        let outbound = info.direction != TrafficDirection::Inbound;
+        let (source, destination) = if outbound {
+            let delivered = self.delivery.as_ref().map(|pod| Workload::from(&pod.spec));
+            (own, host.map(Workload::from).or(delivered))
+        } else {
+            let worker = &self.downstream.worker;
+            let peer = worker.pods.by_ip(info.peer.ip());
+            (peer.map(|pod| Workload::from(&pod.spec)), own)
+        };
+        let service = self
+            .cluster
+            .as_ref()
+            .and_then(|c| Peers::service_of(c.config.service.as_ref()));
+        HttpLabels {
+            peers: Peers {
+                reporter,
+                source,
+                destination,
+                service,
+            },
+            protocol: if self.grpc {
+                Protocol::Grpc
+            } else {
+                Protocol::Http
+            },
+            status: self.status,
+            grpc_status: self.grpc_status,
+            flags: self.flags.to_string(),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

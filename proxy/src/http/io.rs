@@ -1,0 +1,199 @@
+//! A socket that hyper reads and writes while the proxy keeps a handle on it.
+//!
+//! hyper owns the stream of a connection for as long as the connection lives. [`SharedIo`] lets
+//! `connection` and the upstream pools ask the kernel about the same socket: whether the peer has
+//! closed it, how much of what was written it has acknowledged. A connection stays on its worker,
+//! so the lock inside is never contended; it is there because hyper wants upgradeable streams to
+//! be `Send`.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use nix::sys::socket::GetSockOpt;
+use parking_lot::Mutex;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::socket::Stream;
+
+/// A handle on a socket; clones are the same socket.
+#[derive(Clone, Debug)]
+pub struct SharedIo(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    stream: Mutex<Stream>,
+    read: AtomicU64,
+    written: AtomicU64,
+    message: AtomicU64,
+}
+
+/// How large the next message is, known before its first byte is written (DESIGN.md section 5,
+/// rule 5: small messages may take another path than large or streamed ones).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageSize {
+    /// The body has this many bytes and is at hand.
+    Known(u64),
+    /// Large, streamed or interim.
+    Streamed,
+}
+
+/// What the kernel knows of an idle connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdleState {
+    /// Open and quiet.
+    Alive,
+    /// Closed or reset by the peer, or the peer sent something nobody asked for.
+    Dead,
+}
+
+/// The part of `struct tcp_info` up to `tcpi_bytes_acked` (Linux 4.1 and later).
+#[derive(Clone, Copy, Debug)]
+struct TcpInfo;
+
+nix::getsockopt_impl!(
+    TcpInfo,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    [u8; TCP_INFO_LEN],
+    nix::sys::socket::sockopt::GetStruct<[u8; TCP_INFO_LEN]>
+);
+
+const TCP_INFO_LEN: usize = 128;
+/// Offset of `tcpi_bytes_acked` (include/uapi/linux/tcp.h).
+const BYTES_ACKED: usize = 120;
+
+impl SharedIo {
+    /// Takes a stream over.
+    pub fn new(stream: Stream) -> Self {
+        Self(Arc::new(Inner {
+            stream: Mutex::new(stream),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            message: AtomicU64::new(u64::MAX),
+        }))
+    }
+
+    /// Bytes read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.0.read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes written so far.
+    pub fn bytes_written(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// Says how large the message is that is written next.
+    pub fn announce(&self, size: MessageSize) {
+        let value = match size {
+            MessageSize::Known(bytes) => bytes.min(u64::MAX - 1),
+            MessageSize::Streamed => u64::MAX,
+        };
+        self.0.message.store(value, Ordering::Relaxed);
+    }
+
+    /// What was announced last.
+    pub fn announced(&self) -> MessageSize {
+        match self.0.message.load(Ordering::Relaxed) {
+            u64::MAX => MessageSize::Streamed,
+            bytes => MessageSize::Known(bytes),
+        }
+    }
+
+    /// Looks whether an idle connection can still be used. Reads nothing away.
+    pub fn idle_state(&self) -> IdleState {
+        let stream = self.0.stream.lock();
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(stream.tcp()).peek(&mut byte) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => IdleState::Alive,
+            _ => IdleState::Dead,
+        }
+    }
+
+    /// Bytes that the peer's kernel has acknowledged. What was never acknowledged may still have
+    /// been received; what is beyond this and the connection reset was not.
+    pub fn bytes_acked(&self) -> io::Result<u64> {
+        let stream = self.0.stream.lock();
+        let info = TcpInfo.get(stream.tcp())?;
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&info[BYTES_ACKED..]);
+        // The SYN counts as one.
+        Ok(u64::from_ne_bytes(bytes).saturating_sub(1))
+    }
+
+    /// This end's address, canonical.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.stream.lock().local_addr()
+    }
+
+    /// Makes closing send a reset.
+    pub fn reset_on_close(&self) {
+        self.0.stream.lock().reset_on_close();
+    }
+
+    /// Does something with the stream.
+    pub fn with<R>(&self, f: impl FnOnce(&mut Stream) -> R) -> R {
+        f(&mut self.0.stream.lock())
+    }
+}
+
+impl AsyncRead for SharedIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut *self.0.stream.lock()).poll_read(cx, buf))?;
+        let count = (buf.filled().len() - before) as u64;
+        self.0.read.fetch_add(count, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl SharedIo {
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(count)) = &result {
+            self.0.written.fetch_add(*count as u64, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl AsyncWrite for SharedIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut *self.0.stream.lock()).poll_write(cx, buf);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut *self.0.stream.lock()).poll_write_vectored(cx, bufs);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.stream.lock()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.stream.lock()).poll_shutdown(cx)
+    }
+}
