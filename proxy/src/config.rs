@@ -163,7 +163,7 @@ pub enum InvalidArgs {
         variable: &'static str,
     },
     /// The address of the control plane is no URL.
-    #[error("--xds-addr {0:?} is not of the form http://host:port")]
+    #[error("--xds-addr {0:?} is not of the form http://host:port or unix:///path")]
     XdsAddress(String),
     /// More workers than the broker serves.
     #[error("--workers {0} is more than {max}", max = millrace_runtime::handoff::MAX_WORKERS)]
@@ -281,6 +281,9 @@ fn node_id(role: &str, ip: Option<IpAddr>, id: &str, domain: &str) -> String {
 }
 
 fn check_address(address: &str) -> Result<(), InvalidArgs> {
+    if address.starts_with("unix:///") {
+        return Ok(());
+    }
     let uri: Option<http::Uri> = address.parse().ok();
     let whole = uri.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.port().is_some());
     whole

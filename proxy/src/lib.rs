@@ -5,6 +5,8 @@
 
 pub mod resource;
 
+pub mod app;
+
 pub mod config;
 
 pub mod worker;

@@ -71,12 +71,12 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<Ow
     Ok((bound, sockets))
 }
 
-/// Binds the capture ports of a sidecar, on both families where the namespace has both.
+/// Binds the capture ports of a sidecar, on both families where the namespace has both; they
+/// are let go when `stop` is cancelled.
 ///
 /// # Errors
 /// When a capture port cannot be bound on IPv4.
-pub fn bind_capture_ports(workers: &Workers) -> Result<(), BindError> {
-    let stop = CancellationToken::new();
+pub fn bind_capture_ports(workers: &Workers, stop: &CancellationToken) -> Result<(), BindError> {
     for (role, origin) in [
         (ListenerRole::Outbound, Origin::Outbound(None)),
         (ListenerRole::Inbound, Origin::Inbound(None)),
@@ -85,7 +85,7 @@ pub fn bind_capture_ports(workers: &Workers) -> Result<(), BindError> {
         let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, role.port()));
         for address in [v4, v6] {
             match bind(address, workers.count()) {
-                Ok((_, sockets)) => serve(workers, sockets, &origin, &stop),
+                Ok((_, sockets)) => serve(workers, sockets, &origin, stop),
                 Err(error) if address.is_ipv6() => {
                     tracing::info!(%address, %error, "no IPv6 capture in this namespace");
                 }
@@ -111,6 +111,7 @@ fn serve(workers: &Workers, sockets: Vec<OwnedFd>, origin: &Origin, stop: &Cance
 /// Keeps sockets bound for exactly the listeners of the newest snapshot.
 pub struct Binder {
     workers: Workers,
+    stop: CancellationToken,
     bound: BTreeMap<ListenerName, Bound>,
 }
 
@@ -121,10 +122,11 @@ struct Bound {
 }
 
 impl Binder {
-    /// A binder that has bound nothing.
-    pub fn new(workers: Workers) -> Self {
+    /// A binder that has bound nothing; `stop` lets everything go.
+    pub fn new(workers: Workers, stop: CancellationToken) -> Self {
         Self {
             workers,
+            stop,
             bound: BTreeMap::new(),
         }
     }
@@ -168,7 +170,13 @@ impl Binder {
     /// Follows the configuration for as long as the process lives.
     pub async fn follow(mut self, store: Arc<Store>) {
         let mut generations = store.subscribe();
-        while generations.changed().await.is_ok() {
+        loop {
+            // biased: nothing is bound any more once everything was let go.
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                changed = generations.changed() => if changed.is_err() { return },
+            }
             for error in self.apply(&store.load()) {
                 tracing::error!(error = %error.source, "{error}");
             }
@@ -177,7 +185,7 @@ impl Binder {
 
     fn open(&self, name: &ListenerName, asked: SocketAddr) -> io::Result<Bound> {
         let (address, sockets) = bind(asked, self.workers.count())?;
-        let stop = CancellationToken::new();
+        let stop = self.stop.child_token();
         let origin = Origin::Listener(name.clone());
         serve(&self.workers, sockets, &origin, &stop);
         tracing::info!(listener = %name, %address, "listening");

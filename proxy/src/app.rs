@@ -1,0 +1,203 @@
+//! Wires the proxy together and lives its life: start, serve, drain, end.
+//!
+//! Runs on the control thread's runtime. Order of the start: limits, telemetry, configuration
+//! (what was saved serves at once), admin ports (not ready), workers, sockets (broker, capture
+//! ports or the file's listeners); ready when the configuration and, on a node, all pods are
+//! there. Order of the end: not ready, the broker is told, accepting stops, connections finish
+//! within the drain time, workers end, the last log lines are written.
+
+mod ports;
+mod sockets;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use millrace_runtime::build_info::BuildInfo;
+use millrace_runtime::metrics::Metrics;
+use millrace_runtime::ready::Ready;
+use millrace_runtime::signal::Signals;
+use millrace_runtime::telemetry::LevelHandle;
+use millrace_runtime::{drain, limits};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Manager;
+use crate::cluster::dns::SystemLookup;
+use crate::config::{Config, Mode, Xds};
+use crate::listener::server_first::ServerFirst;
+use crate::listener::stats::ListenerStats;
+use crate::metrics::{Telemetry, TelemetryCollector};
+use crate::pods::LocalPods;
+use crate::snapshot::{Resources, Store};
+use crate::worker::{Parts, Workers};
+use crate::xds;
+use millrace_xds::client::ClientConfig;
+use millrace_xds::node::Node;
+
+/// What can be asked of a running proxy from its admin port.
+#[derive(Clone, Debug, Default)]
+pub struct Lifecycle {
+    /// Cancelled to stop accepting; what is under way goes on, and so does the process.
+    pub drain_listeners: CancellationToken,
+    /// Cancelled to drain and end.
+    pub quit: CancellationToken,
+}
+
+/// Runs the proxy until it is told to end.
+///
+/// # Errors
+/// When it cannot start: a port is taken, the file is refused, a thread cannot be made.
+pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
+    let build = BuildInfo::of("millrace-proxy");
+    let open_files = limits::raise_open_files();
+    tracing::info!(%build, mode = %config.mode, epoch = config.epoch, workers = config.workers,
+        open_files, "starting");
+    let mut signals = Signals::install().context("installing signal handlers")?;
+    let app = App::new(&config, &build);
+    let log_writer = app.parts.telemetry.sinks().start();
+    let log_writer = log_writer.context("starting the access log writer")?;
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+
+    let interest = xds::Interest::new();
+    let (control, handle) = app.configuration(&config, &interest)?;
+    tasks.spawn(control.run(stop.clone()));
+    drop((handle, level));
+    ports::serve(&app, &config, &mut tasks, &stop).await?;
+
+    let (trigger, watcher) = drain::channel();
+    let (workers, threads) = Workers::start(usize::from(config.workers), &app.parts, &watcher)
+        .context("starting workers")?;
+    drop(watcher);
+    sockets::serve(&app, &config, workers, interest, &mut tasks).await?;
+
+    tokio::select! {
+        signal = signals.stop() => tracing::info!(%signal, "draining"),
+        () = app.lifecycle.quit.cancelled() => tracing::info!("draining, as the admin port asks"),
+    }
+    let not_ready = app.ready.block("draining");
+    app.lifecycle.drain_listeners.cancel();
+    let outcome = tokio::select! {
+        outcome = trigger.drain(config.drain_time) => format!("{outcome:?}"),
+        signal = second(&mut signals) => format!("cut short by {signal}"),
+    };
+    tracing::info!(outcome, "drained");
+    tokio::task::spawn_blocking(|| threads.join())
+        .await
+        .context("waiting for workers")?;
+    stop.cancel();
+    // The configuration writes its last state; everything else ends with it.
+    tokio::time::timeout(std::time::Duration::from_secs(2), tasks.join_next())
+        .await
+        .ok();
+    tasks.shutdown().await;
+    drop((log_writer, not_ready));
+    Ok(())
+}
+
+/// A signal while draining ends the wait.
+async fn second(signals: &mut Signals) -> millrace_runtime::signal::Signal {
+    signals.stop().await
+}
+
+/// What the parts of the proxy share on the control thread.
+struct App {
+    parts: Parts,
+    manager: Arc<Manager>,
+    ready: Ready,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+}
+
+impl App {
+    fn new(config: &Config, build: &BuildInfo) -> Self {
+        let own: Vec<IpAddr> = match &config.mode {
+            Mode::Sidecar { ip, .. } => {
+                let loopback = [
+                    IpAddr::from([127, 0, 0, 1]),
+                    IpAddr::from([0_u16, 0, 0, 0, 0, 0, 0, 1]),
+                ];
+                loopback.into_iter().chain(*ip).collect()
+            }
+            Mode::Node { .. } | Mode::File { .. } => Vec::new(),
+        };
+        let telemetry = Telemetry::new();
+        let metrics = Metrics::new(build);
+        metrics.register(|registry| {
+            registry.register_collector(Box::new(TelemetryCollector(telemetry.clone())));
+        });
+        Self {
+            parts: Parts {
+                store: Arc::new(Store::new()),
+                pods: Arc::new(LocalPods::default()),
+                own_addresses: own.into(),
+                telemetry,
+                stats: ListenerStats::default(),
+                server_first: ServerFirst::default(),
+            },
+            manager: Arc::new(Manager::new()),
+            ready: Ready::new(),
+            lifecycle: Lifecycle::default(),
+            metrics,
+        }
+    }
+
+    /// The owner of the configuration, with what an earlier run saved.
+    fn configuration(
+        &self,
+        config: &Config,
+        interest: &xds::Interest,
+    ) -> anyhow::Result<(xds::Control, xds::Handle)> {
+        let (mode, server, state_file) = match &config.mode {
+            Mode::Node { xds, .. } => (xds::Mode::Node, Some(client(xds)), Some(state_file(xds))),
+            Mode::Sidecar { xds, .. } => {
+                let mode = xds::Mode::Wildcard {
+                    listeners: true,
+                    clusters: true,
+                    names: true,
+                };
+                (mode, Some(client(xds)), Some(state_file(xds)))
+            }
+            Mode::File { .. } => {
+                let mode = xds::Mode::Wildcard {
+                    listeners: false,
+                    clusters: false,
+                    names: false,
+                };
+                (mode, None, None)
+            }
+        };
+        xds::Config {
+            mode,
+            fixed: Resources::default(),
+            server,
+            state_file,
+            interest: interest.clone(),
+            lookup: Arc::new(SystemLookup::default()),
+            store: self.parts.store.clone(),
+            manager: self.manager.clone(),
+            ready: Some(self.ready.block("configuration")),
+        }
+        .start()
+        .context("preparing the stream to the control plane")
+    }
+}
+
+fn state_file(xds: &Xds) -> std::path::PathBuf {
+    xds.state_dir.join("xds-state")
+}
+
+fn client(xds: &Xds) -> ClientConfig {
+    let mut node = Node {
+        id: xds.node_id.clone(),
+        cluster: xds.node_cluster.clone(),
+        user_agent_name: "millrace-proxy".to_owned(),
+        user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Node::default()
+    };
+    if let Some(name) = &xds.node_name {
+        node = node.with_metadata("NODE_NAME", name.as_str());
+    }
+    ClientConfig::new(xds.address.clone(), node)
+}

@@ -1,0 +1,83 @@
+//! The ports that people and machines look at the proxy through: admin, metrics, readiness.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use http::StatusCode;
+use millrace_runtime::admin::{Reply, Response, Routes, Server};
+use millrace_runtime::metrics::{self, Metrics};
+use millrace_runtime::ready::Ready;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use crate::config::Config;
+
+/// Binds the metrics and readiness ports and serves them until `stop` is cancelled.
+pub(super) async fn serve(
+    app: &App,
+    config: &Config,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let ports = [
+        (
+            "metrics",
+            config.metrics_addr,
+            metrics_routes(app.metrics.clone()),
+        ),
+        (
+            "readiness",
+            config.ready_addr,
+            ready_routes(app.ready.clone()),
+        ),
+    ];
+    for (name, address, routes) in ports {
+        if let Some(address) = address {
+            let server = bind(name, address).await?;
+            tasks.spawn(server.serve(routes, stop.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Binds one port.
+pub(super) async fn bind(name: &str, address: SocketAddr) -> anyhow::Result<Server> {
+    let server = Server::bind_tcp(address)
+        .await
+        .with_context(|| format!("binding the {name} port at {address}"))?;
+    let address = server.local_addr().unwrap_or(address);
+    tracing::info!(port = name, %address, "listening");
+    Ok(server)
+}
+
+fn metrics_routes(metrics: Metrics) -> Routes {
+    let page = move |metrics: Metrics| async move {
+        Reply::with_type(200, metrics::CONTENT_TYPE, metrics.encode())
+    };
+    let other = metrics.clone();
+    Routes::new()
+        .get("/stats/prometheus", "metrics", move |_| {
+            page(metrics.clone())
+        })
+        .get("/metrics", "metrics", move |_| page(other.clone()))
+}
+
+fn ready_routes(ready: Ready) -> Routes {
+    Routes::new().get("/healthz/ready", "200 when ready", move |_| {
+        let answer = readiness(&ready);
+        async move { answer }
+    })
+}
+
+/// 200 when nothing holds readiness back, else 503 with what does.
+fn readiness(ready: &Ready) -> Response {
+    if ready.is_ready() {
+        return Reply::text(200, "LIVE\n");
+    }
+    let pending = ready.pending().join(", ");
+    Reply::text(
+        StatusCode::SERVICE_UNAVAILABLE.as_u16(),
+        format!("waiting for {pending}\n"),
+    )
+}
