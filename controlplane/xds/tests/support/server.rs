@@ -1,5 +1,7 @@
 //! An ADS server over a [`World`], on a socket of loopback or of the file system.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
