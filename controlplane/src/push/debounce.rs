@@ -114,6 +114,6 @@ mod tests {
             debounce.record(start + ms(step));
         }
         assert_eq!(debounce.deadline(), Some(start + ms(17)));
-        assert_eq!(debounce.take(start + ms(17)), Some((8, ms(17))));
+        assert_eq!(debounce.take(start + ms(17)), (8, ms(17)));
     }
 }
