@@ -20,7 +20,7 @@ pub use enrolment::{Enrolled, PodEnrolment};
 pub use error::BpfError;
 pub use loader::{Adoption, Bpf, BpfConfig, Replace};
 pub use log::{BpfEvent, EventStream, LogPump};
-pub use maps::{CounterValue, PodTraffic};
+pub use maps::{CounterValue, MapOccupancy, PodTraffic};
 pub use millrace_ebpf_abi::{
     Acceleration, Counter, Direction, EventKind, LogLevel, PodPolicy, PodTelemetry,
 };

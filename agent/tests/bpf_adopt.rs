@@ -1,5 +1,7 @@
 //! The programs outlive the agent: adoption, replacement and clean-up, under load.
 
+#![allow(clippy::expect_used, reason = "what a test needs must be there")]
+
 #[path = "support/bpf.rs"]
 mod bpf;
 
@@ -59,7 +61,7 @@ fn no_connection_is_lost_while_agents_come_and_go() {
                 &app.outbound4,
                 |to| app.pod.connect(to),
                 addr(SERVICE),
-            )
+            );
         });
         let target = app.pod.at(9080);
         scope.spawn(move || {
@@ -69,7 +71,7 @@ fn no_connection_is_lost_while_agents_come_and_go() {
                 &app.inbound[0],
                 |to| other.connect(to),
                 target,
-            )
+            );
         });
         for replace in [
             Replace::Changed,
@@ -92,6 +94,13 @@ fn no_connection_is_lost_while_agents_come_and_go() {
     assert_eq!(fixture.count(Counter::ConnectRedirected), outbound);
     assert_eq!(fixture.count(Counter::SockopsAdopted), outbound);
     assert_eq!(fixture.count(Counter::LookupSteered), inbound);
+    let occupancy = fixture.bpf().occupancy().expect("counted");
+    for map in occupancy
+        .iter()
+        .filter(|map| ["ORIG_DSTS", "ANNOUNCED"].contains(&map.map))
+    {
+        assert_eq!(map.used, 0, "{map:?}");
+    }
 }
 
 /// Connects without a pause; every single connection must reach the listener with its destination.

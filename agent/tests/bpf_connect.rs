@@ -1,6 +1,8 @@
 //! Outbound capture: connect, getpeername, sockops and getsockopt together, as an application and a proxy
 //! see them.
 
+#![allow(clippy::expect_used, reason = "what a test needs must be there")]
+
 #[path = "support/bpf.rs"]
 mod bpf;
 
@@ -94,8 +96,8 @@ fn many_connections_at_once_keep_their_own_destinations() {
         fixture.captured("two", CapturePolicy::default()),
     ];
     for port in 1..200_u16 {
-        for (index, app) in pods.iter().enumerate() {
-            let to = SocketAddr::from((Ipv4Addr::new(10, 96, 1, index as u8), 1000 + port));
+        for (index, app) in (0..).zip(&pods) {
+            let to = SocketAddr::from((Ipv4Addr::new(10, 96, 1, index), 1000 + port));
             let client = app.pod.connect(to).expect("captured");
             let (proxy, peer) = accept(&app.outbound4);
             assert_eq!(peer, client.local_addr().expect("getsockname"));

@@ -1,5 +1,7 @@
 //! DNS capture: connected and unconnected UDP, TCP, IPv4 and IPv6.
 
+#![allow(clippy::expect_used, reason = "what a test needs must be there")]
+
 #[path = "support/bpf.rs"]
 mod bpf;
 

@@ -1,5 +1,7 @@
 //! Inbound capture: `sk_lookup` in pods' namespaces, the host's own connections, and delivery by the proxy.
 
+#![allow(clippy::expect_used, reason = "what a test needs must be there")]
+
 #[path = "support/bpf.rs"]
 mod bpf;
 

@@ -386,6 +386,18 @@ impl<'a> Sockopt<'a> {
         unsafe { bpf_get_netns_cookie(self.inner.as_ptr()) }
     }
 
+    /// Length of the kernel's answer.
+    #[inline(always)]
+    pub fn optlen(&self) -> i32 {
+        read!(self.raw, bpf_sockopt, optlen).cast_signed()
+    }
+
+    /// Lets the kernel's answer through as it is, whatever its length.
+    #[inline(always)]
+    pub fn disclaim(&self) {
+        write!(self.raw, optlen, 0);
+    }
+
     /// Answers with `value`, in place of the kernel's own answer; false if the caller's buffer is too small.
     #[inline(always)]
     pub fn answer<T>(&self, value: T) -> bool {

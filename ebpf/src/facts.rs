@@ -91,7 +91,7 @@ impl LookupFacts for Lookup<'_> {
     }
 
     #[inline(always)]
-    fn from_pod_itself(&self) -> bool {
+    fn is_from_pod_itself(&self) -> bool {
         let remote = self.remote().addr;
         remote.is_loopback() || lookup::owner(&remote) == lookup::owner(&self.local().addr)
     }

@@ -5,7 +5,7 @@
 //! connection that nobody redirected.
 
 use millrace_ebpf_abi::{
-    AF_INET, AF_INET6, Addr, Counter, OrigDst, OrigDstAnswer, SockTuple, SocketRole, TCP,
+    AF_INET, AF_INET6, Counter, OrigDst, OrigDstAnswer, SockTuple, SocketRole, TCP,
     getsockopt_verdict,
 };
 
@@ -16,6 +16,8 @@ use crate::storage;
 
 /// The kernel's own answer stays.
 const KEEP: i32 = 1;
+/// The smallest page that Linux has.
+const PAGE: i32 = 4096;
 
 #[repr(C)]
 struct SockaddrIn {
@@ -37,6 +39,12 @@ struct SockaddrIn6 {
 /// `getsockopt()` of any option.
 #[inline(always)]
 pub fn getsockopt(ctx: &Sockopt<'_>) -> i32 {
+    if ctx.optlen() > PAGE {
+        // An answer longer than a page is not in the program's buffer; kernels before 6.5 turn it into EFAULT
+        // unless the program disclaims it (Documentation/bpf/prog_cgroup_sockopt.rst).
+        ctx.disclaim();
+        return KEEP;
+    }
     let mut origin = None;
     let verdict = getsockopt_verdict(ctx.level(), ctx.optname(), || {
         origin = find(ctx);
@@ -101,7 +109,7 @@ fn find(ctx: &Sockopt<'_>) -> Option<(OrigDst, Counter)> {
 /// What the connecting end published, where the accepted end found no memory to keep it.
 #[inline(always)]
 fn published(sock: Sock, netns_cookie: u64) -> Option<OrigDst> {
-    let (local, remote): (OrigDst, OrigDst) = (sock.local(), sock.remote());
+    let (local, remote) = (sock.local(), sock.remote());
     let key = SockTuple {
         netns_cookie,
         local: remote.addr,
@@ -112,7 +120,5 @@ fn published(sock: Sock, netns_cookie: u64) -> Option<OrigDst> {
     };
     let value = ORIG_DSTS.get_ptr(&key)?;
     // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
-    let orig_dst = unsafe { *value };
-    let _: Addr = orig_dst.addr;
-    Some(orig_dst)
+    Some(unsafe { *value })
 }

@@ -60,7 +60,7 @@ pub static TELEMETRY: PerCpuHashMap<TelemetryKey, PodTelemetry, 32768, ON_DEMAND
 
 /// Outcomes.
 #[btf_map]
-pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
 /// What the agent should hear of at once.
 #[btf_map]

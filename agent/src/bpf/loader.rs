@@ -14,7 +14,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use millrace_ebpf_abi::{ABI_VERSION, LogLevel, NodeConfig};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::maps::{Maps, NAMES};
+use super::maps::{MapOccupancy, Maps, NAMES, occupancy};
 use super::pins::{self, Pins, unpin};
 use super::programs::{CGROUP_PROGRAMS, CgroupProgram, LOOKUP};
 use super::sys::{self, LinkInfo};
@@ -180,6 +180,15 @@ impl Bpf {
     /// If the map cannot be read.
     pub fn counters(&self) -> Result<Vec<CounterValue>, BpfError> {
         self.maps.counters.all()
+    }
+
+    /// How full the maps are that programs or pods fill.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn occupancy(&self) -> Result<Vec<MapOccupancy>, BpfError> {
+        occupancy(&self.pins)
     }
 
     /// L4 telemetry of every enrolled pod.
@@ -349,6 +358,8 @@ pub(super) fn try_programs() -> Vec<(&'static str, Result<(), BpfError>)> {
 
 fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
     let mut loader = EbpfLoader::new();
+    // Nothing in the object is relocated against the kernel's types, and reading them takes long.
+    loader.btf(None);
     // A refused program is tried again with the log on, so that the error carries it.
     loader.verifier_log_level(VerifierLogLevel::default());
     if let Some(pins) = pins {

@@ -8,12 +8,12 @@ use std::os::fd::BorrowedFd;
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{
-    Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
-    SockHash,
+    Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap,
+    PerCpuValues, SockHash,
 };
 use millrace_ebpf_abi::{
-    Addr, CidrKey, Counter, Direction, LISTENER_SLOTS, ListenerKey, NodeConfig, PodPolicy,
-    PodTelemetry, PortKey, TelemetryKey,
+    Addr, CidrKey, Counter, Direction, LISTENER_SLOTS, ListenerKey, NodeConfig, OrigDst, PodPolicy,
+    PodTelemetry, PortKey, SockTuple, TelemetryKey,
 };
 
 use super::BpfError;
@@ -305,6 +305,37 @@ impl Counters {
             .collect::<Result<_, _>>()
             .map_err(BpfError::map("COUNTERS", "read"))
     }
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct MapOccupancy {
+    /// The map's name.
+    pub map: &'static str,
+    /// Elements in it; pods come and go while it is counted.
+    pub used: usize,
+    /// Elements that it can hold.
+    pub capacity: u32,
+}
+
+/// How full the maps are that programs or pods fill.
+pub(super) fn occupancy(pins: &Pins) -> Result<Vec<MapOccupancy>, BpfError> {
+    fn of<K: Pod, V: Pod>(pins: &Pins, map: &'static str) -> Result<MapOccupancy, BpfError> {
+        let elements: HashMap<MapData, K, V> = open(pins, map)?;
+        let info = MapInfo::from_pin(pins.map(map)).map_err(BpfError::map(map, "examined"))?;
+        Ok(MapOccupancy {
+            map,
+            used: elements.keys().flatten().count(),
+            capacity: info.max_entries(),
+        })
+    }
+    Ok(vec![
+        of::<u64, PodPolicy>(pins, "POLICIES")?,
+        of::<Addr, u64>(pins, "ADDRESSES")?,
+        of::<PortKey, u8>(pins, "PORT_RULES")?,
+        of::<SockTuple, OrigDst>(pins, "ORIG_DSTS")?,
+        of::<SockTuple, u8>(pins, "ANNOUNCED")?,
+    ])
 }
 
 /// A typed view of a pinned map.

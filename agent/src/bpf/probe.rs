@@ -126,7 +126,7 @@ fn unescape(path: &str) -> String {
 
 struct Helper {
     program: ProgramType,
-    helper: BpfHelper,
+    function: BpfHelper,
     name: &'static str,
     purpose: &'static str,
 }
@@ -134,68 +134,68 @@ struct Helper {
 const HELPERS: [Helper; 10] = [
     Helper {
         program: ProgramType::CgroupSockAddr,
-        helper: BpfHelper::BPF_FUNC_get_netns_cookie,
+        function: BpfHelper::BPF_FUNC_get_netns_cookie,
         name: "bpf_get_netns_cookie in connect programs",
         purpose: "knowing the pod",
     },
     Helper {
         program: ProgramType::CgroupSockAddr,
-        helper: BpfHelper::BPF_FUNC_sk_storage_get,
+        function: BpfHelper::BPF_FUNC_sk_storage_get,
         name: "bpf_sk_storage_get in connect programs",
         purpose: "remembering the original destination",
     },
     Helper {
         program: ProgramType::CgroupSockAddr,
-        helper: BpfHelper::BPF_FUNC_bind,
+        function: BpfHelper::BPF_FUNC_bind,
         name: "bpf_bind in connect programs",
         purpose: "keeping the pod's address as source",
     },
     Helper {
         program: ProgramType::CgroupSockAddr,
-        helper: BpfHelper::BPF_FUNC_sk_lookup_tcp,
+        function: BpfHelper::BPF_FUNC_sk_lookup_tcp,
         name: "bpf_sk_lookup_tcp in connect programs",
         purpose: "open pods going direct without a listener",
     },
     Helper {
         program: ProgramType::CgroupSockAddr,
-        helper: BpfHelper::BPF_FUNC_sk_lookup_udp,
+        function: BpfHelper::BPF_FUNC_sk_lookup_udp,
         name: "bpf_sk_lookup_udp in connect programs",
         purpose: "open pods resolving names without a listener",
     },
     Helper {
         program: ProgramType::SockOps,
-        helper: BpfHelper::BPF_FUNC_get_netns_cookie,
+        function: BpfHelper::BPF_FUNC_get_netns_cookie,
         name: "bpf_get_netns_cookie in sockops programs",
         purpose: "handing the original destination over",
     },
     Helper {
         program: ProgramType::SockOps,
-        helper: BpfHelper::BPF_FUNC_sk_storage_get,
+        function: BpfHelper::BPF_FUNC_sk_storage_get,
         name: "bpf_sk_storage_get in sockops programs",
         purpose: "handing the original destination over",
     },
     Helper {
         program: ProgramType::CgroupSockopt,
-        helper: BpfHelper::BPF_FUNC_get_netns_cookie,
+        function: BpfHelper::BPF_FUNC_get_netns_cookie,
         name: "bpf_get_netns_cookie in getsockopt programs",
         purpose: "answering SO_ORIGINAL_DST",
     },
     Helper {
         program: ProgramType::CgroupSockopt,
-        helper: BpfHelper::BPF_FUNC_sk_storage_get,
+        function: BpfHelper::BPF_FUNC_sk_storage_get,
         name: "bpf_sk_storage_get in getsockopt programs",
         purpose: "answering SO_ORIGINAL_DST",
     },
     Helper {
         program: ProgramType::SkLookup,
-        helper: BpfHelper::BPF_FUNC_sk_assign,
+        function: BpfHelper::BPF_FUNC_sk_assign,
         name: "bpf_sk_assign in sk_lookup programs",
         purpose: "inbound capture",
     },
 ];
 
 fn helper_feature(helper: &Helper) -> Feature {
-    let result = match is_helper_supported(helper.program, helper.helper) {
+    let result = match is_helper_supported(helper.program, helper.function) {
         Ok(true) => Ok(()),
         Ok(false) => Err("this kernel does not have it".to_owned()),
         Err(error) => Err(chain(&error)),

@@ -1,7 +1,12 @@
 //! A node with pods, the kernel programs attached at its cgroup, and in-pod listeners as the broker makes
 //! them.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::expect_used,
+    reason = "each test binary uses a part; what a test needs must be there"
+)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -73,6 +73,7 @@ impl Addr {
     }
 
     /// The loopback address of the same family.
+    #[must_use]
     #[inline(always)]
     pub const fn loopback(&self) -> Self {
         if self.is_v4() {

@@ -17,7 +17,7 @@ macro_rules! counters {
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// How many there are.
-            pub const COUNT: u32 = [$(Self::$variant,)+].len() as u32;
+            pub const COUNT: usize = Self::ALL.len();
 
             /// The program that counts it.
             pub const fn hook(self) -> &'static str {
@@ -148,6 +148,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(Counter::COUNT as usize, Counter::ALL.len());
+        assert_eq!(Counter::COUNT, Counter::ALL.len());
     }
 }

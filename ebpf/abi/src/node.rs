@@ -32,7 +32,7 @@ pub enum LogLevel {
     Error = 1,
     /// What was let through or refused for want of something.
     Warn = 2,
-    /// Reserved for changes of state; the programs have none.
+    /// Changes of state; the programs keep none that they would tell of.
     Info = 3,
     /// Every decision.
     Debug = 4,

@@ -77,6 +77,8 @@ pub struct CidrKey {
     addr: [u32; 4],
 }
 
+const LOW_HALF: u64 = 0xffff_ffff;
+
 impl CidrKey {
     /// Prefix length of a whole address.
     pub const FULL: u32 = Self::RULE_SET_BITS + 128;
@@ -87,7 +89,10 @@ impl CidrKey {
     #[inline(always)]
     pub const fn new(rule_set: u64, addr: Addr) -> Self {
         Self {
-            rule_set: [((rule_set >> 32) as u32).to_be(), (rule_set as u32).to_be()],
+            rule_set: [
+                ((rule_set >> 32) as u32).to_be(),
+                ((rule_set & LOW_HALF) as u32).to_be(),
+            ],
             addr: addr.words(),
         }
     }

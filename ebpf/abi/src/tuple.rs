@@ -25,6 +25,7 @@ pub struct SockTuple {
 
 impl SockTuple {
     /// The same connection as the other end sees it.
+    #[must_use]
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self {

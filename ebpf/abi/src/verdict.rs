@@ -148,7 +148,7 @@ pub trait LookupFacts {
     /// The pod's rule for this inbound port.
     fn port_rule(&self, rule_set: u64, port: u16) -> Option<Rule>;
     /// Whether the packet comes from the pod itself, by its source address.
-    fn from_pod_itself(&self) -> bool;
+    fn is_from_pod_itself(&self) -> bool;
     /// Who announced this very connection before its SYN left, if anybody did.
     fn announced(&self) -> Option<Announced>;
 }
@@ -199,7 +199,7 @@ pub fn lookup_verdict(input: &LookupInput<'_>, facts: &impl LookupFacts) -> Look
     }
     // To its own address a pod talks through `lo`, yet the kernel names the interface that has the address
     // (`rt_iif` of a local output route). From outside such a source is a martian, or has nobody to answer.
-    if facts.from_pod_itself() {
+    if facts.is_from_pod_itself() {
         return Pass(Counter::LookupLocal);
     }
     match facts.announced() {

@@ -8,7 +8,7 @@ struct Facts {
     port_rule: Option<Rule>,
     cidr_rule: Option<Rule>,
     listener: bool,
-    from_pod_itself: bool,
+    is_from_pod_itself: bool,
     announced: Option<Announced>,
 }
 
@@ -34,8 +34,8 @@ impl LookupFacts for Facts {
         self.port_rule
     }
 
-    fn from_pod_itself(&self) -> bool {
-        self.from_pod_itself
+    fn is_from_pod_itself(&self) -> bool {
+        self.is_from_pod_itself
     }
 
     fn announced(&self) -> Option<Announced> {
@@ -271,7 +271,7 @@ fn inbound_is_steered_unless_there_is_a_reason() {
         ..Facts::default()
     };
     let own = Facts {
-        from_pod_itself: true,
+        is_from_pod_itself: true,
         ..Facts::default()
     };
     // (extra flags, interface, port, facts, verdict)
