@@ -52,7 +52,7 @@ pub mod client;
 pub mod delta;
 #[cfg(feature = "json")]
 pub mod json;
-mod nack;
+pub mod nack;
 pub mod node;
 pub mod proto;
 pub mod push;
@@ -65,6 +65,7 @@ pub mod subscription;
 mod type_url;
 mod version;
 
+pub use reflect::{FieldVisitor, visit_fields};
 pub use resource::{EncodedResource, RawResource, ResourceError, WireResource};
 pub use subscription::Selection;
 pub use type_url::TypeUrl;

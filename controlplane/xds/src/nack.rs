@@ -16,7 +16,7 @@ const INVALID_ARGUMENT: i32 = 3;
 const MAX_LISTED: usize = 50;
 
 /// The status that rejects these resources by name.
-pub(crate) fn status(rejected: &[ResourceError]) -> Status {
+pub fn status(rejected: &[ResourceError]) -> Status {
     let listed = &rejected[..rejected.len().min(MAX_LISTED)];
     let mut lines: Vec<String> = listed.iter().map(ToString::to_string).collect();
     if rejected.len() > listed.len() {
@@ -30,7 +30,7 @@ pub(crate) fn status(rejected: &[ResourceError]) -> Status {
 }
 
 /// The bad resources that a NACK names; empty when the client does not do so.
-pub(crate) fn rejected(status: &Status) -> Vec<ResourceError> {
+pub fn rejected(status: &Status) -> Vec<ResourceError> {
     status
         .details
         .iter()

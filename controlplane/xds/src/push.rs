@@ -520,16 +520,13 @@ impl TypeState {
             };
             return stale.then_some(Answer::Stale);
         };
-        match header.error {
-            Some(error) => {
-                self.history.nacked(&in_flight, &error.message);
-                Some(Answer::Nacked(in_flight, error.clone()))
-            }
-            None => {
-                self.history.acked(&in_flight);
-                Some(Answer::Acked(in_flight))
-            }
-        }
+        Some(if let Some(error) = header.error {
+            self.history.nacked(&error.message);
+            Answer::Nacked(in_flight, error.clone())
+        } else {
+            self.history.acked(&in_flight);
+            Answer::Acked(in_flight)
+        })
     }
 }
 

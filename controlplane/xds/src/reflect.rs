@@ -13,6 +13,10 @@ use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
 
 use crate::proto;
 
+mod fields;
+
+pub use fields::{FieldVisitor, visit_fields};
+
 /// Constant data: decoding it takes some 10 ms, which only those who use it should spend.
 static POOL: LazyLock<Result<DescriptorPool, String>> = LazyLock::new(|| {
     let descriptors = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

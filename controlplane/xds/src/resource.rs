@@ -146,7 +146,7 @@ impl fmt::Debug for EncodedResource {
 pub struct RawResource {
     /// Name under which it was sent.
     pub name: String,
-    /// Version that the server gave it; empty in SotW, where only responses have versions.
+    /// Version that the server gave it; empty in `SotW`, where only responses have versions.
     pub version: String,
     /// The packed message.
     pub body: Any,

@@ -196,7 +196,7 @@ impl Subscription {
         change
     }
 
-    /// Replaces the subscription by a SotW request's full list.
+    /// Replaces the subscription by a `SotW` request's full list.
     pub fn apply_sotw(&mut self, type_url: &TypeUrl, names: &[String]) -> SubscriptionChange {
         self.started = true;
         self.explicit |= !names.is_empty();

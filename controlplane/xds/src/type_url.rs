@@ -1,5 +1,5 @@
 //! Type URLs of xDS resources and what the protocol says of each type: its place in the push
-//! order, whether SotW responses carry the full state, whether an empty first request means
+//! order, whether `SotW` responses carry the full state, whether an empty first request means
 //! everything.
 //!
 //! Used by the state machines and by everyone who names a resource type.
@@ -60,7 +60,7 @@ impl TypeUrl {
         self.known().map_or(u8::MAX, |known| known.rank)
     }
 
-    /// Whether a SotW response must carry every resource the client needs, so that absence means
+    /// Whether a `SotW` response must carry every resource the client needs, so that absence means
     /// removal: LDS and CDS only (xDS protocol, "Grouping Resources into Responses").
     pub fn is_full_state(&self) -> bool {
         *self == Self::LISTENER || *self == Self::CLUSTER

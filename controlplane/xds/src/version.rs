@@ -37,13 +37,9 @@ impl Version {
     }
 
     fn from_digest(digest: &[u8]) -> Self {
-        use fmt::Write as _;
-        let hex = digest.iter().take(8).fold(String::new(), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _: fmt::Result = write!(hex, "{byte:02x}");
-            hex
-        });
-        Self(hex.into())
+        let head = digest.iter().take(8);
+        let bits = head.fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+        Self(format!("{bits:016x}").into())
     }
 }
 

@@ -1,5 +1,11 @@
 //! The server's and the client's drivers against each other over real sockets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, too, may panic"
+)]
+
 mod support;
 #[path = "support/server.rs"]
 mod support_server;

@@ -1,6 +1,12 @@
 //! The delta client's state machine, rule by rule; each test names the part of the xDS protocol
 //! specification (Envoy's `api-docs/xds_protocol`) that it holds the client to.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, too, may panic"
+)]
+
 mod support;
 
 use std::time::Duration;

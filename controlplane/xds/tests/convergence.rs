@@ -2,6 +2,12 @@
 //! NACKs ends with every client having exactly what it should have: the client and server state
 //! machines of each variant against each other, over a network that the test controls.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, too, may panic"
+)]
+
 mod support;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -267,11 +273,11 @@ impl DeltaModel {
             Step::Finish(0),
         ];
         for _ in 0..10_000 {
-            let mut moved = false;
+            let mut busy = false;
             for step in &moves {
-                moved |= self.step(step);
+                busy |= self.step(step);
             }
-            if !moved {
+            if !busy {
                 return;
             }
         }
@@ -421,11 +427,11 @@ impl SotwModel {
             Step::Finish(0),
         ];
         for _ in 0..10_000 {
-            let mut moved = false;
+            let mut busy = false;
             for step in &moves {
-                moved |= self.step(step);
+                busy |= self.step(step);
             }
-            if !moved {
+            if !busy {
                 return;
             }
         }

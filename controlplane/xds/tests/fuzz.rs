@@ -1,5 +1,11 @@
 //! The fuzz targets' bodies on stable: arbitrary bytes, and valid messages with bytes changed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, too, may panic"
+)]
+
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
 

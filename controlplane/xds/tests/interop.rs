@@ -1,6 +1,12 @@
 //! tonic's `xds-client`, an implementation of its own by other people, against our server: the
 //! state-of-the-world variant as gRPC clients speak it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, too, may panic"
+)]
+
 mod support;
 #[path = "support/server.rs"]
 mod support_server;

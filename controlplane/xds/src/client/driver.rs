@@ -259,9 +259,11 @@ impl Driver {
 
     fn with_metadata<T>(&self, mut request: Request<T>) -> Result<Request<T>, String> {
         for (key, value) in &self.config.metadata {
-            let invalid = |_| format!("metadata {key} is not valid");
-            let name = AsciiMetadataKey::from_bytes(key.as_bytes()).map_err(|_| invalid(()))?;
-            let value = AsciiMetadataValue::try_from(value.as_str()).map_err(|_| invalid(()))?;
+            let name = AsciiMetadataKey::from_bytes(key.as_bytes());
+            let value = AsciiMetadataValue::try_from(value.as_str());
+            let (Ok(name), Ok(value)) = (name, value) else {
+                return Err(format!("metadata {key} is not valid"));
+            };
             request.metadata_mut().insert(name, value);
         }
         Ok(request)

@@ -114,12 +114,11 @@ fn check_field(
         };
         for (key, value) in entries {
             let at = path.key(key);
-            match entry.map_entry_value_field().kind() {
-                Kind::Message(message) => check_message(&message, value, &at)?,
-                _ => {
-                    let single = Map::from_iter([(key.clone(), value.clone())]);
-                    attempt(parent, &alone(Value::Object(single)), &at)?;
-                }
+            if let Kind::Message(message) = entry.map_entry_value_field().kind() {
+                check_message(&message, value, &at)?;
+            } else {
+                let single = Map::from_iter([(key.clone(), value.clone())]);
+                attempt(parent, &alone(Value::Object(single)), &at)?;
             }
         }
         return Ok(());

@@ -91,7 +91,7 @@ impl History {
         self.counts.acked += 1;
     }
 
-    pub(super) fn nacked(&mut self, _response: &InFlight, message: &str) {
+    pub(super) fn nacked(&mut self, message: &str) {
         self.last_error = Some(message.to_owned());
         self.counts.nacked += 1;
     }

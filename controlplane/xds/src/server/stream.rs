@@ -48,24 +48,27 @@ pub(super) fn responses<V: Variant, S: ConfigSource>(
     call: Call<S>,
     requests: Streaming<V::Request>,
 ) -> impl Stream<Item = Result<V::Response, Status>> + Send {
-    stream::try_unfold(Some(Phase::<V, S>::New(call, requests)), |phase| async {
-        let Some(phase) = phase else {
-            return Ok(None);
-        };
-        let mut open = match phase {
-            Phase::New(call, requests) => match Open::start(call, requests).await? {
-                Some(open) => open,
-                None => return Ok(None),
-            },
-            Phase::Open(open) => open,
-        };
-        let response = open.next().await?;
-        Ok(response.map(|response| (response, Some(Phase::Open(open)))))
-    })
+    stream::try_unfold(
+        Some(Phase::<V, S>::New(Box::new((call, requests)))),
+        |phase| async {
+            let Some(phase) = phase else {
+                return Ok(None);
+            };
+            let mut open = match phase {
+                Phase::New(new) => match Open::start(new.0, new.1).await? {
+                    Some(open) => open,
+                    None => return Ok(None),
+                },
+                Phase::Open(open) => open,
+            };
+            let response = open.next().await?;
+            Ok(response.map(|response| (response, Some(Phase::Open(open)))))
+        },
+    )
 }
 
 enum Phase<V: Variant, S: ConfigSource> {
-    New(Call<S>, Streaming<V::Request>),
+    New(Box<(Call<S>, Streaming<V::Request>)>),
     Open(Box<Open<V, S>>),
 }
 

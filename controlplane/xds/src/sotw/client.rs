@@ -186,8 +186,8 @@ impl SotwClient {
 
 /// Finds each resource's name, in its wrapper or in the message.
 fn named(type_url: &TypeUrl, resources: Vec<Any>) -> Result<Vec<RawResource>, ResourceError> {
-    let mut named: Vec<RawResource> = Vec::with_capacity(resources.len());
-    let mut names = BTreeSet::new();
+    let mut found: Vec<RawResource> = Vec::with_capacity(resources.len());
+    let mut seen = BTreeSet::new();
     for any in resources {
         let (name, version, body) = match proto::unpack::<Resource>(&any) {
             Ok(wrapper) => {
@@ -205,17 +205,17 @@ fn named(type_url: &TypeUrl, resources: Vec<Any>) -> Result<Vec<RawResource>, Re
                 message: format!("a resource of type {} has no readable name", body.type_url),
             });
         };
-        if !names.insert(name.clone()) {
+        if !seen.insert(name.clone()) {
             return Err(ResourceError {
                 name,
                 message: "is in the response more than once".into(),
             });
         }
-        named.push(RawResource {
+        found.push(RawResource {
             name,
             version,
             body,
         });
     }
-    Ok(named)
+    Ok(found)
 }

@@ -63,7 +63,7 @@ impl Variant for Sotw {
         let requested: Selection = std::mem::take(&mut state.requested).iter().collect();
         let answer_due = std::mem::take(&mut state.answer_due);
         if query.type_url().is_full_state() {
-            return answer_due.then(|| full(state, query, Stale::Keep));
+            return answer_due.then(|| full(state, query, Leftover::Keep));
         }
         let resources = changed(state, query.resources(&requested));
         (answer_due || !resources.is_empty()).then(|| partial(resources))
@@ -76,7 +76,7 @@ impl Variant for Sotw {
             return None;
         }
         Some(if query.type_url().is_full_state() {
-            full(state, query, Stale::Keep)
+            full(state, query, Leftover::Keep)
         } else {
             partial(resources)
         })
@@ -92,7 +92,7 @@ impl Variant for Sotw {
         // "for other resource types, the API provides no mechanism for the server to tell the
         // client that resources have been deleted"
         (state.sent.len() < before && query.type_url().is_full_state())
-            .then(|| full(state, query, Stale::Drop))
+            .then(|| full(state, query, Leftover::Drop))
     }
 
     fn response(
@@ -116,16 +116,16 @@ impl Variant for Sotw {
 
 /// What to do with resources that the client has and the view no longer.
 #[derive(Clone, Copy, PartialEq)]
-enum Stale {
+enum Leftover {
     /// Others may still refer to them: removal has its own turn.
     Keep,
     Drop,
 }
 
 /// The whole state of a type.
-fn full(state: &mut TypeState, query: &Query<'_>, stale: Stale) -> Draft {
+fn full(state: &mut TypeState, query: &Query<'_>, leftover: Leftover) -> Draft {
     let mut resources = query.resources(state.subscription.selection());
-    if stale == Stale::Keep {
+    if leftover == Leftover::Keep {
         let existing: HashSet<Arc<str>> =
             resources.iter().map(|r| r.shared_name().clone()).collect();
         resources.extend(state.sent.iter().filter_map(|(name, sent)| match sent {
