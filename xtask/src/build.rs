@@ -44,6 +44,14 @@ pub(crate) fn build(release: bool) -> anyhow::Result<PathBuf> {
     Ok(workspace::target_dir().join(if release { "release" } else { "debug" }))
 }
 
+/// Optimised binaries: those in `MILLRACE_BIN_DIR` where it is set, else freshly built ones.
+pub(crate) fn release_or_given() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("MILLRACE_BIN_DIR") {
+        Some(dir) => Ok(dir.into()),
+        None => build(true),
+    }
+}
+
 pub(crate) fn kernel_programs() -> anyhow::Result<()> {
     let _step = Step::begin("kernel programs");
     bpf::build(&workspace::root()).map(drop)

@@ -1,8 +1,12 @@
 //! `cargo xtask`: the one entry point for building, testing, showing and measuring Millrace.
 
+mod backend;
+mod bench;
 mod bpf;
 mod build;
 mod clean;
+mod client;
+mod interrupt;
 mod layout;
 mod lint;
 mod run;
@@ -37,8 +41,16 @@ enum Task {
     Layout,
     /// Rewrite the golden files from what the code produces now.
     Bless,
+    /// Measure Millrace against no mesh, sidecars and stock Envoy.
+    Bench(bench::Args),
     /// Remove whatever a killed run left behind.
     CleanHost,
+    /// Send requests and report what came back; run inside pods by the demo and the bench.
+    #[command(hide = true)]
+    Client(client::Args),
+    /// Serve fixed answers; run inside pods by the bench.
+    #[command(hide = true)]
+    Backend(backend::Args),
 }
 
 fn main() -> ExitCode {
@@ -49,7 +61,10 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Layout => layout::run(),
         Task::Bless => test::bless(),
+        Task::Bench(args) => bench::run(&args),
         Task::CleanHost => clean::run(),
+        Task::Client(args) => client::run(&args),
+        Task::Backend(args) => backend::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

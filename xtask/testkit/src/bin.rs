@@ -1,5 +1,7 @@
 //! Finding the binaries under test.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -30,6 +32,31 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
                 target.display()
             )
         })
+}
+
+/// A path of `program` at which every user may execute it: its own, unless that is below a directory
+/// that is closed to others (as `/root` is), else that of a copy in `dir`.
+pub(crate) fn reachable(program: &Path, dir: &Path) -> anyhow::Result<PathBuf> {
+    let open = |path: &Path| {
+        let mode = path
+            .metadata()
+            .map(|metadata| metadata.permissions().mode());
+        mode.is_ok_and(|mode| mode & 0o001 != 0)
+    };
+    let program =
+        fs::canonicalize(program).with_context(|| format!("finding {}", program.display()))?;
+    if program.ancestors().all(open) {
+        return Ok(program);
+    }
+    let name = program
+        .file_name()
+        .with_context(|| format!("{} names no file", program.display()))?;
+    let copy = dir.join(name);
+    if !copy.is_file() {
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        fs::copy(&program, &copy).with_context(|| format!("copying {}", program.display()))?;
+    }
+    Ok(copy)
 }
 
 /// Where cargo put the running executable: `<target>/<profile>/[deps/]name`.

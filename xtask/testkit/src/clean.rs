@@ -49,7 +49,7 @@ fn stale(gone: impl Fn(&RunId) -> bool) -> anyhow::Result<Vec<String>> {
     Ok(removed)
 }
 
-/// Every run that has left a trace: a state directory, a cgroup or a network namespace.
+/// Every run that has left a trace: a directory, a cgroup or a network namespace.
 fn found() -> Vec<RunId> {
     let mut ids: BTreeSet<String> = RunId::known()
         .iter()
@@ -88,12 +88,16 @@ pub(crate) fn remove(run: &RunId) -> anyhow::Result<()> {
     for name in Netns::names(&run.netns_prefix()) {
         Netns::unname(&name);
     }
-    match fs::remove_dir_all(&state) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", state.display()))
+    // The state comes last: it names the owner of everything else.
+    for dir in [run.program_dir(), state] {
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", dir.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Mount points below `dir`, innermost first.

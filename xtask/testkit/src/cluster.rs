@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -15,7 +16,7 @@ use crate::host::{Host, Parts};
 use crate::netns::Netns;
 use crate::node::Node;
 use crate::registry::RunId;
-use crate::{clean, ip};
+use crate::{bin, clean, ip};
 
 /// The fabric's own addresses; nodes are `.1` to `.199`, other hosts from `.200` on.
 const ROUTER: (Ipv4Addr, Ipv6Addr) = (
@@ -123,6 +124,11 @@ impl Cluster {
         })
     }
 
+    /// A path at which every user of the cluster may execute `program`: its own, or that of a copy.
+    pub fn executable(&self, program: &Path) -> anyhow::Result<PathBuf> {
+        bin::reachable(program, &self.run.id.program_dir())
+    }
+
     /// Lets the cluster outlive this process, which must end without dropping its handles
     /// (`std::process::exit`); [`clean::all`] removes it.
     pub fn keep(&self) -> anyhow::Result<()> {
@@ -159,7 +165,7 @@ impl Deref for FabricHost {
 }
 
 impl Run {
-    fn make(id: RunId, options: ClusterOptions, mount: &std::path::Path) -> anyhow::Result<Self> {
+    fn make(id: RunId, options: ClusterOptions, mount: &Path) -> anyhow::Result<Self> {
         let cgroup = Cgroup::create(mount.join(id.cgroup_name()))?;
         let netns = Netns::create(&format!("{}fabric", id.netns_prefix()))?;
         netns.sysctl(&ROUTING)?;
@@ -261,7 +267,7 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         if let Some(dir) = std::env::var_os("MILLRACE_TEST_LOGS") {
-            let to = std::path::Path::new(&dir).join(self.id.as_str());
+            let to = Path::new(&dir).join(self.id.as_str());
             save_logs(&self.id.state_dir(), &to);
         }
         if let Err(error) = clean::remove(&self.id) {
@@ -271,7 +277,7 @@ impl Drop for Run {
 }
 
 /// Copies every `*.log` below `from`; best effort, for a person who asked for it.
-fn save_logs(from: &std::path::Path, to: &std::path::Path) {
+fn save_logs(from: &Path, to: &Path) {
     let Ok(entries) = fs::read_dir(from) else {
         return;
     };

@@ -10,6 +10,9 @@ use anyhow::Context as _;
 /// Below this every run keeps its state in a directory named by its id.
 pub const STATE_ROOT: &str = "/run/millrace-test";
 
+/// Below this a run keeps copies of programs; `/run` does not let anything be executed everywhere.
+pub(crate) const PROGRAM_ROOT: &str = "/var/tmp/millrace-test";
+
 /// The file that names the process a run belongs to.
 const OWNER: &str = "owner";
 
@@ -37,12 +40,12 @@ impl RunId {
         fs::write(self.state_dir().join(OWNER), "kept\n").context("marking the run as kept")
     }
 
-    /// The runs that have a state directory.
+    /// The runs that have a directory.
     pub(crate) fn known() -> Vec<Self> {
-        let Ok(entries) = fs::read_dir(STATE_ROOT) else {
-            return Vec::new();
-        };
-        entries
+        [STATE_ROOT, PROGRAM_ROOT]
+            .iter()
+            .filter_map(|root| fs::read_dir(root).ok())
+            .flatten()
             .filter_map(|entry| Self::parse(entry.ok()?.file_name().to_str()?))
             .collect()
     }
@@ -81,6 +84,11 @@ impl RunId {
     /// The directory of the run's files.
     pub fn state_dir(&self) -> PathBuf {
         Path::new(STATE_ROOT).join(&self.0)
+    }
+
+    /// The directory of the run's copies of programs.
+    pub(crate) fn program_dir(&self) -> PathBuf {
+        Path::new(PROGRAM_ROOT).join(&self.0)
     }
 
     /// The prefix of the run's network namespaces.

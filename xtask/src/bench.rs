@@ -1,0 +1,209 @@
+//! `cargo xtask bench`: the same workloads over five paths, interleaved in rounds, so that whatever
+//! else the machine does falls on all of them.
+
+mod envoy;
+mod lane;
+mod picture;
+mod ports;
+mod report;
+mod setting;
+mod usage;
+mod workload;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use millrace_testkit::Cluster;
+
+use crate::ui::{self, Step};
+use crate::{build, interrupt, run, setup, workspace};
+
+use lane::Lane;
+use report::{Row, Sample};
+use setting::Setting;
+use usage::Usage;
+use workload::{WORKLOADS, Workload};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Write an array with an object per measurement to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Draw the results into this file; by default into the target directory.
+    #[arg(long)]
+    svg: Option<PathBuf>,
+    /// How often everything is measured; the medians are reported.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long one measurement takes.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Measure only these paths.
+    #[arg(long = "path")]
+    paths: Vec<Path>,
+    /// Measure only these workloads, as `http1` or `http1:32`.
+    #[arg(long = "workload")]
+    workloads: Vec<String>,
+}
+
+/// What lies between client and server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Path {
+    /// Nothing.
+    Direct,
+    /// Millrace's proxy beside each, captured by iptables.
+    SidecarIptables,
+    /// Stock Envoy beside each, captured by iptables.
+    EnvoySidecarIptables,
+    /// The node's proxy, captured by iptables.
+    NodeIptables,
+    /// The node's proxy, captured by eBPF.
+    NodeEbpf,
+}
+
+impl Path {
+    const ALL: [Self; 5] = [
+        Self::Direct,
+        Self::SidecarIptables,
+        Self::EnvoySidecarIptables,
+        Self::NodeIptables,
+        Self::NodeEbpf,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::SidecarIptables => "sidecar-iptables",
+            Self::EnvoySidecarIptables => "envoy-sidecar-iptables",
+            Self::NodeIptables => "node-iptables",
+            Self::NodeEbpf => "node-ebpf",
+        }
+    }
+}
+
+/// Before a measurement, so that its connections and pools are warm.
+const WARM_UP: f64 = 1.0;
+/// Between two measurements, for what the first left to be closed.
+const REST: Duration = Duration::from_millis(200);
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the bench makes network namespaces: run it as root"
+    );
+    interrupt::clean_up_on_signal()?;
+    setup::ensure_all()?;
+    let binaries = build::release_or_given()?;
+    run::check(run::cargo().args(["build", "--release", "--package", "millrace-xtask"]))?;
+    let setting = Setting::new();
+    let workloads = args.chosen_workloads()?;
+    let paths = args.chosen_paths();
+
+    let cluster = Cluster::new()?;
+    let lanes = {
+        let _step = Step::begin("set up");
+        lane::build(&cluster, &paths, &setting, &binaries)?
+    };
+    let rows = measure(&lanes, &workloads, args)?;
+    drop(lanes);
+    finish(args, &setting, &rows)
+}
+
+/// The load generator and backend: this very program, optimised.
+fn generator() -> anyhow::Result<PathBuf> {
+    let path = workspace::target_dir().join("release/millrace-xtask");
+    ensure!(path.is_file(), "{} is not built", path.display());
+    Ok(path)
+}
+
+fn measure(lanes: &[Lane], workloads: &[Workload], args: &Args) -> anyhow::Result<Vec<Row>> {
+    let mut rows: Vec<Row> = workloads
+        .iter()
+        .flat_map(|workload| lanes.iter().map(|lane| Row::new(lane.path, *workload)))
+        .collect();
+    for round in 1..=args.rounds {
+        let _step = Step::begin(format!("round {round} of {}", args.rounds));
+        for row in &mut rows {
+            let Some(lane) = lanes.iter().find(|lane| lane.path == row.path) else {
+                continue;
+            };
+            let sample = one(lane, row.workload, args.seconds).with_context(|| {
+                format!(
+                    "measuring {} on {}",
+                    row.workload.kind.name(),
+                    row.path.name()
+                )
+            })?;
+            ui::say(format_args!("    {}", row.describe(&sample)));
+            row.samples.push(sample);
+        }
+    }
+    Ok(rows)
+}
+
+fn one(lane: &Lane, workload: Workload, seconds: f64) -> anyhow::Result<Sample> {
+    let target = lane.target();
+    workload.measure(&target, WARM_UP, lane.scratch())?;
+    let pids = lane.mesh_pids();
+    let before = Usage::read(&pids)?;
+    let measured = workload.measure(&target, seconds, lane.scratch())?;
+    let after = Usage::read(&pids)?;
+    std::thread::sleep(REST);
+    Ok(Sample::new(&measured, &before, &after))
+}
+
+fn finish(args: &Args, setting: &Setting, rows: &[Row]) -> anyhow::Result<()> {
+    let picture = match &args.svg {
+        Some(path) => path.clone(),
+        None => workspace::target_dir().join("bench/bench.svg"),
+    };
+    if let Some(dir) = picture.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    std::fs::write(&picture, picture::draw(rows, setting))
+        .with_context(|| format!("writing {}", picture.display()))?;
+    if let Some(path) = &args.json {
+        let objects: Vec<_> = rows.iter().map(Row::json).collect();
+        std::fs::write(path, serde_json::to_string_pretty(&objects)? + "\n")
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    ui::result(report::machine()?);
+    ui::result(setting);
+    ui::result("");
+    ui::result(report::table(rows));
+    ui::result(report::goals(rows));
+    ui::result(format_args!("drawn in {}", picture.display()));
+    let failed: u64 = rows.iter().map(Row::errors).sum();
+    ensure!(failed == 0, "{failed} requests failed");
+    Ok(())
+}
+
+impl Args {
+    fn chosen_paths(&self) -> Vec<Path> {
+        let chosen = |path: &Path| self.paths.is_empty() || self.paths.contains(path);
+        Path::ALL.into_iter().filter(chosen).collect()
+    }
+
+    fn chosen_workloads(&self) -> anyhow::Result<Vec<Workload>> {
+        let label =
+            |workload: &Workload| format!("{}:{}", workload.kind.name(), workload.connections);
+        for wanted in &self.workloads {
+            let known = WORKLOADS
+                .iter()
+                .any(|w| w.kind.name() == wanted || label(w) == *wanted);
+            let names: Vec<_> = WORKLOADS.iter().map(label).collect();
+            ensure!(
+                known,
+                "no workload {wanted}; there are {}",
+                names.join(", ")
+            );
+        }
+        let chosen = |workload: &&Workload| {
+            let is = |wanted: &String| workload.kind.name() == wanted || label(workload) == *wanted;
+            self.workloads.is_empty() || self.workloads.iter().any(is)
+        };
+        Ok(WORKLOADS.iter().filter(chosen).copied().collect())
+    }
+}

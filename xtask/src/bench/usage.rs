@@ -1,0 +1,100 @@
+//! What processes and the machine used: CPU time and memory, from `/proc`.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+/// A reading of the counters at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// CPU time of the given processes.
+    pub(super) processes: Duration,
+    /// CPU time of the whole machine that was not idle.
+    pub(super) machine: Duration,
+    /// Resident memory of the given processes.
+    pub(super) rss_bytes: u64,
+}
+
+impl Usage {
+    pub(super) fn read(pids: &[u32]) -> anyhow::Result<Self> {
+        let mut usage = Self {
+            machine: machine()?,
+            ..Self::default()
+        };
+        for pid in pids {
+            usage.processes += process_time(*pid)?;
+            usage.rss_bytes += resident(*pid)?;
+        }
+        Ok(usage)
+    }
+}
+
+fn ticks(count: u64) -> Duration {
+    // SAFETY: a query without arguments in memory.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let per_second = u64::try_from(per_second).unwrap_or(100);
+    Duration::from_nanos(count * (1_000_000_000 / per_second.max(1)))
+}
+
+fn machine() -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    let line = stat.lines().next().context("/proc/stat is empty")?;
+    let fields: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|f| f.parse().ok())
+        .collect();
+    // user, nice, system, [idle, iowait,] irq, softirq; steal and guest time are not this machine's work.
+    let busy = [0, 1, 2, 5, 6]
+        .iter()
+        .filter_map(|at| fields.get(*at))
+        .sum();
+    Ok(ticks(busy))
+}
+
+fn process_time(pid: u32) -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+        .with_context(|| format!("the process {pid} is gone"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("/proc/<pid>/stat")?;
+    let field = |at: usize| {
+        fields
+            .split(' ')
+            .nth(at)
+            .and_then(|f| f.parse::<u64>().ok())
+    };
+    let (user, system) = field(11).zip(field(12)).context("/proc/<pid>/stat")?;
+    Ok(ticks(user + system))
+}
+
+fn resident(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("the process {pid} is gone"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kilobytes.unwrap_or(0) * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_process_uses_time_and_memory() {
+        let me = [std::process::id()];
+        let before = Usage::read(&me).unwrap();
+        let start = std::time::Instant::now();
+        while start.elapsed() < Duration::from_millis(100) {
+            std::hint::spin_loop();
+        }
+        let after = Usage::read(&me).unwrap();
+        assert!(
+            after.processes >= before.processes + Duration::from_millis(50),
+            "{after:?}"
+        );
+        assert!(
+            after.machine > before.machine && after.rss_bytes > 100_000,
+            "{after:?}"
+        );
+    }
+}

@@ -1,0 +1,69 @@
+//! `cargo xtask client`: the plain clients that the demo and the bench start inside pods. They know
+//! nothing of a mesh; what they saw goes to stdout as JSON.
+
+mod http;
+mod http2;
+mod latency;
+mod load;
+mod tcp;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::ui;
+
+pub(crate) use http::HttpArgs;
+pub(crate) use latency::Latencies;
+pub(crate) use load::{LoadArgs, Measured};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    kind: Kind,
+}
+
+#[derive(Debug, Subcommand)]
+enum Kind {
+    /// A number of HTTP/1.1 requests, counted by what answered.
+    Http(HttpArgs),
+    /// HTTP/2 requests for a time, one in flight per connection.
+    Http2 {
+        #[command(flatten)]
+        load: LoadArgs,
+        /// The request's authority.
+        #[arg(long)]
+        authority: String,
+        /// The request's path.
+        #[arg(long, default_value = "/")]
+        path: String,
+    },
+    /// Messages that a TCP echo server returns, for a time, one in flight per connection.
+    Tcp {
+        #[command(flatten)]
+        load: LoadArgs,
+        /// The length of a message.
+        #[arg(long, default_value_t = 64)]
+        bytes: usize,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    match &args.kind {
+        Kind::Http(args) => report(&http::run(args)?),
+        Kind::Http2 {
+            load,
+            authority,
+            path,
+        } => {
+            let request = http2::Request::new(authority, path)?;
+            report(&load::run(load, || request.conversation())?)
+        }
+        Kind::Tcp { load, bytes } => report(&load::run(load, || tcp::PingPong::new(*bytes))?),
+    }
+}
+
+fn report(value: &impl Serialize) -> anyhow::Result<()> {
+    ui::result(serde_json::to_string(value).context("encoding the report")?);
+    Ok(())
+}
