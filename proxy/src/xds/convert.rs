@@ -8,7 +8,7 @@
 
 mod access_log;
 mod address;
-
+mod audit;
 mod cluster;
 mod endpoint;
 mod hcm;
@@ -19,6 +19,9 @@ mod name_table;
 mod route;
 mod tcp_proxy;
 mod value;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -132,6 +135,7 @@ where
     })?;
     let mut cx = Cx::new(kind, name(&message));
     let value = with(&mut cx, &message)?;
+    audit::unread_fields(&mut cx, M::TYPE_URL.as_str(), bytes);
 
     Ok(Converted {
         value,

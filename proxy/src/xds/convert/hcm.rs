@@ -55,6 +55,7 @@ pub(super) fn convert(cx: &mut Cx, any: &Any) -> Result<Arc<HttpConnectionManage
     http_filters(cx, &m.http_filters)?;
     note_enums(cx, &m)?;
     let common = m.common_http_protocol_options.clone().unwrap_or_default();
+    note_common(cx, &common);
     let headers_kb = u32_or(m.max_request_headers_kb.as_ref(), HEADERS_KB);
     if !(1..=8192).contains(&headers_kb) {
         return Err(cx.bad("max_request_headers_kb", "must be between 1 and 8192"));
@@ -221,6 +222,18 @@ fn idle_timeout(cx: &mut Cx, common: &HttpProtocolOptions) -> Result<Duration, I
             CONNECTION_IDLE,
         )
     })
+}
+
+/// What only clusters execute.
+fn note_common(cx: &mut Cx, common: &HttpProtocolOptions) {
+    cx.at("common_http_protocol_options", |cx| {
+        if common.max_connection_duration.is_some() {
+            cx.note("max_connection_duration", "connections live on");
+        }
+        if common.max_requests_per_connection.is_some() {
+            cx.note("max_requests_per_connection", "connections live on");
+        }
+    });
 }
 
 fn headers_count(cx: &mut Cx, common: &HttpProtocolOptions) -> Result<u32, Invalid> {
