@@ -55,7 +55,7 @@ pub struct Args {
     /// Cluster name sent to the control plane
     #[arg(long, value_name = "NAME")]
     pub service_cluster: Option<String>,
-    /// The control plane's xDS server, for example http://127.0.0.1:15010
+    /// The control plane's xDS server: `http://host:port` or `unix:///path`
     #[arg(long, env = "MILLRACE_XDS_ADDR", value_name = "URL")]
     pub xds_addr: Option<String>,
     /// How often this proxy was restarted
@@ -76,7 +76,7 @@ pub struct Args {
     /// Seconds that connections have to finish after SIGTERM
     #[arg(long, default_value_t = 45)]
     pub drain_time_s: u64,
-    /// Log filter, for example info or info,millrace_proxy::http=debug
+    /// Log filter, for example `info` or `info,millrace_proxy::http=debug`
     #[arg(short = 'l', long, env = "MILLRACE_LOG", default_value = "info")]
     pub log_level: String,
     /// Log JSON objects rather than lines of text
@@ -211,56 +211,44 @@ fn mode(args: Args) -> Result<Mode, InvalidArgs> {
             node_cluster: args.service_cluster,
         });
     }
-    let name = if args.sidecar {
-        "--sidecar"
-    } else {
-        "a node's proxy"
-    };
     let missing = |flag, variable| InvalidArgs::Missing {
-        mode: name,
+        mode: if args.sidecar {
+            "--sidecar"
+        } else {
+            "a node's proxy"
+        },
         flag,
         variable,
     };
-    let address = args
-        .xds_addr
-        .ok_or_else(|| missing("--xds-addr", "MILLRACE_XDS_ADDR"))?;
+    let address = (args.xds_addr.clone()).ok_or(missing("--xds-addr", "MILLRACE_XDS_ADDR"))?;
     check_address(&address)?;
     let ip = args.node_ip.map(|ip| ip.to_canonical());
-    let (node_id, default_cluster) = if args.sidecar {
-        let pod = args
-            .pod_name
-            .ok_or_else(|| missing("--pod-name", "POD_NAME"));
-        let namespace = args
-            .pod_namespace
-            .ok_or_else(|| missing("--pod-namespace", "POD_NAMESPACE"));
-        let id = match args.service_node {
-            Some(id) => id,
-            None => {
-                let (pod, namespace) = (pod?, namespace?);
-                let domain = args
-                    .domain
-                    .unwrap_or_else(|| format!("{namespace}.svc.cluster.local"));
-                node_id("sidecar", ip, &format!("{pod}.{namespace}"), &domain)
-            }
-        };
-        (id, "sidecar")
-    } else {
-        let id = match (args.service_node, &args.node_name) {
-            (Some(id), _) => id,
-            (None, Some(node)) => {
-                let domain = args.domain.unwrap_or_else(|| "cluster.local".to_owned());
-                node_id("node", ip, node, &domain)
-            }
-            (None, None) => return Err(missing("--node-name", "NODE_NAME")),
-        };
-        (id, "node")
+    let role = if args.sidecar { "sidecar" } else { "node" };
+    let node_id = match (&args.service_node, args.sidecar) {
+        (Some(id), _) => id.clone(),
+        (None, true) => {
+            let names = args.pod_name.as_ref().zip(args.pod_namespace.as_ref());
+            let (pod, namespace) =
+                names.ok_or(missing("--pod-name and --pod-namespace", "POD_NAME"))?;
+            let domain =
+                (args.domain.clone()).unwrap_or_else(|| format!("{namespace}.svc.cluster.local"));
+            node_id(role, ip, &format!("{pod}.{namespace}"), &domain)
+        }
+        (None, false) => {
+            let node = args.node_name.as_ref();
+            let node = node.ok_or(missing("--node-name", "NODE_NAME"))?;
+            node_id(
+                role,
+                ip,
+                node,
+                args.domain.as_deref().unwrap_or("cluster.local"),
+            )
+        }
     };
     let xds = Xds {
         address,
         node_id,
-        node_cluster: args
-            .service_cluster
-            .unwrap_or_else(|| default_cluster.to_owned()),
+        node_cluster: args.service_cluster.unwrap_or_else(|| role.to_owned()),
         node_name: args.node_name,
         state_dir: args.state_dir,
     };

@@ -72,7 +72,7 @@ impl Fixture {
         Serving {
             worker,
             address,
-            stop,
+            _stop: stop.drop_guard(),
         }
     }
 }
@@ -81,7 +81,7 @@ impl Fixture {
 pub(crate) struct Serving {
     pub(crate) worker: Rc<Worker>,
     pub(crate) address: SocketAddr,
-    pub(crate) stop: CancellationToken,
+    _stop: tokio_util::sync::DropGuard,
 }
 
 impl Serving {
@@ -114,7 +114,7 @@ pub(crate) fn tcp_chain(name: &str, cluster: &str) -> FilterChain {
         filter: NetworkFilter::Tcp(Arc::new(TcpProxy {
             stat_prefix: name.into(),
             cluster: ClusterSpecifier::Cluster(cluster.into()),
-            idle_timeout: Duration::from_secs(3600),
+            idle_timeout: Duration::from_hours(1),
             max_connect_attempts: 1,
             access_log: Vec::new(),
         })),

@@ -4,7 +4,6 @@
 //! host and connects; `copy` moves the bytes; [`serve`] ties them together and reports the
 //! connection once, when it has ended.
 
-pub mod balance;
 pub mod copy;
 mod report;
 pub mod upstream;

@@ -24,7 +24,6 @@ use crate::listener::stats::ListenerStats;
 use crate::metrics::{Telemetry, WorkerTelemetry};
 use crate::pods::LocalPods;
 use crate::snapshot::{Generation, Reader, Store};
-use crate::tcp::balance::Balancers;
 use crate::tcp::copy::{self, Scratch};
 use crate::upstream::Pools;
 use crate::upstream::connect::Connector;
@@ -53,8 +52,6 @@ pub struct Worker {
     pub drain: CancellationToken,
     /// The connections; the worker ends when it drains and there are none.
     pub tasks: TaskTracker,
-    /// Load balancers of raw TCP.
-    pub balancers: Balancers,
     /// Buffer of `tcp::copy`.
     pub scratch: Scratch,
     connections: Cell<u64>,
@@ -101,7 +98,6 @@ impl Parts {
             server_first: self.server_first.clone(),
             drain: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            balancers: Balancers::default(),
             scratch: copy::scratch(),
             connections: Cell::new(0),
         }

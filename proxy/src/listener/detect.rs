@@ -27,7 +27,7 @@ mod tests;
 /// speaks first does so within a round trip on loopback, which is far below this.
 pub const QUIET_WINDOW: Duration = Duration::from_millis(50);
 /// How long a silent connection may stay undecided where the listener sets no limit.
-const UNDECIDED_LIMIT: Duration = Duration::from_secs(3600);
+const UNDECIDED_LIMIT: Duration = Duration::from_hours(1);
 /// ... and where the upstream of the chain for raw TCP cannot be opened.
 const UNREACHABLE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -132,16 +132,13 @@ impl Detection<'_> {
             found = self.inspector.run(stream) => return self.matching(found, None),
             connected = tcp::connect(self.worker, self.info, proxy) => connected,
         };
-        let upstream = match connected {
-            Ok(upstream) => upstream,
-            Err(_) => {
-                let deadline = deadline.min(Instant::now() + UNREACHABLE_LIMIT);
-                return match timeout_at(deadline, self.inspector.run(stream)).await {
-                    Ok(found) => self.matching(found, None),
-                    // The chain tries again and answers as for any other connection.
-                    Err(_) => Ok(chain.into()),
-                };
-            }
+        let Ok(upstream) = connected else {
+            let deadline = deadline.min(Instant::now() + UNREACHABLE_LIMIT);
+            return match timeout_at(deadline, self.inspector.run(stream)).await {
+                Ok(found) => self.matching(found, None),
+                // The chain tries again and answers as for any other connection.
+                Err(_) => Ok(chain.into()),
+            };
         };
         let mut first = [0];
         tokio::select! {

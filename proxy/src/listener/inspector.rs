@@ -116,7 +116,7 @@ fn inspect_http(bytes: &[u8]) -> Progress {
             l if l.ends_with(b" HTTP/1.0") => Progress::Done(Detected::http("http/1.0")),
             _ => raw,
         },
-        None if rest.iter().any(|b| b.is_ascii_control()) && !rest.ends_with(b"\r") => raw,
+        None if rest.iter().any(u8::is_ascii_control) && !rest.ends_with(b"\r") => raw,
         // A request line this long is left to the codec, which answers 431 rather than closing.
         None if bytes.len() >= MAX_INSPECTED - 2 => Progress::Done(Detected::http("http/1.1")),
         None => Progress::More,

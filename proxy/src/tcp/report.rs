@@ -13,6 +13,7 @@ use crate::flags::ResponseFlags;
 use crate::listener::DownstreamInfo;
 use crate::metrics::labels::{Peers, Reporter, TcpKey, TcpLabels, Workload};
 use crate::metrics::series::TcpSeries;
+use crate::pods::LocalPod;
 use crate::resource::{TcpProxy, TrafficDirection};
 use crate::worker::Worker;
 
@@ -112,69 +113,74 @@ impl Report {
     }
 
     fn open_series(&mut self, worker: &Worker, info: &DownstreamInfo) {
-        let host = self.host.clone();
-        let there = host
-            .as_ref()
-            .and_then(|h| worker.pods.by_ip(h.address().ip()));
-        let client = worker.pods.by_ip(info.peer.ip());
+        let ends = Ends::new(worker, info, self.host.as_deref());
         let inbound = info.direction == TrafficDirection::Inbound;
-        let (here, other) = if inbound {
-            (info.pod.clone(), client)
-        } else {
-            (info.pod.clone(), there)
-        };
-        let id = |pod: &Option<Arc<crate::pods::LocalPod>>| {
-            pod.as_ref()
-                .map_or(0, |p| worker.telemetry.intern(&p.spec.uid.0))
-        };
-        let reporter = if inbound {
-            Reporter::Destination
-        } else {
-            Reporter::Source
-        };
+        let cluster = self.cluster.as_deref();
         let key = TcpKey {
-            reporter,
-            pod: id(&here),
-            peer: id(&other),
-            cluster: self.cluster.as_ref().map(|c| c.id()),
-            host: host.as_ref().map(|h| h.id()),
+            reporter: Reporter::Source,
+            pod: Ends::number(worker, ends.here.as_ref()),
+            peer: Ends::number(worker, ends.other.as_ref()),
+            cluster: cluster.map(ClusterEntry::id),
+            host: self.host.as_ref().map(|h| h.id()),
             flags: self.flags,
         };
-        let workload = |pod: &Option<Arc<crate::pods::LocalPod>>| {
-            pod.as_ref().map(|p| Workload::from(&p.spec))
+        let reporters: &[_] = match (inbound, &ends.other) {
+            (true, _) => &[Reporter::Destination],
+            (false, None) => &[Reporter::Source],
+            // Within a node one proxy stands on both sides and reports for both.
+            (false, Some(_)) => &[Reporter::Source, Reporter::Destination],
         };
-        let labels = |reporter| {
-            let known = host.as_ref().and_then(|h| h.endpoint.workload.as_ref());
-            let (source, destination) = if inbound {
-                (workload(&other), workload(&here))
-            } else {
-                let there = workload(&other).or_else(|| known.map(Workload::from));
-                (workload(&here), there)
-            };
-            let service = self
-                .cluster
-                .as_ref()
-                .and_then(|c| c.config.service.as_ref());
-            TcpLabels {
+        for &reporter in reporters {
+            let labels = || TcpLabels {
                 peers: Peers {
                     reporter,
-                    source,
-                    destination,
-                    service: Peers::service_of(service),
+                    source: ends.source(inbound),
+                    destination: ends.destination(inbound, self.host.as_deref()),
+                    service: Peers::service_of(cluster.and_then(|c| c.config.service.as_ref())),
                 },
                 flags: self.flags.to_string(),
-            }
-        };
-        let mut series = vec![worker.telemetry.tcp(key, || labels(reporter))];
-        // Within a node one proxy stands on both sides and reports for both.
-        if !inbound && other.is_some() {
-            let key = TcpKey {
-                reporter: Reporter::Destination,
-                ..key
             };
-            series.push(worker.telemetry.tcp(key, || labels(Reporter::Destination)));
+            let series = worker.telemetry.tcp(TcpKey { reporter, ..key }, labels);
+            series.opened();
+            self.series.push(series);
         }
-        series.iter().for_each(|s| s.opened());
-        self.series = series;
+    }
+}
+
+/// Both ends, as far as they are pods of this node.
+struct Ends {
+    /// The pod in whose namespace the connection was accepted.
+    here: Option<Arc<LocalPod>>,
+    /// The pod at the other end.
+    other: Option<Arc<LocalPod>>,
+}
+
+impl Ends {
+    fn new(worker: &Worker, info: &DownstreamInfo, host: Option<&Host>) -> Self {
+        let other = match info.direction {
+            TrafficDirection::Inbound => worker.pods.by_ip(info.peer.ip()),
+            _ => host.and_then(|h| worker.pods.by_ip(h.address().ip())),
+        };
+        Self {
+            here: info.pod.clone(),
+            other,
+        }
+    }
+
+    fn number(worker: &Worker, pod: Option<&Arc<LocalPod>>) -> u64 {
+        pod.map_or(0, |p| worker.telemetry.intern(&p.spec.uid.0))
+    }
+
+    fn source(&self, inbound: bool) -> Option<Workload> {
+        let pod = if inbound { &self.other } else { &self.here };
+        pod.as_ref().map(|p| Workload::from(&p.spec))
+    }
+
+    fn destination(&self, inbound: bool, host: Option<&Host>) -> Option<Workload> {
+        let pod = if inbound { &self.here } else { &self.other };
+        let known = host.and_then(|h| h.endpoint.workload.as_ref());
+        pod.as_ref()
+            .map(|p| Workload::from(&p.spec))
+            .or_else(|| known.filter(|_| !inbound).map(Workload::from))
     }
 }

@@ -24,7 +24,8 @@ pub struct Connected {
     pub attempts: u32,
     /// Its place under the cluster's `max_connections`.
     _permit: Permit,
-    _active: Active,
+    /// A connection counts as a request too, as in Envoy: least request goes by it.
+    _active: [Active; 2],
 }
 
 impl fmt::Debug for Connected {
@@ -101,7 +102,7 @@ pub async fn connect(
         let host = pick(worker, &cluster, info).ok_or_else(|| Failure::NoHost(name.clone()))?;
         let permit = cluster.breakers().acquire(Resource::Connection);
         let permit = permit.ok_or_else(|| Failure::Overflow(name.clone()))?;
-        let active = host.connection();
+        let active = [host.connection(), host.request()];
         match worker
             .connector
             .connect(&target(&cluster, &host, info))
@@ -156,7 +157,7 @@ fn by_weight(weighted: &WeightedClusters, random: u32) -> Option<&ClusterName> {
 fn pick(worker: &Worker, cluster: &ClusterEntry, info: &DownstreamInfo) -> Option<Arc<Host>> {
     match cluster.config.kind {
         ClusterKind::OriginalDst => Some(cluster.original_dst(info.orig_dst)),
-        _ => worker.balancers.pick(cluster),
+        _ => worker.pools.pick(cluster, &[], 0),
     }
 }
 

@@ -81,7 +81,7 @@ async fn a_drain_waits_for_connections_and_leaves_new_ones_in_the_backlog() {
     proxy.publish();
     let (mut client, mut server) = proxy.established().await;
     let trigger = proxy.trigger;
-    let drained = tokio::spawn(trigger.drain(Duration::from_secs(60)));
+    let drained = tokio::spawn(trigger.drain(Duration::from_mins(1)));
     proxy_stops_accepting(&proxy.socket, &proxy.server).await;
     exchange(&mut client, &mut server).await;
     drop((client, server));

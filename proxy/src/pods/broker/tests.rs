@@ -34,7 +34,7 @@ struct Test {
     draining: CancellationToken,
     changes: watch::Receiver<u64>,
     client: tokio::task::JoinHandle<()>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Test {
@@ -71,7 +71,7 @@ fn start() -> Test {
         draining,
         changes: client.changes(),
         client: tokio::spawn(client.run()),
-        _dir: dir,
+        dir,
     }
 }
 
@@ -309,7 +309,7 @@ async fn a_broker_that_is_not_there_yet_is_waited_for() {
     let mut test = start();
     let (session, _) = test.greet().await;
     drop(session);
-    let path = test._dir.path().join("proxy.sock");
+    let path = test.dir.path().join("proxy.sock");
     std::fs::remove_file(&path).unwrap();
     test.listener = bind(&path);
     test.greet().await;

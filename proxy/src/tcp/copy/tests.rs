@@ -278,7 +278,7 @@ async fn bytes_arrive_whole_and_in_order_both_ways() {
                 write.write_all(pattern).await.unwrap();
                 write.shutdown().await.unwrap();
             };
-            let (_, received) = tokio::join!(send, read.read_to_end(&mut got));
+            let ((), received) = tokio::join!(send, read.read_to_end(&mut got));
             received.unwrap();
             assert!(got == *pattern);
         }
