@@ -121,7 +121,7 @@ fn an_address_that_moves_to_another_pod_belongs_to_the_ready_one() {
 fn arbitrary_object() -> impl Strategy<Value = Object> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let namespace = prop::sample::select(vec!["default", "other"]);
-    let app = prop::sample::select(vec!["x", "y"]);
+    let app = prop::sample::select(vec!["left", "right"]);
     (0..5u8, name, namespace, app, 1..4u8, any::<bool>()).prop_map(|(kind, name, namespace, app, number, flag)| {
         let yaml = match kind {
             0 => format!(

@@ -1,7 +1,7 @@
 //! LDS for the way into a pod: a chain per port that a service or a container declares, and the rest
 //! passed on to the port the client asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millrace_xds::proto::envoy::config::core::v3 as core;
@@ -57,12 +57,16 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
     }
 }
 
-/// The ports of a sidecar's own pod.
-pub(super) fn own_ports(translator: &Translator<'_>) -> Vec<u16> {
-    let workload = own_workload(translator);
-    let ports = workload
-        .iter()
-        .flat_map(|workload| ports(translator, workload));
+/// The declared ports of a sidecar's pod, or of all pods of a node.
+pub(super) fn own_ports(translator: &Translator<'_>) -> BTreeSet<u16> {
+    let workloads: Vec<Arc<Workload>> = match translator.view {
+        ProxyView::Sidecar { .. } => own_workload(translator).into_iter().collect(),
+        ProxyView::Node { name } => {
+            let all = translator.snapshot.workloads.values();
+            all.filter(|pod| is_on_node(pod, name)).cloned().collect()
+        }
+    };
+    let ports = workloads.iter().flat_map(|workload| ports(translator, workload));
     ports.map(|port| port.number).collect()
 }
 

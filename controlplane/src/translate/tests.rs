@@ -1,1 +1,150 @@
+//! Goldens: what a node's proxy and a sidecar get of a directory's YAML.
+//!
+//! `testdata/translate/<case>/in.yaml` holds the objects, `mesh.yaml` the settings if there are any, and
+//! `node.golden.json` and `sidecar.golden.json` everything that the node `node-a` and the sidecar of the
+//! pod `client` get. Rewritten only when `MILLRACE_BLESS` is 1.
 
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use millrace_xds::json;
+use serde_json::{Map, Value};
+
+use super::{ProxyView, ResourceKind, Translator};
+use crate::index::Index;
+use crate::kube::{document, mesh_config};
+use crate::model::mesh::MeshConfig;
+use crate::snapshot::MeshSnapshot;
+
+fn cases() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/translate");
+    let mut cases: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    cases
+}
+
+fn snapshot_of(case: &Path) -> MeshSnapshot {
+    let mesh = match fs::read_to_string(case.join("mesh.yaml")) {
+        Ok(text) => mesh_config::read("mesh.yaml", &text, "cluster.local").0.unwrap(),
+        Err(_) => MeshConfig::default(),
+    };
+    let mut index = Index::new(mesh);
+    let text = fs::read_to_string(case.join("in.yaml")).unwrap();
+    let contents = document::read("in.yaml", &text, "cluster.local");
+    let errors: Vec<_> = contents.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(errors, Vec::<String>::new(), "{}", case.display());
+    for sourced in contents.objects {
+        index.apply(sourced.object);
+    }
+    index.snapshot()
+}
+
+fn node() -> ProxyView {
+    ProxyView::Node { name: "node-a".to_owned() }
+}
+
+fn sidecar() -> ProxyView {
+    ProxyView::Sidecar {
+        namespace: "default".to_owned(),
+        pod: "client".to_owned(),
+        addresses: vec!["10.244.1.9".parse().unwrap()],
+    }
+}
+
+fn rendered(snapshot: &MeshSnapshot, view: &ProxyView) -> String {
+    let translator = Translator::new(snapshot, view);
+    let mut types = Map::new();
+    for kind in ResourceKind::ALL {
+        let mut resources = Vec::new();
+        for name in translator.names(kind) {
+            let resource = translator.resource(kind, &name);
+            let resource = resource.unwrap_or_else(|| panic!("{kind:?} lists {name:?} and does not make it"));
+            assert_eq!(resource.name(), name);
+            resources.push(json::any_to_value(&resource.to_any()).unwrap());
+        }
+        types.insert(kind.type_url().short_name().to_owned(), Value::Array(resources));
+    }
+    let mut text = serde_json::to_string_pretty(&types).unwrap();
+    writeln!(text).unwrap();
+    text
+}
+
+#[test]
+fn goldens_are_what_is_made() {
+    let bless = std::env::var("MILLRACE_BLESS").is_ok_and(|value| value == "1");
+    let mut different = Vec::new();
+    for case in cases() {
+        let snapshot = snapshot_of(&case);
+        for (view, name) in [(node(), "node.golden.json"), (sidecar(), "sidecar.golden.json")] {
+            let path = case.join(name);
+            let made = rendered(&snapshot, &view);
+            if bless {
+                fs::write(&path, made).unwrap();
+            } else if fs::read_to_string(&path).unwrap_or_default() != made {
+                different.push(path);
+            }
+        }
+    }
+    assert!(different.is_empty(), "not as made (MILLRACE_BLESS=1 rewrites): {different:#?}");
+}
+
+#[test]
+fn equal_snapshots_encode_to_equal_bytes() {
+    for case in cases() {
+        for view in [node(), sidecar()] {
+            let (one, other) = (snapshot_of(&case), snapshot_of(&case));
+            let (one, other) = (Translator::new(&one, &view), Translator::new(&other, &view));
+            for kind in ResourceKind::ALL {
+                for name in one.names(kind) {
+                    let versions = [&one, &other].map(|translator| translator.resource(kind, &name));
+                    assert_eq!(versions[0], versions[1], "{kind:?} {name} of {}", case.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_seeds_twelve_domains_belong_to_the_services_own_namespace() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/translate/bookinfo-split");
+    let (snapshot, view) = (snapshot_of(&case), node());
+    let translator = Translator::new(&snapshot, &view);
+    let domains = |name: &str| {
+        let routes = super::route::configuration(&translator, name).unwrap();
+        let host = routes.virtual_hosts.into_iter().find(|host| host.name.starts_with("reviews.")).unwrap();
+        host.domains
+    };
+    let own = domains("default/9080");
+    assert_eq!(own.len(), 12);
+    assert_eq!(own[..2], ["reviews:9080", "reviews"]);
+    assert_eq!(own[10..], ["10.96.90.3:9080", "10.96.90.3"]);
+    let other = domains("other/9080");
+    assert_eq!(other, own[2..]);
+}
+
+#[test]
+fn names_that_mean_nothing_make_nothing() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/translate/bookinfo-split");
+    let (snapshot, view) = (snapshot_of(&case), node());
+    let translator = Translator::new(&snapshot, &view);
+    for (kind, name) in [
+        (ResourceKind::Cluster, "outbound|9080|v9|reviews.default.svc.cluster.local"),
+        (ResourceKind::Cluster, "outbound|80||reviews.default.svc.cluster.local"),
+        (ResourceKind::Cluster, "outbound|9080||nowhere.default.svc.cluster.local"),
+        (ResourceKind::Cluster, "prometheus_stats"),
+        (ResourceKind::Endpoints, "PassthroughCluster"),
+        (ResourceKind::Endpoints, "outbound|9080|v9|reviews.default.svc.cluster.local"),
+        (ResourceKind::Listener, "default/0.0.0.0_1234"),
+        (ResourceKind::Listener, "default/10.9.9.9_9080"),
+        (ResourceKind::Listener, "virtualOutbound"),
+        (ResourceKind::Listener, "pod/default/nobody"),
+        (ResourceKind::Listener, "default/"),
+        (ResourceKind::Route, "default/1234"),
+        (ResourceKind::Route, "9080"),
+        (ResourceKind::Route, "default/nowhere.default.svc.cluster.local:80"),
+        (ResourceKind::NameTable, "other"),
+    ] {
+        assert_eq!(translator.resource(kind, name), None, "{kind:?} {name}");
+    }
+}

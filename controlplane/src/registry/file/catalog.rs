@@ -188,9 +188,9 @@ mod tests {
         let (applied, _) = put(
             &mut catalog,
             "a.yaml",
-            &(service("x", 1) + &service("y", 1)),
+            &(service("x", 1) + &service("w", 1)),
         );
-        assert_eq!(applied, ["Service default/x", "Service default/y"]);
+        assert_eq!(applied, ["Service default/w", "Service default/x"]);
         let (applied, deleted) = put(
             &mut catalog,
             "a.yaml",
@@ -200,7 +200,7 @@ mod tests {
             (applied, deleted),
             (
                 vec!["Service default/z".to_owned()],
-                vec!["Service default/y".to_owned()]
+                vec!["Service default/w".to_owned()]
             )
         );
     }
@@ -211,16 +211,16 @@ mod tests {
         put(
             &mut catalog,
             "a.yaml",
-            &(service("x", 1) + &service("y", 1)),
+            &(service("x", 1) + &service("w", 1)),
         );
-        let broken = service("x", 1).replace("port: 1", "port: eighty") + &service("y", 2);
+        let broken = service("x", 1).replace("port: 1", "port: eighty") + &service("w", 2);
         let (applied, deleted) = put(&mut catalog, "a.yaml", &broken);
         assert_eq!(
             (applied, deleted),
-            (vec!["Service default/y".to_owned()], vec![])
+            (vec!["Service default/w".to_owned()], vec![])
         );
         assert_eq!(catalog.problems().len(), 1);
-        let (_, deleted) = put(&mut catalog, "a.yaml", &service("y", 2));
+        let (_, deleted) = put(&mut catalog, "a.yaml", &service("w", 2));
         assert_eq!(deleted, ["Service default/x"]);
         assert_eq!(catalog.problems(), []);
     }
@@ -231,7 +231,7 @@ mod tests {
         put(
             &mut catalog,
             "a.yaml",
-            &(service("x", 1) + &service("y", 1)),
+            &(service("x", 1) + &service("w", 1)),
         );
         let (applied, deleted) = put(&mut catalog, "a.yaml", &(service("x", 2) + "a: [\n"));
         assert_eq!(

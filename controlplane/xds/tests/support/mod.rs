@@ -17,9 +17,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn set(&mut self, type_url: &TypeUrl, name: &str, content: u8) {
-        let resource = encode(type_url, name, content);
-        let of_type = self.resources.entry(type_url.clone()).or_default();
-        of_type.insert(name.to_owned(), Arc::new(resource));
+        self.put(encode(type_url, name, content));
+    }
+
+    pub(crate) fn put(&mut self, resource: EncodedResource) {
+        let of_type = self.resources.entry(resource.type_url().clone());
+        let name = resource.name().to_owned();
+        of_type.or_default().insert(name, Arc::new(resource));
     }
 
     pub(crate) fn remove(&mut self, type_url: &TypeUrl, name: &str) {
