@@ -4,6 +4,7 @@
 //! `app` makes one [`Bpf`] at start; `redirect` enrols and withdraws pods through it; `status` and
 //! `metrics` read it. Nothing here decides whether a pod is captured.
 
+mod attach;
 mod enrolment;
 mod error;
 mod loader;

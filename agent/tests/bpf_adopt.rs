@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use bpf::{Captured, PATIENCE, accept, addr, config, listen, node, original_dst};
-use millrace_agent::bpf::{Bpf, BpfConfig, CapturePolicy, Counter, PodEnrolment, Replace};
+use millrace_agent::bpf::{Bpf, BpfConfig, CapturePolicy, Counter, PodEnrolment, Replace, probe};
 use millrace_testkit::eventually;
 
 const SERVICE: &str = "10.96.0.10:9080";
@@ -226,6 +226,40 @@ fn other_abi_version_stays_in_charge_until_the_pods_are_enrolled() {
     app.pod.connect(server.at(9080)).expect("captured");
     accept(&app.outbound4);
     assert!(!root.join("v9").exists());
+}
+
+#[test]
+fn three_capabilities_suffice() {
+    use caps::{CapSet, Capability, CapsHashSet};
+
+    let mut fixture = node!();
+    fixture.kill_agent();
+    let app = Captured::new(fixture.pod("app"));
+    let needed: CapsHashSet = [
+        Capability::CAP_BPF,
+        Capability::CAP_NET_ADMIN,
+        Capability::CAP_PERFMON,
+    ]
+    .into();
+    thread::scope(|scope| {
+        let agent = scope.spawn(|| {
+            // Of this thread alone.
+            for set in [CapSet::Effective, CapSet::Permitted] {
+                caps::set(None, set, &needed).expect("capabilities are dropped");
+            }
+            assert_eq!(probe().ebpf(), Ok(()));
+            fixture.restart_agent(Replace::Changed);
+            fixture.enroll(&app, CapturePolicy::default());
+            fixture.kill_agent();
+            assert_eq!(fixture.restart_agent(Replace::Changed).adoption().kept, 10);
+            fixture.kill_agent();
+            let replaced = fixture.restart_agent(Replace::Always).adoption().replaced;
+            assert_eq!(replaced, 11);
+        });
+        agent.join().expect("no more is needed");
+    });
+    let _client = app.pod.connect(addr(SERVICE)).expect("captured");
+    accept(&app.outbound4);
 }
 
 #[test]

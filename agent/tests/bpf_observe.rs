@@ -61,7 +61,9 @@ fn log_level_is_switched_while_programs_run() {
         .expect("a runtime");
     let pump = {
         let _inside = runtime.enter();
-        fixture.bpf().log_pump().expect("the log ring")
+        let pump = fixture.bpf().log_pump().expect("the log ring");
+        assert!(fixture.bpf().log_pump().expect("asked again").is_none());
+        pump.expect("not taken before")
     };
     let mut connect = |level| {
         fixture.bpf().set_log_level(level).expect("switched");

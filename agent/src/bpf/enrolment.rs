@@ -3,14 +3,15 @@
 //! Everything that a policy refers to (rules, addresses, listeners, the `sk_lookup` link) is in place before
 //! the policy is written and removed only after it is gone, so a connection is captured once or not at all.
 
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::{fs, io};
 
 use millrace_ebpf_abi::{AF_INET, AF_INET6, PodPolicy};
 use nix::sys::stat::fstat;
 use socket2::SockRef;
 
+use super::attach::has_program;
 use super::loader::Bpf;
 use super::pins::unpin;
 use super::programs::{LOOKUP, SK_LOOKUP_ATTACH_TYPE};
@@ -150,7 +151,7 @@ impl Bpf {
     }
 
     /// Replaces the inbound program of every enrolled pod; links of vanished namespaces are removed.
-    pub(super) fn refresh_lookups(&self, always: bool) -> Result<u32, BpfError> {
+    pub(super) fn refresh_lookups(&self) -> Result<u32, BpfError> {
         let mut replaced = 0;
         for cookie in self.pins.lookup_cookies()? {
             let path = self.pins.lookup(cookie);
@@ -160,7 +161,7 @@ impl Bpf {
                 unpin(&path)?;
                 continue;
             }
-            if always || !super::loader::is_same_program(info, self.lookup.as_fd()) {
+            if !has_program(info, self.lookup.as_fd()) {
                 sys::link_update(link.as_fd(), self.lookup.as_fd())
                     .map_err(attach_error(cookie))?;
                 replaced += 1;
@@ -316,10 +317,4 @@ fn refused(netns_cookie: u64, reason: String) -> BpfError {
 
 fn family(number: u32) -> u16 {
     u16::try_from(number).unwrap_or(u16::MAX)
-}
-
-/// Inode of a directory, which for a cgroup is its id.
-pub(super) fn inode(path: &std::path::Path) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).map(|metadata| metadata.ino())
 }

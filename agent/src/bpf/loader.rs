@@ -4,21 +4,19 @@
 //! over in one step per link. Maps are never made twice. So neither a crash nor an upgrade of the agent is
 //! seen by a running connection, nor by a new one.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use aya::programs::{Program, ProgramError};
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use millrace_ebpf_abi::{ABI_VERSION, LogLevel, NodeConfig};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::maps::{MapOccupancy, Maps, NAMES, occupancy};
-use super::pins::{self, Pins, unpin};
-use super::programs::{CGROUP_PROGRAMS, CgroupProgram, LOOKUP};
-use super::sys::{self, LinkInfo};
-use super::{BpfError, CounterValue, EventStream, LogPump, PodTraffic, enrolment, object};
+use super::log::Logs;
+use super::maps::{MapOccupancy, Maps, occupancy};
+use super::object::Loaded;
+use super::pins::{self, Pins};
+use super::programs::CgroupProgram;
+use super::{BpfError, CounterValue, EventStream, LogPump, PodTraffic};
 
 /// What the loader must know of the node.
 #[derive(Clone, Debug)]
@@ -27,7 +25,7 @@ pub struct BpfConfig {
     pub bpffs_dir: PathBuf,
     /// cgroup2 directory that holds pods, broker and kubelet.
     pub cgroup: PathBuf,
-    /// Cookie of the host's network namespace, see [`sys::netns_cookie`].
+    /// Cookie of the host's network namespace, see [`super::netns_cookie`].
     pub host_netns_cookie: u64,
     /// How much the programs say.
     pub log_level: LogLevel,
@@ -65,10 +63,11 @@ pub struct Bpf {
     pub(super) lookup: OwnedFd,
     pub(super) host_netns_cookie: u64,
     pub(super) next_rule_set: u64,
-    cgroup: PathBuf,
-    programs: Vec<(CgroupProgram, OwnedFd)>,
-    adoption: Adoption,
+    pub(super) cgroup: PathBuf,
+    pub(super) programs: Vec<(CgroupProgram, OwnedFd)>,
+    pub(super) adoption: Adoption,
     older: Vec<PathBuf>,
+    logs: Option<Logs>,
 }
 
 impl Bpf {
@@ -82,14 +81,12 @@ impl Bpf {
     /// this call attached is detached again.
     pub fn load_or_adopt(config: &BpfConfig) -> Result<Self, BpfError> {
         check_cgroup(&config.cgroup)?;
-        let object = object::embedded()?;
         let pins = Pins::open(&config.bpffs_dir)?;
-        let mut ebpf = load_object(object, Some(&pins))?;
-        let mut programs = Vec::with_capacity(CGROUP_PROGRAMS.len());
-        for program in CGROUP_PROGRAMS {
-            programs.push((program, load_program(&mut ebpf, program.name)?));
-        }
-        let lookup = load_program(&mut ebpf, LOOKUP)?;
+        let Loaded {
+            programs,
+            lookup,
+            logs,
+        } = Loaded::load(&pins, config.replace)?;
         let mut bpf = Self {
             maps: Maps::open(&pins)?,
             older: pins.other_versions()?,
@@ -100,6 +97,7 @@ impl Bpf {
             cgroup: config.cgroup.clone(),
             programs,
             adoption: Adoption::default(),
+            logs: Some(logs),
         };
         bpf.start(config)?;
         Ok(bpf)
@@ -128,7 +126,7 @@ impl Bpf {
         if older.is_empty() {
             return Ok(());
         }
-        self.attach_all(Replace::Changed)?;
+        self.attach_all()?;
         for version in older {
             tracing::info!(pins = %version.display(), "removing the programs of another ABI version");
             pins::remove_version(&version)?;
@@ -200,13 +198,13 @@ impl Bpf {
         self.maps.telemetry.all()
     }
 
-    /// A reader of what the programs log; one at a time.
+    /// The reader of what the programs log; `None` if it was taken before. Needs a tokio reactor.
     ///
     /// # Errors
     ///
-    /// If the ring cannot be opened.
-    pub fn log_pump(&self) -> Result<LogPump, BpfError> {
-        LogPump::open(self.lookup.as_fd())
+    /// If the ring cannot be polled.
+    pub fn log_pump(&mut self) -> Result<Option<LogPump>, BpfError> {
+        self.logs.take().map(LogPump::open).transpose()
     }
 
     /// A reader of the programs' events; one at a time.
@@ -256,140 +254,8 @@ impl Bpf {
             tracing::warn!(found = ?self.older, "programs of another ABI version stay in charge until every pod is enrolled");
             return Ok(());
         }
-        self.attach_all(config.replace)
+        self.attach_all()
     }
-
-    fn attach_all(&mut self, replace: Replace) -> Result<(), BpfError> {
-        let mut adoption = Adoption {
-            pods: self.enrolled()?.len(),
-            ..Adoption::default()
-        };
-        let mut made = Vec::new();
-        for (program, fd) in &self.programs {
-            let path = self.pins.link(program.name);
-            match self.attach(*program, fd.as_fd(), &path, replace) {
-                Ok(Outcome::Attached) => {
-                    adoption.attached += 1;
-                    made.push(path);
-                }
-                Ok(Outcome::Kept) => adoption.kept += 1,
-                Ok(Outcome::Replaced) => adoption.replaced += 1,
-                Err(error) => {
-                    // Half a set would redirect without answering for it.
-                    for path in made {
-                        unpin(&path)?;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        adoption.replaced += self.refresh_lookups(replace == Replace::Always)?;
-        tracing::info!(?adoption, cgroup = %self.cgroup.display(), "eBPF programs in place");
-        self.adoption = adoption;
-        Ok(())
-    }
-
-    fn attach(
-        &self,
-        program: CgroupProgram,
-        fd: BorrowedFd<'_>,
-        path: &Path,
-        replace: Replace,
-    ) -> Result<Outcome, BpfError> {
-        let error = |source| BpfError::Attach {
-            program: program.name,
-            target: self.cgroup.display().to_string(),
-            source,
-        };
-        let wanted = enrolment::inode(&self.cgroup).map_err(error)?;
-        let mut stale = false;
-        match sys::get(path) {
-            Ok(link) => {
-                let info =
-                    sys::link_info(link.as_fd()).map_err(BpfError::bpffs("examining", path))?;
-                if info.cgroup_id() == wanted {
-                    if replace == Replace::Changed && is_same_program(info, fd) {
-                        return Ok(Outcome::Kept);
-                    }
-                    sys::link_update(link.as_fd(), fd).map_err(error)?;
-                    return Ok(Outcome::Replaced);
-                }
-                stale = true;
-            }
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(BpfError::bpffs("opening", path)(source)),
-        }
-        let cgroup = File::open(&self.cgroup).map_err(error)?;
-        let link = sys::link_create(fd, cgroup.as_fd(), program.attach_type).map_err(error)?;
-        if stale {
-            // Attached elsewhere, or to a cgroup that is gone; ours is in place already.
-            unpin(path)?;
-        }
-        sys::pin(link.as_fd(), path).map_err(BpfError::bpffs("pinning", path))?;
-        Ok(Outcome::Attached)
-    }
-}
-
-enum Outcome {
-    Attached,
-    Kept,
-    Replaced,
-}
-
-/// Whether a link has this very program, by the digest of its instructions.
-pub(super) fn is_same_program(link: LinkInfo, program: BorrowedFd<'_>) -> bool {
-    let attached = sys::program_by_id(link.program_id).and_then(|fd| sys::program_tag(fd.as_fd()));
-    matches!((attached, sys::program_tag(program)), (Ok(attached), Ok(ours)) if attached == ours)
-}
-
-/// Loads every program with maps of its own and lets it go again, for the probe.
-pub(super) fn try_programs() -> Vec<(&'static str, Result<(), BpfError>)> {
-    let names = CGROUP_PROGRAMS
-        .iter()
-        .map(|program| program.name)
-        .chain([LOOKUP]);
-    match object::embedded().and_then(|object| load_object(object, None)) {
-        Ok(mut ebpf) => names
-            .map(|name| (name, load_program(&mut ebpf, name).map(drop)))
-            .collect(),
-        Err(error) => vec![("object", Err(error))],
-    }
-}
-
-fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
-    let mut loader = EbpfLoader::new();
-    // Nothing in the object is relocated against the kernel's types, and reading them takes long.
-    loader.btf(None);
-    // A refused program is tried again with the log on, so that the error carries it.
-    loader.verifier_log_level(VerifierLogLevel::default());
-    if let Some(pins) = pins {
-        for name in NAMES {
-            loader.map_pin_path(name, pins.map(name));
-        }
-    }
-    loader
-        .load(object)
-        .map_err(|error| BpfError::Object(Box::new(error)))
-}
-
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError> {
-    let error = |source: ProgramError| BpfError::Program {
-        program: name,
-        source: Box::new(source),
-    };
-    let program = ebpf.program_mut(name).ok_or(BpfError::NoProgram(name))?;
-    match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSockopt(program) => program.load(),
-        Program::SockOps(program) => program.load(),
-        Program::SkLookup(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-    .map_err(error)?;
-    let fd = program.fd().map_err(error)?;
-    fd.as_fd()
-        .try_clone_to_owned()
-        .map_err(|source| error(source.into()))
 }
 
 fn check_cgroup(path: &Path) -> Result<(), BpfError> {

@@ -4,8 +4,9 @@
 //! while no reader runs.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 
+use aya::Ebpf;
 use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
 use log::{Level, Log, Metadata, Record};
@@ -13,24 +14,30 @@ use millrace_ebpf_abi::{Addr, Counter, Direction, EventKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::BpfError;
 use super::pins::Pins;
-use super::{BpfError, sys};
 
 /// Reader of the programs' log messages.
 pub struct LogPump {
     logger: AsyncFd<EbpfLogger<IntoTracing>>,
 }
 
+/// The programs' log ring, not read yet.
+pub(super) struct Logs(EbpfLogger<IntoTracing>);
+
+impl Logs {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+        EbpfLogger::init_with_logger(ebpf, IntoTracing)
+            .map(Self)
+            .map_err(io::Error::other)
+            .map_err(BpfError::bpffs("opening the log ring of", "AYA_LOGS"))
+    }
+}
+
 impl LogPump {
-    pub(super) fn open(program: BorrowedFd<'_>) -> Result<Self, BpfError> {
-        let open = || {
-            let id = sys::program_id(program)?;
-            let logger =
-                EbpfLogger::init_from_id_with_logger(id, IntoTracing).map_err(io::Error::other)?;
-            watch(logger)
-        };
+    pub(super) fn open(logs: Logs) -> Result<Self, BpfError> {
         Ok(Self {
-            logger: open().map_err(BpfError::bpffs("opening the log ring of", "AYA_LOGS"))?,
+            logger: watch(logs.0).map_err(BpfError::bpffs("polling", "AYA_LOGS"))?,
         })
     }
 

@@ -1,6 +1,16 @@
-//! The kernel programs as bytes, embedded by the build script.
+//! The kernel programs: embedded by the build script, loaded into the kernel, or found there again.
 
-use super::BpfError;
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+
+use super::loader::Replace;
+use super::log::Logs;
+use super::maps::NAMES;
+use super::pins::{Pins, unpin};
+use super::programs::{CGROUP_PROGRAMS, CgroupProgram, LOOKUP};
+use super::{BpfError, sys};
 
 /// ELF readers want the bytes aligned.
 #[repr(align(8))]
@@ -11,14 +21,114 @@ static EMBEDDED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
     "/millrace-ebpf.o"
 )));
 
-/// The object file.
-///
-/// # Errors
-///
-/// If the agent was built without one.
-pub(super) fn embedded() -> Result<&'static [u8], BpfError> {
+/// The programs in the kernel, attached or not.
+pub(super) struct Loaded {
+    pub(super) programs: Vec<(CgroupProgram, OwnedFd)>,
+    pub(super) lookup: OwnedFd,
+    pub(super) logs: Logs,
+}
+
+impl Loaded {
+    /// Loads the programs with the pinned maps, which are made if there are none. A pinned program of the
+    /// same instructions is taken instead of the loaded one, so that links need not change.
+    pub(super) fn load(pins: &Pins, replace: Replace) -> Result<Self, BpfError> {
+        // A program pinned with maps that somebody removed since works on maps that nobody sees.
+        let maps_complete = NAMES.iter().all(|name| pins.map(name).exists());
+        let reuse = maps_complete && replace == Replace::Changed;
+        let mut ebpf = load_object(embedded()?, Some(pins))?;
+        let mut program = |name| {
+            let fresh = load_program(&mut ebpf, name)?;
+            match sys::get(&pins.program(name)) {
+                Ok(pinned) if reuse && is_alike(&pinned, &fresh) => Ok(pinned),
+                _ => Ok(fresh),
+            }
+        };
+        Ok(Self {
+            programs: CGROUP_PROGRAMS
+                .iter()
+                .map(|cgroup| Ok((*cgroup, program(cgroup.name)?)))
+                .collect::<Result<_, BpfError>>()?,
+            lookup: program(LOOKUP)?,
+            logs: Logs::open(&mut ebpf)?,
+        })
+    }
+}
+
+/// Pins a program that links use, in place of the one before.
+pub(super) fn pin(pins: &Pins, name: &str, program: &OwnedFd) -> Result<(), BpfError> {
+    let path = pins.program(name);
+    if sys::get(&path).is_ok_and(|pinned| is_same(&pinned, program)) {
+        return Ok(());
+    }
+    unpin(&path)?;
+    sys::pin(program.as_fd(), &path).map_err(BpfError::bpffs("pinning", path))
+}
+
+/// Loads every program with maps of its own and lets it go again, for the probe.
+pub(super) fn try_all() -> Vec<(&'static str, Result<(), BpfError>)> {
+    let names = CGROUP_PROGRAMS
+        .iter()
+        .map(|program| program.name)
+        .chain([LOOKUP]);
+    match embedded().and_then(|object| load_object(object, None)) {
+        Ok(mut ebpf) => names
+            .map(|name| (name, load_program(&mut ebpf, name).map(drop)))
+            .collect(),
+        Err(error) => vec![("object", Err(error))],
+    }
+}
+
+fn embedded() -> Result<&'static [u8], BpfError> {
     if EMBEDDED.0.is_empty() {
         return Err(BpfError::Stub);
     }
     Ok(&EMBEDDED.0)
+}
+
+fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
+    let mut loader = EbpfLoader::new();
+    // Nothing in the object is relocated against the kernel's types, and reading them takes long.
+    loader.btf(None);
+    // A refused program is tried again with the log on, so that the error carries it.
+    loader.verifier_log_level(VerifierLogLevel::default());
+    if let Some(pins) = pins {
+        for name in NAMES {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    loader
+        .load(object)
+        .map_err(|error| BpfError::Object(Box::new(error)))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError> {
+    let error = |source: ProgramError| BpfError::Program {
+        program: name,
+        source: Box::new(source),
+    };
+    let program = ebpf.program_mut(name).ok_or(BpfError::NoProgram(name))?;
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .map_err(error)?;
+    let fd = program.fd().map_err(error)?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| error(source.into()))
+}
+
+/// Whether two programs have the same instructions.
+fn is_alike(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let tag = |program: &OwnedFd| sys::program_tag(program.as_fd());
+    matches!((tag(one), tag(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Whether two descriptors are of one program.
+fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let id = |program: &OwnedFd| sys::program_id(program.as_fd());
+    matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
 }

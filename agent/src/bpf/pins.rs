@@ -1,7 +1,7 @@
 //! Where everything is pinned, and the bpffs mount below it.
 //!
-//! `<dir>/v<ABI_VERSION>/{maps,links,lookup}`: maps by name, cgroup links by program, `sk_lookup` links by the
-//! cookie of their namespace. Programs of another ABI version live beside, never together.
+//! `<dir>/v<ABI_VERSION>/{maps,programs,links,lookup}`: maps and programs by name, cgroup links by program,
+//! `sk_lookup` links by the cookie of their namespace. Programs of another ABI version live beside, never together.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -24,7 +24,7 @@ impl Pins {
     pub(super) fn open(root: &Path) -> Result<Self, BpfError> {
         ensure_bpffs(root)?;
         let pins = Self::at(root);
-        for dir in [pins.maps(), pins.links(), pins.lookups()] {
+        for dir in [pins.maps(), pins.programs(), pins.links(), pins.lookups()] {
             fs::create_dir_all(&dir).map_err(BpfError::bpffs("creating", dir))?;
         }
         Ok(pins)
@@ -48,6 +48,14 @@ impl Pins {
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.maps().join(name)
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.version.join("programs")
+    }
+
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.programs().join(name)
     }
 
     fn links(&self) -> PathBuf {

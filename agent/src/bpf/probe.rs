@@ -10,7 +10,7 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use serde::{Deserialize, Serialize};
 
-use super::loader::try_programs;
+use super::object;
 
 /// What was found.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -94,11 +94,15 @@ pub fn probe() -> Capabilities {
         cookie_feature(),
     ];
     features.extend(HELPERS.iter().map(helper_feature));
-    features.extend(try_programs().into_iter().map(|(program, result)| Feature {
-        name: format!("program {program}"),
-        purpose: purpose_of(program).to_owned(),
-        verdict: verdict(result.map_err(|error| chain(&error))),
-    }));
+    features.extend(
+        object::try_all()
+            .into_iter()
+            .map(|(program, result)| Feature {
+                name: format!("program {program}"),
+                purpose: purpose_of(program).to_owned(),
+                verdict: verdict(result.map_err(|error| chain(&error))),
+            }),
+    );
     Capabilities {
         kernel: kernel.trim().to_owned(),
         cgroup2,

@@ -14,7 +14,6 @@ use std::path::Path;
 
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
-const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
@@ -110,12 +109,6 @@ pub(super) fn program_tag(program: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
 /// Id of a program.
 pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     info::<ProgramInfo>(program).map(|info| info.id)
-}
-
-/// A descriptor of the program with this id.
-pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
-    let mut attr = [id, 0, 0, 0];
-    bpf(PROG_GET_FD_BY_ID, &mut attr).and_then(own)
 }
 
 #[derive(Default)]

@@ -34,6 +34,7 @@ pub(crate) use node;
 /// A node with eBPF in place. Field order is drop order: pins go before the cgroup.
 pub struct Fixture {
     bpf: Option<Bpf>,
+    config: BpfConfig,
     pub node: Node,
     _cluster: Cluster,
 }
@@ -42,9 +43,11 @@ impl Fixture {
     pub fn new() -> Self {
         let cluster = Cluster::new().expect("a cluster");
         let node = cluster.node("node").expect("a node");
-        let bpf = Bpf::load_or_adopt(&config(&node)).expect("programs load");
+        let config = config(&node);
+        let bpf = Bpf::load_or_adopt(&config).expect("programs load");
         Self {
             bpf: Some(bpf),
+            config,
             node,
             _cluster: cluster,
         }
@@ -63,7 +66,7 @@ impl Fixture {
     pub fn restart_agent(&mut self, replace: Replace) -> &mut Bpf {
         let config = BpfConfig {
             replace,
-            ..config(&self.node)
+            ..self.config.clone()
         };
         self.bpf
             .insert(Bpf::load_or_adopt(&config).expect("programs are adopted"))
