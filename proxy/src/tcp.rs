@@ -41,7 +41,7 @@ pub async fn serve(
         Err(failure) => {
             tracing::debug!(id = info.id, orig_dst = %info.orig_dst, %failure, "no upstream");
             stream.reset_on_close();
-            report.failed(&failure);
+            report.failed(&worker, &failure);
             return report.finish(&worker, &info, &proxy);
         }
     };

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use millrace_runtime::handoff::{ListenerRole, PodUid};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::stats::Refusal;
 use super::{DownstreamInfo, detect};
+use crate::access_log::Record;
+use crate::flags::ResponseFlags;
 use crate::http;
 use crate::pods::LocalPod;
 use crate::resource::{Listener, ListenerName, NetworkFilter, TrafficDirection};
@@ -106,6 +108,26 @@ fn refuse(worker: &Worker, stream: &Stream, peer: SocketAddr, refusal: Refusal) 
     stream.reset_on_close();
 }
 
+/// One access log record for a connection that no filter chain took.
+fn record(worker: &Worker, listener: &Arc<Listener>, info: &DownstreamInfo, refusal: Refusal) {
+    let loggers = worker.telemetry.loggers(listener, &listener.access_log);
+    if loggers.is_empty() {
+        return;
+    }
+    let began = SystemTime::now() - info.started.elapsed();
+    let mut record = Record::new(began, info.orig_dst, info.peer);
+    record.duration = info.started.elapsed();
+    record.flags = match refusal {
+        Refusal::NoFilterChain => ResponseFlags::NO_ROUTE,
+        Refusal::Gone => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+        Refusal::Loop | Refusal::NoListener | Refusal::InspectionTimeout => ResponseFlags::NONE,
+    };
+    record.termination_details =
+        (refusal == Refusal::InspectionTimeout).then_some("listener_filter_timeout");
+    record.connection_id = info.id;
+    loggers.record(&record);
+}
+
 async fn serve_chain(
     worker: Rc<Worker>,
     mut stream: Stream,
@@ -115,7 +137,10 @@ async fn serve_chain(
     let mut info = accepted.info(&worker, &listener);
     let choice = match detect::choose(&worker, &mut stream, &mut info, &listener).await {
         Ok(choice) => choice,
-        Err(refusal) => return refuse(&worker, &stream, info.peer, refusal),
+        Err(refusal) => {
+            record(&worker, &listener, &info, refusal);
+            return refuse(&worker, &stream, info.peer, refusal);
+        }
     };
     tracing::trace!(id = info.id, listener = %info.listener, chain = info.filter_chain,
         orig_dst = %info.orig_dst, "filter chain chosen");

@@ -55,8 +55,12 @@ impl Report {
         self.open_series(worker, info);
     }
 
-    pub(super) fn failed(&mut self, failure: &Failure) {
+    pub(super) fn failed(&mut self, worker: &Worker, failure: &Failure) {
         self.flags.insert(failure.flag());
+        let snapshot = worker.snapshot.load();
+        self.cluster = failure
+            .cluster()
+            .and_then(|name| snapshot.cluster(name.as_str()).cloned());
         if let Failure::Connect {
             host,
             attempts,

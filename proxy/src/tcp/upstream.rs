@@ -64,6 +64,15 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The cluster that was chosen, where it exists.
+    pub fn cluster(&self) -> Option<&ClusterName> {
+        match self {
+            Self::NoCluster(_) => None,
+            Self::NoHost(cluster) | Self::Overflow(cluster) => Some(cluster),
+            Self::Connect { cluster, .. } => Some(cluster),
+        }
+    }
+
     /// As the access log has it.
     pub fn flag(&self) -> ResponseFlags {
         match self {
