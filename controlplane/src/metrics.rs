@@ -60,15 +60,31 @@ impl PilotMetrics {
         };
         metrics.register(|registry| {
             let registry = registry.sub_registry_with_prefix("millrace_pilot");
-            registry.register("config_errors", "Problems of the configuration now", this.problems.clone());
+            registry.register(
+                "config_errors",
+                "Problems of the configuration now",
+                this.problems.clone(),
+            );
             registry.register("objects", "Objects of the mesh now", this.objects.clone());
             registry.register("pushes", "Snapshots published", this.pushes.clone());
-            registry.register("push_wait_seconds", "From the first change to the snapshot", this.wait.clone());
+            registry.register(
+                "push_wait_seconds",
+                "From the first change to the snapshot",
+                this.wait.clone(),
+            );
             registry.register("xds_clients", "Streams open now", this.clients.clone());
             registry.register("xds_acks", "Responses accepted", this.acks.clone());
             registry.register("xds_nacks", "Responses rejected", this.nacks.clone());
-            registry.register("xds_translations", "Resources made", this.translations.clone());
-            registry.register("xds_cached", "Resources served again without being made", this.cached.clone());
+            registry.register(
+                "xds_translations",
+                "Resources made",
+                this.translations.clone(),
+            );
+            registry.register(
+                "xds_cached",
+                "Resources served again without being made",
+                this.cached.clone(),
+            );
         });
         this
     }

@@ -14,14 +14,24 @@ fn envoy() -> Option<PathBuf> {
         return Some(path.into());
     }
     let paths = std::env::var_os("PATH")?;
-    std::env::split_paths(&paths).map(|directory| directory.join("envoy")).find(|path| path.is_file())
+    std::env::split_paths(&paths)
+        .map(|directory| directory.join("envoy"))
+        .find(|path| path.is_file())
 }
 
 fn goldens() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/translate");
-    let cases = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
-    let mut goldens: Vec<PathBuf> =
-        cases.flat_map(|case| [case.join("node.golden.json"), case.join("sidecar.golden.json")]).collect();
+    let cases = fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut goldens: Vec<PathBuf> = cases
+        .flat_map(|case| {
+            [
+                case.join("node.golden.json"),
+                case.join("sidecar.golden.json"),
+            ]
+        })
+        .collect();
     goldens.sort();
     goldens
 }
@@ -46,12 +56,18 @@ fn bootstrap(golden: &Value) -> Value {
         },
         "load_assignment": { "cluster_name": "xds" },
     });
-    let assignments = list("EDS").into_iter().enumerate().map(|(index, mut assignment)| {
-        let name = format!("assignment-{index}");
-        assignment["cluster_name"] = name.clone().into();
-        json!({ "name": name, "type": "STATIC", "load_assignment": assignment })
-    });
-    let clusters: Vec<Value> = std::iter::once(xds).chain(list("CDS")).chain(assignments).collect();
+    let assignments = list("EDS")
+        .into_iter()
+        .enumerate()
+        .map(|(index, mut assignment)| {
+            let name = format!("assignment-{index}");
+            assignment["cluster_name"] = name.clone().into();
+            json!({ "name": name, "type": "STATIC", "load_assignment": assignment })
+        });
+    let clusters: Vec<Value> = std::iter::once(xds)
+        .chain(list("CDS"))
+        .chain(assignments)
+        .collect();
 
     let routes = list("RDS").into_iter().enumerate().map(|(index, routes)| {
         json!({
@@ -87,27 +103,49 @@ fn bootstrap(golden: &Value) -> Value {
     })
 }
 
+/// Lets Envoy judge; an error is what it says.
+fn validate(envoy: &Path, golden: &Value) -> Result<(), String> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("bootstrap.json");
+    fs::write(&file, serde_json::to_vec(&bootstrap(golden)).unwrap()).unwrap();
+    let output = Command::new(envoy)
+        .args(["--mode", "validate", "--log-level", "error", "-c"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout))
+}
+
 #[test]
 fn stock_envoy_accepts_every_golden() {
     let Some(envoy) = envoy() else {
         println!("SKIP: no stock Envoy: MILLRACE_ENVOY is unset and no envoy is on the path");
-        assert_ne!(std::env::var("MILLRACE_REQUIRE_ALL").as_deref(), Ok("1"), "nothing may be skipped");
+        assert_ne!(
+            std::env::var("MILLRACE_REQUIRE_ALL").as_deref(),
+            Ok("1"),
+            "nothing may be skipped"
+        );
         return;
     };
-    let directory = tempfile::tempdir().unwrap();
     let mut refused = Vec::new();
     for golden in goldens() {
-        let content: Value = serde_json::from_str(&fs::read_to_string(&golden).unwrap()).unwrap();
-        let file = directory.path().join("bootstrap.json");
-        fs::write(&file, serde_json::to_vec(&bootstrap(&content)).unwrap()).unwrap();
-        let output = Command::new(&envoy)
-            .args(["--mode", "validate", "--log-level", "error", "-c"])
-            .arg(&file)
-            .output()
-            .unwrap();
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let mut content: Value =
+            serde_json::from_str(&fs::read_to_string(&golden).unwrap()).unwrap();
+        if let Err(said) = validate(&envoy, &content) {
             refused.push(format!("{}:\n{said}", golden.display()));
+        }
+        // A check that nothing can fail would prove nothing.
+        let hosts = content["RDS"][0]["virtual_hosts"].as_array_mut();
+        if let Some(hosts) = hosts {
+            hosts.push(hosts[0].clone());
+            assert!(
+                validate(&envoy, &content).is_err(),
+                "a repeated virtual host is accepted"
+            );
         }
     }
     assert!(refused.is_empty(), "{}", refused.join("\n"));

@@ -296,6 +296,14 @@ fn join(prefix: &str, path: &str) -> String {
 }
 
 fn read_header(node: &Node) -> Result<Header, yaml::DecodeError> {
+    if !matches!(node.value, Value::Map(_)) {
+        let message = "an object with apiVersion, kind and metadata is expected".to_owned();
+        return Err(yaml::DecodeError {
+            path: String::new(),
+            line: node.line,
+            message,
+        });
+    }
     let meta = yaml::decode::<TypeMeta>(node)?.value;
     let (group, version) = meta
         .api_version

@@ -66,7 +66,9 @@ pub(super) fn own_ports(translator: &Translator<'_>) -> BTreeSet<u16> {
             all.filter(|pod| is_on_node(pod, name)).cloned().collect()
         }
     };
-    let ports = workloads.iter().flat_map(|workload| ports(translator, workload));
+    let ports = workloads
+        .iter()
+        .flat_map(|workload| ports(translator, workload));
     ports.map(|port| port.number).collect()
 }
 

@@ -19,14 +19,19 @@ use crate::snapshot::MeshSnapshot;
 
 fn cases() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/translate");
-    let mut cases: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut cases: Vec<PathBuf> = fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     cases.sort();
     cases
 }
 
 fn snapshot_of(case: &Path) -> MeshSnapshot {
     let mesh = match fs::read_to_string(case.join("mesh.yaml")) {
-        Ok(text) => mesh_config::read("mesh.yaml", &text, "cluster.local").0.unwrap(),
+        Ok(text) => mesh_config::read("mesh.yaml", &text, "cluster.local")
+            .0
+            .unwrap(),
         Err(_) => MeshConfig::default(),
     };
     let mut index = Index::new(mesh);
@@ -41,7 +46,9 @@ fn snapshot_of(case: &Path) -> MeshSnapshot {
 }
 
 fn node() -> ProxyView {
-    ProxyView::Node { name: "node-a".to_owned() }
+    ProxyView::Node {
+        name: "node-a".to_owned(),
+    }
 }
 
 fn sidecar() -> ProxyView {
@@ -59,11 +66,15 @@ fn rendered(snapshot: &MeshSnapshot, view: &ProxyView) -> String {
         let mut resources = Vec::new();
         for name in translator.names(kind) {
             let resource = translator.resource(kind, &name);
-            let resource = resource.unwrap_or_else(|| panic!("{kind:?} lists {name:?} and does not make it"));
+            let resource =
+                resource.unwrap_or_else(|| panic!("{kind:?} lists {name:?} and does not make it"));
             assert_eq!(resource.name(), name);
             resources.push(json::any_to_value(&resource.to_any()).unwrap());
         }
-        types.insert(kind.type_url().short_name().to_owned(), Value::Array(resources));
+        types.insert(
+            kind.type_url().short_name().to_owned(),
+            Value::Array(resources),
+        );
     }
     let mut text = serde_json::to_string_pretty(&types).unwrap();
     writeln!(text).unwrap();
@@ -76,7 +87,10 @@ fn goldens_are_what_is_made() {
     let mut different = Vec::new();
     for case in cases() {
         let snapshot = snapshot_of(&case);
-        for (view, name) in [(node(), "node.golden.json"), (sidecar(), "sidecar.golden.json")] {
+        for (view, name) in [
+            (node(), "node.golden.json"),
+            (sidecar(), "sidecar.golden.json"),
+        ] {
             let path = case.join(name);
             let made = rendered(&snapshot, &view);
             if bless {
@@ -86,7 +100,10 @@ fn goldens_are_what_is_made() {
             }
         }
     }
-    assert!(different.is_empty(), "not as made (MILLRACE_BLESS=1 rewrites): {different:#?}");
+    assert!(
+        different.is_empty(),
+        "not as made (MILLRACE_BLESS=1 rewrites): {different:#?}"
+    );
 }
 
 #[test]
@@ -97,8 +114,14 @@ fn equal_snapshots_encode_to_equal_bytes() {
             let (one, other) = (Translator::new(&one, &view), Translator::new(&other, &view));
             for kind in ResourceKind::ALL {
                 for name in one.names(kind) {
-                    let versions = [&one, &other].map(|translator| translator.resource(kind, &name));
-                    assert_eq!(versions[0], versions[1], "{kind:?} {name} of {}", case.display());
+                    let versions =
+                        [&one, &other].map(|translator| translator.resource(kind, &name));
+                    assert_eq!(
+                        versions[0],
+                        versions[1],
+                        "{kind:?} {name} of {}",
+                        case.display()
+                    );
                 }
             }
         }
@@ -112,7 +135,11 @@ fn the_seeds_twelve_domains_belong_to_the_services_own_namespace() {
     let translator = Translator::new(&snapshot, &view);
     let domains = |name: &str| {
         let routes = super::route::configuration(&translator, name).unwrap();
-        let host = routes.virtual_hosts.into_iter().find(|host| host.name.starts_with("reviews.")).unwrap();
+        let host = routes
+            .virtual_hosts
+            .into_iter()
+            .find(|host| host.name.starts_with("reviews."))
+            .unwrap();
         host.domains
     };
     let own = domains("default/9080");
@@ -129,12 +156,24 @@ fn names_that_mean_nothing_make_nothing() {
     let (snapshot, view) = (snapshot_of(&case), node());
     let translator = Translator::new(&snapshot, &view);
     for (kind, name) in [
-        (ResourceKind::Cluster, "outbound|9080|v9|reviews.default.svc.cluster.local"),
-        (ResourceKind::Cluster, "outbound|80||reviews.default.svc.cluster.local"),
-        (ResourceKind::Cluster, "outbound|9080||nowhere.default.svc.cluster.local"),
+        (
+            ResourceKind::Cluster,
+            "outbound|9080|v9|reviews.default.svc.cluster.local",
+        ),
+        (
+            ResourceKind::Cluster,
+            "outbound|80||reviews.default.svc.cluster.local",
+        ),
+        (
+            ResourceKind::Cluster,
+            "outbound|9080||nowhere.default.svc.cluster.local",
+        ),
         (ResourceKind::Cluster, "prometheus_stats"),
         (ResourceKind::Endpoints, "PassthroughCluster"),
-        (ResourceKind::Endpoints, "outbound|9080|v9|reviews.default.svc.cluster.local"),
+        (
+            ResourceKind::Endpoints,
+            "outbound|9080|v9|reviews.default.svc.cluster.local",
+        ),
         (ResourceKind::Listener, "default/0.0.0.0_1234"),
         (ResourceKind::Listener, "default/10.9.9.9_9080"),
         (ResourceKind::Listener, "virtualOutbound"),
@@ -142,7 +181,10 @@ fn names_that_mean_nothing_make_nothing() {
         (ResourceKind::Listener, "default/"),
         (ResourceKind::Route, "default/1234"),
         (ResourceKind::Route, "9080"),
-        (ResourceKind::Route, "default/nowhere.default.svc.cluster.local:80"),
+        (
+            ResourceKind::Route,
+            "default/nowhere.default.svc.cluster.local:80",
+        ),
         (ResourceKind::NameTable, "other"),
     ] {
         assert_eq!(translator.resource(kind, name), None, "{kind:?} {name}");

@@ -110,6 +110,13 @@ impl Client {
         self.state.clone()
     }
 
+    /// Subscribed terms of a type that the control plane has said nothing of yet: those that a
+    /// start-up has to wait for. Terms reported by [`Event::Missing`] are not among them.
+    pub fn unanswered(&self, type_url: &TypeUrl) -> Vec<String> {
+        let machine = self.shared.machine.lock();
+        machine.unanswered(type_url).map(str::to_owned).collect()
+    }
+
     /// Names and versions committed so far, for a saved last good state.
     pub fn known(&self, type_url: &TypeUrl) -> Vec<(String, String)> {
         let machine = self.shared.machine.lock();

@@ -76,7 +76,8 @@ pub trait Variant: Sized + Send + Sync + 'static {
     /// What answers [`TypeState::requested`]; consumes it. None when there is nothing to say.
     fn requested(state: &mut TypeState, query: &Query<'_>) -> Option<Draft>;
 
-    /// New and changed resources; nothing is taken away.
+    /// New and changed resources; nothing is taken away. None when there are none, with
+    /// [`TypeState::surplus`] set accordingly.
     fn updates(state: &mut TypeState, query: &Query<'_>) -> Option<Draft>;
 
     /// Takes away what is no longer in the view.
@@ -214,6 +215,9 @@ pub struct TypeState {
     /// Whether a response is owed even if it is empty, so that the client can end its
     /// initialisation.
     pub answer_due: bool,
+    /// Set by [`Variant::updates`] when it finds no change: whether the client has something that
+    /// is not in the view, so that looking for removals is worth it.
+    pub surplus: bool,
     phase: Phase,
     in_flight: Option<InFlight>,
     history: status::History,
@@ -433,7 +437,12 @@ impl<V: Variant> Session<V> {
                 if let Some(draft) = V::updates(state, &query(view, &key.1, max_bytes)) {
                     return Some((key.clone(), draft));
                 }
-                state.phase = Phase::Removals;
+                if state.surplus {
+                    state.phase = Phase::Removals;
+                } else {
+                    state.phase = Phase::Clean;
+                    state.synced = self.generation;
+                }
             }
             if state.holds_back(now, hold) {
                 return None;
@@ -472,6 +481,11 @@ impl TypeState {
     /// Everything that the client has, besides names it was told do not exist.
     pub fn held(&self) -> impl Iterator<Item = (&Arc<str>, &Sent)> {
         self.sent.iter().filter(|(_, sent)| sent.exists())
+    }
+
+    /// Compares with the number of resources in a view that the client has all of.
+    pub fn note_surplus(&mut self, in_view: usize) {
+        self.surplus = self.held().count() > in_view;
     }
 
     /// Forgets what the client has of terms that it no longer subscribes to.

@@ -314,6 +314,26 @@ fn emptied_collection_takes_its_members_along() {
 }
 
 #[test]
+fn unchanged_members_and_wildcards_need_no_answer_on_a_new_stream() {
+    let mut client = client();
+    client.subscribe(&EDS, ["ns/*", "gone"]);
+    client.subscribe(&CDS, ["*"]);
+    poll(&mut client);
+    poll(&mut client);
+    let unanswered: Vec<_> = client.unanswered(&CDS).collect();
+    assert_eq!(unanswered, ["*"]);
+    accept(&mut client, response(&EDS, "n1", &[("ns/a", 1)]));
+    accept(&mut client, removal(&EDS, "n2", &["gone"]));
+    accept(&mut client, response(&CDS, "n3", &[]));
+    assert!(client.deadline().is_none());
+    client.close();
+    client.open();
+    let unanswered: Vec<_> = client.unanswered(&EDS).collect();
+    assert_eq!(unanswered, ["gone"]);
+    assert_eq!(client.unanswered(&CDS).count(), 0);
+}
+
+#[test]
 fn first_member_answers_for_its_collection() {
     let mut client = client();
     client.subscribe(&EDS, ["ns/*"]);

@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_xds::push::SyncState;
+use millrace_xds::push::{SyncState, TypeStatus};
 use millrace_xds::server::{ConnectionStatus, Connections};
 use millrace_xds::{EncodedResource, TypeUrl, json, proto};
 use serde_json::{Value, json};
@@ -153,11 +153,17 @@ fn serve_by(world: &mut World, name: &str) {
 
 /// Waits until every type of the one stream satisfies the condition.
 async fn until(connections: &Connections, condition: impl Fn(&ConnectionStatus) -> bool) {
+    let start = tokio::time::Instant::now();
     loop {
         let status = connections.status();
-        if status.first().is_some_and(&condition) {
+        let started = |status: &&ConnectionStatus| !status.types.is_empty();
+        if status.first().filter(started).is_some_and(&condition) {
             return;
         }
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "Envoy does not get there: {status:#?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -200,7 +206,11 @@ async fn whole_life(api_type: &str, resumes: bool) {
         world.remove(&TypeUrl::CLUSTER, "v1");
         world.remove(&TypeUrl::ENDPOINT, "v1");
     });
-    until(&server.connections, |status| in_sync(status, &all(1))).await;
+    until(&server.connections, |status| {
+        let acked = of_type(status, &TypeUrl::CLUSTER).counts.acked;
+        acked == 3 && in_sync(status, &all(1))
+    })
+    .await;
     let told = source.events.borrow().join("\n");
     assert!(!told.contains("nacked"), "{told}");
 
@@ -209,24 +219,31 @@ async fn whole_life(api_type: &str, resumes: bool) {
     server.stop().await;
     let server = Running::on_port(source, port).await;
     until(&server.connections, |status| {
-        let cds = status
+        let subscribed =
+            |state: &&TypeStatus| state.subscribed == 1 && state.state != SyncState::Stale;
+        let route = status
             .types
             .iter()
-            .find(|state| state.type_url == TypeUrl::CLUSTER);
-        cds.is_some_and(|cds| cds.state == SyncState::Synced && cds.counts.sent == 1)
+            .find(|state| state.type_url == TypeUrl::ROUTE);
+        route.filter(subscribed).is_some()
+            && in_sync(status, &[(TypeUrl::CLUSTER, 1), (TypeUrl::LISTENER, 1)])
     })
     .await;
-    let eds = server.connections.status()[0]
+    let status = server.connections.status().remove(0);
+    let sent = of_type(&status, &TypeUrl::ROUTE).counts.sent;
+    assert_eq!(
+        sent,
+        u64::from(!resumes),
+        "responses with an unchanged route"
+    );
+}
+
+fn of_type<'a>(status: &'a ConnectionStatus, type_url: &TypeUrl) -> &'a TypeStatus {
+    let state = status
         .types
         .iter()
-        .find(|state| state.type_url == TypeUrl::ENDPOINT)
-        .map(|state| state.counts.sent);
-    if resumes {
-        assert!(
-            eds.is_none_or(|sent| sent == 0),
-            "endpoints were sent again: {eds:?}"
-        );
-    }
+        .find(|state| state.type_url == *type_url);
+    state.expect("subscribed")
 }
 
 async fn bad_cluster_is_named(source: &Arc<Source>) {

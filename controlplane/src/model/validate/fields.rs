@@ -112,7 +112,7 @@ impl<'a> Judge<'a> {
     ) -> Option<StringMatch> {
         let value = value?;
         let found = self.string_match(value, field);
-        if found.is_none() {
+        if value.exact.is_none() && value.prefix.is_none() && value.regex.is_none() {
             self.error(field, "one of exact, prefix and regex must be set");
         }
         found

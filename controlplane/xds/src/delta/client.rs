@@ -43,6 +43,8 @@ struct TypeState {
     unsubscribe: BTreeSet<String>,
     /// Wanted terms that the server has said nothing of yet: since when, on this stream.
     awaiting: BTreeMap<String, Option<Instant>>,
+    /// Whether a response came while everything was wanted.
+    wildcard_answered: bool,
     /// Responses whose verdicts are due, in order of receipt: verdicts take effect in this order.
     outstanding: VecDeque<Outstanding>,
     /// ACKs and NACKs to send.
@@ -155,7 +157,7 @@ impl DeltaClient {
                 state.unsubscribe.remove(term);
                 state.subscribe.insert(term.to_owned());
             }
-            if term != WILDCARD && !state.known.contains_key(term) {
+            if !state.is_answered(term) {
                 state.awaiting.insert(term.to_owned(), None);
             }
         }
@@ -202,6 +204,12 @@ impl DeltaClient {
             .map(|(name, version)| (name.as_str(), version.as_str()))
     }
 
+    /// Wanted terms of a type that the server has said nothing of yet.
+    pub fn unanswered(&self, type_url: &TypeUrl) -> impl Iterator<Item = &str> {
+        let state = self.types.get(&key(type_url)).into_iter();
+        state.flat_map(|state| state.awaiting.keys().map(String::as_str))
+    }
+
     /// A new stream is open; everything wanted will be asked for anew.
     pub fn open(&mut self) {
         self.stream += 1;
@@ -212,10 +220,8 @@ impl DeltaClient {
             state.subscribe.clear();
             state.unsubscribe.clear();
             state.answers.clear();
-            let unanswered = state
-                .wanted
-                .terms()
-                .filter(|term| term != WILDCARD && !state.known.contains_key(term));
+            let terms = state.wanted.terms();
+            let unanswered = terms.filter(|term| !state.is_answered(term));
             state.awaiting = unanswered.map(|term| (term, None)).collect();
         }
     }
@@ -266,6 +272,8 @@ impl DeltaClient {
         for name in resources.iter().map(|resource| &resource.name) {
             state.answered(name);
         }
+        state.awaiting.remove(WILDCARD);
+        state.wildcard_answered |= state.wanted.is_wildcard();
         for name in &removed {
             state.awaiting.remove(name);
         }
@@ -440,6 +448,17 @@ impl TypeState {
             }
         }
         names.into_iter().collect()
+    }
+
+    /// Whether the server need not say anything of a term on a new stream: something of it is
+    /// known, and unchanged resources are not sent again.
+    fn is_answered(&self, term: &str) -> bool {
+        if term == WILDCARD {
+            return self.wildcard_answered || !self.known.is_empty();
+        }
+        let alone: Selection = [term].into_iter().collect();
+        self.known.contains_key(term)
+            || is_glob(term) && self.known.keys().any(|name| alone.contains(name))
     }
 
     fn answered(&mut self, name: &str) {

@@ -104,7 +104,9 @@ impl Variant for Delta {
 
     fn updates(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
         let resources = query.resources(state.subscription.selection());
+        let in_view = resources.len();
         let (resources, truncated) = take_changed(state, resources, query.max_bytes());
+        state.note_surplus(in_view);
         draft(query, resources, Vec::new(), truncated, false)
     }
 

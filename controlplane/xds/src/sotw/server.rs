@@ -71,7 +71,9 @@ impl Variant for Sotw {
 
     fn updates(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
         let resources = query.resources(state.subscription.selection());
+        let in_view = resources.len();
         let resources = changed(state, resources);
+        state.note_surplus(in_view);
         if resources.is_empty() {
             return None;
         }
