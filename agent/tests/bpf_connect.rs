@@ -8,6 +8,7 @@ mod bpf;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use bpf::{
     accept, addr, connect, connect_marked, has_connection, listen, node, original_dst,
@@ -15,6 +16,7 @@ use bpf::{
 };
 use millrace_agent::bpf::{CapturePolicy, Counter, OnCaptureLoss};
 use millrace_testkit::eventually;
+use nix::sys::socket::SockaddrStorage;
 
 const SERVICE4: &str = "10.96.0.10:9080";
 const SERVICE6: &str = "[fd00:96::10]:9080";
@@ -104,6 +106,30 @@ fn many_connections_at_once_keep_their_own_destinations() {
             assert_eq!(original_dst(&proxy, libc::SOL_IP), Ok(to));
         }
     }
+}
+
+#[test]
+fn equal_tuples_of_two_pods_are_kept_apart() {
+    let mut fixture = node!();
+    let pods = [
+        fixture.captured("one", CapturePolicy::default()),
+        fixture.captured("two", CapturePolicy::default()),
+    ];
+    let source = addr("127.0.0.1:40000");
+    let asked = [addr("10.96.0.1:80"), addr("10.96.0.2:80")];
+    let clients: Vec<TcpStream> = (pods.iter().zip(asked))
+        .map(|(app, to)| {
+            let fd = tcp_socket(&app.pod, to);
+            bind(&fd, source);
+            connect(fd, to).expect("captured")
+        })
+        .collect();
+    for (app, to) in pods.iter().zip(asked) {
+        let (proxy, peer) = accept(&app.outbound4);
+        assert_eq!(peer, source);
+        assert_eq!(original_dst(&proxy, libc::SOL_IP), Ok(to));
+    }
+    drop(clients);
 }
 
 #[test]
@@ -299,11 +325,7 @@ fn source_that_the_application_bound_is_kept() {
     let to = addr(SERVICE4);
     let fd = tcp_socket(&app.pod, to);
     let source = SocketAddr::new(app.pod.ip(), 33333);
-    nix::sys::socket::bind(
-        std::os::fd::AsRawFd::as_raw_fd(&fd),
-        &nix::sys::socket::SockaddrStorage::from(source),
-    )
-    .expect("bind");
+    bind(&fd, source);
     let _client = connect(fd, to).expect("captured");
     assert_eq!(accept(&app.outbound4).1, source);
 }
@@ -322,6 +344,26 @@ fn mptcp_sockets_are_captured() {
     let (mut proxy, _) = accept(&app.outbound4);
     assert_eq!(original_dst(&proxy, libc::SOL_IP), Ok(addr(SERVICE4)));
     passes_bytes(&mut client, &mut proxy);
+}
+
+#[test]
+fn mptcp_listeners_are_served_as_before() {
+    let mut fixture = node!();
+    let app = fixture.captured("app", CapturePolicy::default());
+    let Ok(fd) = app
+        .pod
+        .socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)
+    else {
+        return millrace_testkit::skip::skip("the kernel has no MPTCP");
+    };
+    bind(&fd, addr("0.0.0.0:9080"));
+    nix::sys::socket::listen(&fd, nix::sys::socket::Backlog::MAXALLOWABLE).expect("listen");
+    let application = std::net::TcpListener::from(fd);
+    for host in [&app.pod as &millrace_testkit::Host, &fixture.node] {
+        let mut client = host.connect(app.pod.at(9080)).expect("direct");
+        let (mut accepted, _) = accept(&application);
+        passes_bytes(&mut client, &mut accepted);
+    }
 }
 
 #[test]
@@ -368,4 +410,9 @@ fn fast_open_data_finds_its_original_destination() {
 
 fn refusal(pod: &millrace_testkit::Pod, to: SocketAddr) -> std::io::Error {
     connect(tcp_socket(pod, to), to).expect_err("refused")
+}
+
+fn bind(fd: &OwnedFd, source: SocketAddr) {
+    let address = SockaddrStorage::from(source);
+    nix::sys::socket::bind(fd.as_raw_fd(), &address).expect("bind");
 }
