@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
-use millrace_testkit::Cluster;
+use millrace_testkit::{Cluster, ClusterOptions};
 
 use crate::ui::{self, Step};
 use crate::{build, interrupt, run, setup, workspace};
@@ -101,10 +101,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let workloads = args.chosen_workloads()?;
     let paths = args.chosen_paths();
 
-    let cluster = Cluster::new()?;
+    let cluster = Cluster::with(ClusterOptions {
+        binaries: Some(binaries),
+        ..ClusterOptions::default()
+    })?;
     let lanes = {
         let _step = Step::begin("set up");
-        lane::build(&cluster, &paths, &setting, &binaries)?
+        lane::build(&cluster, &paths, &setting)?
     };
     let rows = measure(&lanes, &workloads, args)?;
     drop(lanes);

@@ -1,6 +1,7 @@
 //! `cargo xtask clean-host`: removes what runs left behind, and runs that were kept on purpose.
 
 use millrace_testkit::clean;
+pub(crate) use millrace_testkit::clean::traces;
 
 use crate::ui;
 

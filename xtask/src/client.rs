@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::ui;
 
-pub(crate) use http::HttpArgs;
+pub(crate) use http::{Called, HttpArgs};
 pub(crate) use latency::Latencies;
 pub(crate) use load::{LoadArgs, Measured};
 

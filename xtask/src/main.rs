@@ -6,6 +6,7 @@ mod bpf;
 mod build;
 mod clean;
 mod client;
+mod demo;
 mod interrupt;
 mod layout;
 mod lint;
@@ -41,6 +42,8 @@ enum Task {
     Layout,
     /// Rewrite the golden files from what the code produces now.
     Bless,
+    /// Run Bookinfo in a mesh of two nodes and show that it is routed as the rules say.
+    Demo(demo::Args),
     /// Measure Millrace against no mesh, sidecars and stock Envoy.
     Bench(bench::Args),
     /// Remove whatever a killed run left behind.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Layout => layout::run(),
         Task::Bless => test::bless(),
+        Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::CleanHost => clean::run(),
         Task::Client(args) => client::run(&args),

@@ -1,5 +1,5 @@
-//! Stock Envoy as a sidecar: one static configuration per side, with the listeners that a mesh gives
-//! a sidecar, an access log, and one route table.
+//! A sidecar's static configuration, for stock Envoy and for Millrace's proxy alike: the listeners that
+//! a mesh gives a sidecar, an access log, and one route table.
 
 use std::fs;
 use std::net::IpAddr;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
-use millrace_testkit::{Cluster, Pod, Process};
+use millrace_testkit::{Cluster, Pod};
 use serde_json::{Value, json};
 
-use super::ports::{HTTP, HTTP2, PROXY_UID, TCP};
+use super::ports::{HTTP, HTTP2, TCP};
 use super::setting::Setting;
 use crate::setup;
 
@@ -20,41 +20,30 @@ pub(super) struct Upstream<'a> {
     pub(super) address: IpAddr,
 }
 
-/// Envoy's binary, where its user may execute it.
-pub(super) fn program(cluster: &Cluster) -> anyhow::Result<PathBuf> {
+/// Stock Envoy with this configuration.
+pub(super) fn command(cluster: &Cluster, config: &Path, workers: &str) -> anyhow::Result<Command> {
     let envoy = setup::find_envoy().context("stock Envoy is not installed: `cargo xtask setup`")?;
-    cluster.executable(&envoy)
-}
-
-/// Starts an Envoy in `pod`; with an `upstream` it can also be a client's sidecar.
-pub(super) fn start(
-    program: &Path,
-    pod: &Pod,
-    upstream: Option<&Upstream<'_>>,
-    setting: &Setting,
-) -> anyhow::Result<Process> {
-    let file = config_file(pod, upstream, setting)?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(cluster.executable(&envoy)?);
     command
         .args([
             "--disable-hot-restart",
             "--log-level",
             "warning",
             "--concurrency",
+            workers,
         ])
-        .arg(setting.workers.to_string())
         .arg("--config-path")
-        .arg(file);
-    pod.launch("envoy", command)?.uid(PROXY_UID).spawn()
+        .arg(config);
+    Ok(command)
 }
 
-fn config_file(
+/// Writes the configuration of the proxy of `pod`; with an `upstream` it can also be a client's.
+pub(super) fn config_file(
     pod: &Pod,
     upstream: Option<&Upstream<'_>>,
     setting: &Setting,
 ) -> anyhow::Result<PathBuf> {
-    let path: &Path = pod.log_dir();
-    let path = path.join("envoy.json");
+    let path = pod.log_dir().join("proxy.json");
     let text = serde_json::to_string_pretty(&config(upstream, setting))?;
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)

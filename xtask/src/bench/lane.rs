@@ -1,32 +1,58 @@
 //! One path, ready to be measured: a client pod, a server pod, and what lies between.
 
-use std::net::IpAddr;
-use std::path::{Path as FilePath, PathBuf};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Deref;
+use std::path::Path as FilePath;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use millrace_testkit::{Cluster, Node, Pod, Process, until};
+use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
+use millrace_testkit::{Cluster, Node, Pod, PodOptions, Process, until};
+use serde_json::json;
 
 use super::Path;
 use super::envoy::{self, Upstream};
-use super::ports::{HTTP, HTTP2, TCP};
+use super::ports::{HTTP, HTTP2, PROXY_UID, TCP};
 use super::setting::Setting;
 use super::workload::Target;
 
-/// The name that clients call.
-const HOST: &str = "backend.default.svc.cluster.local";
-/// The service's address: nobody has it, so a call only arrives if it was captured.
-const SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 100, 1));
 const START: Duration = Duration::from_secs(20);
+/// How long a proxy may take to be asked for its first route, cluster and endpoints.
+const WARM: Duration = Duration::from_secs(10);
 
 pub(super) struct Lane {
     pub(super) path: Path,
-    client: Pod,
+    host: String,
     address: IpAddr,
-    mesh: Vec<Process>,
-    scratch: PathBuf,
-    _server: (Pod, Process),
+    _backend: Process,
+    between: Between,
+    client: AnyPod,
+    _server: AnyPod,
+}
+
+/// What lies between client and server.
+enum Between {
+    Nothing,
+    Sidecars([Process; 2]),
+    Node(Box<MeshNode>),
+}
+
+/// A pod that a mesh knows, or one that none does.
+enum AnyPod {
+    Plain(Pod),
+    Mesh(MeshPod),
+}
+
+impl Deref for AnyPod {
+    type Target = Pod;
+
+    fn deref(&self) -> &Pod {
+        match self {
+            Self::Plain(pod) => pod,
+            Self::Mesh(pod) => pod,
+        }
+    }
 }
 
 impl Lane {
@@ -34,102 +60,28 @@ impl Lane {
         Target {
             client: &self.client,
             address: self.address,
-            host: HOST,
+            host: &self.host,
         }
     }
 
     pub(super) fn scratch(&self) -> &FilePath {
-        &self.scratch
+        self.client.log_dir()
     }
 
-    /// The processes whose CPU time and memory are the mesh's.
+    /// The processes whose CPU time and memory are the mesh's; pilot serves all and counts for none.
     pub(super) fn mesh_pids(&self) -> Vec<u32> {
-        self.mesh.iter().map(Process::pid).collect()
-    }
-}
-
-pub(super) fn build(
-    cluster: &Cluster,
-    paths: &[Path],
-    setting: &Setting,
-    binaries: &FilePath,
-) -> anyhow::Result<Vec<Lane>> {
-    let builder = Builder {
-        cluster,
-        setting,
-        binaries,
-    };
-    paths
-        .iter()
-        .map(|path| {
-            let node = cluster.node(path.name())?;
-            let lane = builder.lane(&node, *path);
-            lane.with_context(|| format!("setting up {}", path.name()))
-        })
-        .collect()
-}
-
-struct Builder<'a> {
-    cluster: &'a Cluster,
-    setting: &'a Setting,
-    binaries: &'a FilePath,
-}
-
-impl Builder<'_> {
-    fn lane(&self, node: &Node, path: Path) -> anyhow::Result<Lane> {
-        let client = node.pod("client")?;
-        let server = node.pod("server")?;
-        let backend = backend(&server)?;
-        let mut mesh = Vec::new();
-        let mut address = server.ip();
-        if path == Path::EnvoySidecarIptables {
-            let envoy = envoy::program(self.cluster)?;
-            let upstream = Upstream {
-                host: HOST,
-                address: server.ip(),
-            };
-            mesh.push(envoy::start(
-                &envoy,
-                &client,
-                Some(&upstream),
-                self.setting,
-            )?);
-            mesh.push(envoy::start(&envoy, &server, None, self.setting)?);
-            for pod in [&client, &server] {
-                until(START, || {
-                    pod.connect((std::net::Ipv4Addr::LOCALHOST, 15001).into())
-                })?;
-                self.redirect(pod)?;
-            }
-            address = SERVICE;
+        match &self.between {
+            Between::Nothing => Vec::new(),
+            Between::Sidecars(proxies) => proxies.iter().map(Process::pid).collect(),
+            Between::Node(node) => node.pids(),
         }
-        let scratch = client.log_dir().to_path_buf();
-        let lane = Lane {
-            path,
-            client,
-            address,
-            mesh,
-            scratch,
-            _server: (server, backend),
-        };
-        lane.check()?;
-        Ok(lane)
     }
 
-    /// Writes the init container's rules into the pod.
-    fn redirect(&self, pod: &Pod) -> anyhow::Result<()> {
-        let mut init = Command::new(self.binaries.join("millrace-agent"));
-        init.arg("init");
-        pod.stdout(init).map(drop)
-    }
-}
-
-impl Lane {
     /// One request, so that a lane that does not work is found before it is measured.
     fn check(&self) -> anyhow::Result<()> {
         let to = (self.address, HTTP).into();
-        let authority = format!("{HOST}:{HTTP}");
-        let answer = until(START, || {
+        let authority = format!("{}:{HTTP}", self.host);
+        let answer = until(WARM, || {
             let answer = self.client.get(to, &authority, "/1k")?;
             ensure!(
                 answer.status == 200,
@@ -144,18 +96,214 @@ impl Lane {
             "a body of {} bytes",
             answer.body.len()
         );
-        let mesh = self.path != Path::Direct;
-        let through = answer
+        let proxied = answer
             .headers
             .first("x-envoy-upstream-service-time")
             .is_some();
+        let expected = !matches!(self.between, Between::Nothing);
         ensure!(
-            mesh == through,
+            proxied == expected,
             "the call did not take this path: {:?}",
             answer.headers
         );
         Ok(())
     }
+}
+
+/// Sets up every path in a part of the cluster of its own.
+pub(super) fn build(
+    cluster: &Cluster,
+    paths: &[Path],
+    setting: &Setting,
+) -> anyhow::Result<Vec<Lane>> {
+    let needs_mesh = paths
+        .iter()
+        .any(|path| matches!(path, Path::NodeIptables | Path::NodeEbpf));
+    let mesh_config = format!("accessLogFile: {}\n", setting.access_log);
+    let mesh = needs_mesh
+        .then(|| Mesh::start_with(cluster, &mesh_config))
+        .transpose()?;
+    let builder = Builder {
+        cluster,
+        setting,
+        mesh,
+    };
+    (1..)
+        .zip(paths)
+        .map(|(number, path)| {
+            let lane = builder.lane(*path, number);
+            lane.with_context(|| format!("setting up {}", path.name()))
+        })
+        .collect()
+}
+
+struct Builder<'a> {
+    cluster: &'a Cluster,
+    setting: &'a Setting,
+    mesh: Option<Mesh>,
+}
+
+/// A service of a lane: nobody has its address, so a call to it only arrives if it was captured.
+struct Service {
+    name: String,
+    host: String,
+    address: IpAddr,
+}
+
+impl Builder<'_> {
+    fn lane(&self, path: Path, number: u8) -> anyhow::Result<Lane> {
+        let name = format!("backend-{}", path.name());
+        let service = Service {
+            host: format!("{name}.default.svc.cluster.local"),
+            address: Ipv4Addr::new(10, 96, 100, number).into(),
+            name,
+        };
+        let lane = match path {
+            Path::Direct => self.direct(path, service),
+            Path::SidecarIptables | Path::EnvoySidecarIptables => self.sidecars(path, service),
+            Path::NodeIptables | Path::NodeEbpf => self.node(path, service),
+        }?;
+        lane.check()?;
+        Ok(lane)
+    }
+
+    fn direct(&self, path: Path, service: Service) -> anyhow::Result<Lane> {
+        let node = self.cluster.node(path.name())?;
+        let (client, server) = plain_pods(&node)?;
+        Ok(Lane {
+            path,
+            host: service.host,
+            address: server.ip(),
+            _backend: backend(&server)?,
+            between: Between::Nothing,
+            client,
+            _server: server,
+        })
+    }
+
+    fn sidecars(&self, path: Path, service: Service) -> anyhow::Result<Lane> {
+        let node = self.cluster.node(path.name())?;
+        let (client, server) = plain_pods(&node)?;
+        let backend = backend(&server)?;
+        let upstream = Upstream {
+            host: &service.host,
+            address: server.ip(),
+        };
+        let start = |pod: &Pod, upstream: Option<&Upstream<'_>>| {
+            let config = envoy::config_file(pod, upstream, self.setting)?;
+            let command = self.sidecar(path, &config)?;
+            let process = pod.launch("proxy", command)?.uid(PROXY_UID).spawn()?;
+            until(START, || pod.connect((Ipv4Addr::LOCALHOST, 15001).into()))
+                .with_context(|| format!("waiting for the proxy:\n{}", process.log()))?;
+            self.redirect(pod)?;
+            anyhow::Ok(process)
+        };
+        let between = [start(&client, Some(&upstream))?, start(&server, None)?];
+        Ok(Lane {
+            path,
+            host: service.host,
+            address: service.address,
+            _backend: backend,
+            between: Between::Sidecars(between),
+            client,
+            _server: server,
+        })
+    }
+
+    /// The proxy of one pod; both kinds read the same file.
+    fn sidecar(&self, path: Path, config: &FilePath) -> anyhow::Result<Command> {
+        let workers = self.setting.workers.to_string();
+        if path == Path::EnvoySidecarIptables {
+            return envoy::command(self.cluster, config, &workers);
+        }
+        let mut command = Command::new(self.cluster.binary("millrace-proxy")?);
+        command
+            .arg("-c")
+            .arg(config)
+            .args(["--workers", &workers, "--log-level", "warn"]);
+        Ok(command)
+    }
+
+    /// Writes the init container's rules into the pod.
+    fn redirect(&self, pod: &Pod) -> anyhow::Result<()> {
+        let mut init = Command::new(self.cluster.binary("millrace-agent")?);
+        init.arg("init");
+        pod.stdout(init).map(drop)
+    }
+
+    fn node(&self, path: Path, service: Service) -> anyhow::Result<Lane> {
+        let mesh = self.mesh.as_ref().context("no mesh was started")?;
+        mesh.pilot()
+            .apply(&format!("{}.yaml", service.name), &service.manifest())?;
+        let node = mesh.node_with(
+            path.name(),
+            &["--workers", &self.setting.workers.to_string()],
+        )?;
+        let capture = if path == Path::NodeEbpf {
+            "ebpf"
+        } else {
+            "iptables"
+        };
+        let options = |name: &str| {
+            PodOptions::named(&format!("{name}-{}", path.name()))
+                .annotation("millrace.io/capture", capture)
+        };
+        let server = options("server")
+            .label("app", &service.name)
+            .port("http", HTTP)
+            .port("http2", HTTP2)
+            .port("tcp-echo", TCP);
+        let server = node.pod(server)?;
+        let client = node.pod(options("client"))?;
+        for pod in [&client, &server] {
+            let captured = node.captured(pod)?;
+            ensure!(
+                captured == capture,
+                "{} is captured by {captured}",
+                pod.name()
+            );
+        }
+        Ok(Lane {
+            path,
+            host: service.host,
+            address: service.address,
+            _backend: backend(&server)?,
+            between: Between::Node(Box::new(node)),
+            client: AnyPod::Mesh(client),
+            _server: AnyPod::Mesh(server),
+        })
+    }
+}
+
+impl Service {
+    /// As a Kubernetes object.
+    fn manifest(&self) -> String {
+        let port =
+            |name: &str, port: u16| json!({ "name": name, "port": port, "targetPort": port });
+        let ports = [
+            port("http", HTTP),
+            port("http2", HTTP2),
+            port("tcp-echo", TCP),
+        ];
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": self.name, "namespace": "default" },
+            "spec": {
+                "clusterIP": self.address,
+                "selector": { "app": self.name },
+                "ports": ports,
+            },
+        })
+        .to_string()
+    }
+}
+
+fn plain_pods(node: &Node) -> anyhow::Result<(AnyPod, AnyPod)> {
+    Ok((
+        AnyPod::Plain(node.pod("client")?),
+        AnyPod::Plain(node.pod("server")?),
+    ))
 }
 
 fn backend(pod: &Pod) -> anyhow::Result<Process> {

@@ -32,6 +32,27 @@ pub fn own() {
     }
 }
 
+/// Everything on the machine that carries the id of a run: namespaces, cgroups, mounts, files and
+/// processes in its cgroups. Empty when nothing is left of it.
+pub fn traces(id: &str) -> anyhow::Result<Vec<String>> {
+    let run = RunId::parse(id).with_context(|| format!("{id} is no run's id"))?;
+    let mut found: Vec<String> = Netns::names(&run.netns_prefix())
+        .into_iter()
+        .map(|name| format!("netns {name}"))
+        .collect();
+    let cgroup = cgroup::cgroup2_mount().map(|mount| mount.join(run.cgroup_name()));
+    for path in [Some(run.state_dir()), Some(run.program_dir()), cgroup]
+        .into_iter()
+        .flatten()
+    {
+        if path.exists() {
+            found.push(path.display().to_string());
+        }
+    }
+    found.extend(mounts_below(&run.state_dir()));
+    Ok(found)
+}
+
 fn is_kept(run: &RunId) -> bool {
     fs::read_to_string(run.state_dir().join("owner")).is_ok_and(|owner| owner.trim() == "kept")
 }

@@ -39,6 +39,8 @@ const ROUTING: [(&str, &str); 5] = [
 pub struct ClusterOptions {
     /// Lets the processes outlive this one, for a cluster that is left running on purpose.
     pub detached: bool,
+    /// Where the binaries under test are; by default where [`binary`](crate::binary) finds them.
+    pub binaries: Option<PathBuf>,
 }
 
 /// The nodes of one run and what joins them. Handles of nodes and pods keep it alive; when the
@@ -127,6 +129,14 @@ impl Cluster {
     /// A path at which every user of the cluster may execute `program`: its own, or that of a copy.
     pub fn executable(&self, program: &Path) -> anyhow::Result<PathBuf> {
         bin::reachable(program, &self.run.id.program_dir())
+    }
+
+    /// One of the binaries under test, where every user of the cluster may execute it.
+    pub fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
+        match &self.run.options.binaries {
+            Some(dir) => self.executable(&dir.join(name)),
+            None => self.executable(&bin::binary(name)?),
+        }
     }
 
     /// Lets the cluster outlive this process, which must end without dropping its handles

@@ -34,6 +34,8 @@ mod wait;
 pub use wait::{eventually, until};
 pub mod skip;
 
+pub mod mesh;
+
 pub mod echo;
 pub mod http;
 pub mod raw;

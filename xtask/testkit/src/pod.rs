@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use serde_json::{Value, json};
 
 use crate::cgroup::Cgroup;
 use crate::host::{Host, Parts};
@@ -40,6 +41,8 @@ pub struct PodOptions {
     pub labels: BTreeMap<String, String>,
     /// Annotations, as `millrace.io/capture`.
     pub annotations: BTreeMap<String, String>,
+    /// Names and numbers of the container's ports; a name tells the protocol.
+    pub ports: Vec<(String, u16)>,
     /// The last byte of the pod's addresses; by default one that no pod of the node has had.
     pub number: Option<u8>,
 }
@@ -53,6 +56,7 @@ impl PodOptions {
             service_account: "default".to_owned(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            ports: Vec::new(),
             number: None,
         }
     }
@@ -68,6 +72,20 @@ impl PodOptions {
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With a container port.
+    #[must_use]
+    pub fn port(mut self, name: &str, port: u16) -> Self {
+        self.ports.push((name.to_owned(), port));
+        self
+    }
+
+    /// With a service account.
+    #[must_use]
+    pub fn service_account(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.service_account);
         self
     }
 
@@ -166,6 +184,54 @@ impl Pod {
     /// The pod's IPv4 address with a port.
     pub fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.ip(), port)
+    }
+
+    /// The pod as its node's agent is told of it.
+    pub fn description(&self) -> Value {
+        let ports = self.options.ports.iter();
+        json!({
+            "uid": self.uid,
+            "name": self.options.name,
+            "namespace": self.options.namespace,
+            "service_account": self.options.service_account,
+            "labels": self.options.labels,
+            "annotations": self.options.annotations,
+            "ips": [self.ip(), self.ip6()],
+            "node": self.node_name(),
+            "netns": self.netns().path(),
+            "cgroup": self.cgroup_dir(),
+            "ports": ports.map(|(name, port)| json!({ "name": name, "port": port })).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The pod as a Kubernetes object, ready and running.
+    pub fn manifest(&self) -> Value {
+        let ports = self.options.ports.iter();
+        let ports: Vec<_> = ports
+            .map(|(name, port)| json!({ "name": name, "containerPort": port }))
+            .collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.options.name,
+                "namespace": self.options.namespace,
+                "uid": self.uid,
+                "labels": self.options.labels,
+                "annotations": self.options.annotations,
+            },
+            "spec": {
+                "nodeName": self.node_name(),
+                "serviceAccountName": self.options.service_account,
+                "containers": [{ "name": "app", "ports": ports }],
+            },
+            "status": {
+                "phase": "Running",
+                "podIP": self.ip(),
+                "podIPs": [{ "ip": self.ip() }, { "ip": self.ip6() }],
+                "conditions": [{ "type": "Ready", "status": "True" }],
+            },
+        })
     }
 
     /// The pod's own cgroup2 directory, above its containers'.

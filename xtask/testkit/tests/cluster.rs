@@ -1,15 +1,13 @@
 //! Clusters as tests use them: pods reach each other, act in their own places, and leave nothing.
 
-use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use millrace_testkit::http::{Client, Request};
 use millrace_testkit::raw::{End, exchange_half_closed};
-use millrace_testkit::{Cluster, PodOptions, cgroup2_mount, echo, eventually, require};
+use millrace_testkit::{Cluster, PodOptions, clean, echo, eventually, require};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -139,9 +137,9 @@ fn nothing_is_left_of_a_run() -> anyhow::Result<()> {
     let mut sleep = Command::new("sleep");
     sleep.arg("1000");
     let process = pod.spawn("sleep", sleep)?;
-    assert!(!traces(&id)?.is_empty());
+    assert!(!clean::traces(&id)?.is_empty());
     drop((cluster, node, pod, process));
-    assert_eq!(traces(&id)?, Vec::<String>::new());
+    assert_eq!(clean::traces(&id)?, Vec::<String>::new());
     Ok(())
 }
 
@@ -159,14 +157,14 @@ fn the_next_run_removes_what_a_killed_one_left() -> anyhow::Result<()> {
             break id.to_owned();
         }
     };
-    let made = traces(&id)?;
+    let made = clean::traces(&id)?;
     ensure!(made.len() > 3, "the victim made little: {made:?}");
     victim.kill()?;
     victim.wait()?;
 
     // Another test's first cluster may do it before this one.
-    millrace_testkit::clean::dead()?;
-    assert_eq!(traces(&id)?, Vec::<String>::new());
+    clean::dead()?;
+    assert_eq!(clean::traces(&id)?, Vec::<String>::new());
     Ok(())
 }
 
@@ -206,28 +204,4 @@ fn a_child_outlives_the_thread_that_asked_for_it() -> anyhow::Result<()> {
     process.kill()?;
     assert!(!node.cgroup().pids().contains(&pid));
     Ok(())
-}
-
-/// Everything on the machine that carries the run's id.
-fn traces(id: &str) -> anyhow::Result<Vec<String>> {
-    let mut found = Vec::new();
-    let mount = cgroup2_mount().context("no cgroup2")?;
-    for dir in [
-        Path::new("/run/netns"),
-        Path::new("/run/millrace-test"),
-        &mount,
-    ] {
-        let entries = fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .filter_map(Result::ok);
-        found.extend(entries.map(|entry| entry.path().display().to_string()));
-    }
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    found.extend(mounts.lines().map(str::to_owned));
-    let mine = format!("{id}-");
-    found.retain(|name| {
-        name.contains(&mine) || name.ends_with(id) || name.contains(&format!("{id}/"))
-    });
-    Ok(found)
 }

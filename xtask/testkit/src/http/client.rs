@@ -1,7 +1,9 @@
 //! One client connection.
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,12 +16,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection that carries one request after another.
 #[derive(Debug)]
-pub struct Client {
-    stream: BufReader<TcpStream>,
+pub struct Client<S = TcpStream> {
+    stream: BufReader<S>,
     closed: bool,
 }
 
-impl Client {
+impl Client<UnixStream> {
+    /// Connects to a Unix socket.
+    pub fn unix(path: &Path) -> anyhow::Result<Self> {
+        let stream = UnixStream::connect(path)
+            .with_context(|| format!("connecting to {}", path.display()))?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .context("bounding reads")?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+            closed: false,
+        })
+    }
+}
+
+impl Client<TcpStream> {
     /// Connects from a node or pod.
     pub fn connect(from: &Host, to: SocketAddr) -> anyhow::Result<Self> {
         Self::over(from.connect(to)?)
@@ -36,7 +53,9 @@ impl Client {
             closed: false,
         })
     }
+}
 
+impl<S: Read + Write> Client<S> {
     /// Sends the request as it is and reads the final response.
     pub fn send(&mut self, request: &Request) -> anyhow::Result<Response> {
         let shown = format!("{} {}", request.method, request.path);
@@ -65,7 +84,7 @@ impl Client {
     }
 
     /// The connection, with what was read ahead of its last response.
-    pub fn into_inner(self) -> (TcpStream, Vec<u8>) {
+    pub fn into_inner(self) -> (S, Vec<u8>) {
         let ahead = self.stream.buffer().to_vec();
         (self.stream.into_inner(), ahead)
     }

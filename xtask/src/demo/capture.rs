@@ -1,0 +1,137 @@
+//! How each pod is captured, and what changes (nothing) when one is switched to iptables.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use millrace_testkit::http::Request;
+use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
+use millrace_testkit::until;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::bookinfo::Bookinfo;
+use super::narrate::Narrator;
+use super::rules;
+use super::split::Split;
+
+const SWITCH: Duration = Duration::from_secs(10);
+
+/// How a pod is captured.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct CapturedPod {
+    node: String,
+    pod: String,
+    ip: String,
+    capture: String,
+    reason: String,
+    since: String,
+    pub(super) healthy: bool,
+}
+
+/// A pod that was switched at run time.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Switched {
+    pub(super) pod: String,
+    pub(super) from: String,
+    pub(super) to: String,
+    /// What was measured while it was switched.
+    pub(super) split: Split,
+    /// What was measured after it was switched back.
+    pub(super) after: Split,
+}
+
+impl Switched {
+    pub(super) fn ok(&self) -> bool {
+        self.split.ok && self.after.ok && self.from != self.to
+    }
+}
+
+impl CapturedPod {
+    fn of(node: &MeshNode, pod: &MeshPod) -> anyhow::Result<Self> {
+        let status = node.pod_status(pod)?;
+        let text = |key: &str| status[key].as_str().unwrap_or("-").to_owned();
+        Ok(Self {
+            node: node.name().to_owned(),
+            pod: pod.name().to_owned(),
+            ip: pod.ip().to_string(),
+            capture: text("capture"),
+            reason: text("reason"),
+            since: text("since"),
+            healthy: status["healthy"] == true,
+        })
+    }
+
+    fn show(&self, narrator: &Narrator) {
+        narrator.check(
+            self.healthy,
+            format_args!(
+                "{:<8} {:<16} {:<13} {:<9} since {} ({})",
+                self.node, self.pod, self.ip, self.capture, self.since, self.reason
+            ),
+        );
+    }
+}
+
+/// Shows every pod of the mesh.
+pub(super) fn table(bookinfo: &Bookinfo, narrator: &Narrator) -> anyhow::Result<Vec<CapturedPod>> {
+    let apps = bookinfo.apps.iter().map(|app| (app.node, &app.pod));
+    let clients = bookinfo.clients.iter().enumerate();
+    let mut shown = Vec::new();
+    for (node, pod) in apps.chain(clients) {
+        let captured = CapturedPod::of(&bookinfo.nodes[node], pod)?;
+        captured.show(narrator);
+        shown.push(captured);
+    }
+    Ok(shown)
+}
+
+/// Switches the product page to iptables while it runs, measures, and switches it back.
+pub(super) fn switch(
+    _mesh: &Mesh,
+    bookinfo: &Bookinfo,
+    requests: u64,
+    narrator: &Narrator,
+) -> anyhow::Result<Switched> {
+    narrator.title("One pod switched to iptables, while it runs");
+    let app = bookinfo.app("productpage-v1")?;
+    let node = &bookinfo.nodes[app.node];
+    let last = rules::STEPS.last().context("no steps")?;
+    let from = CapturedPod::of(node, &app.pod)?.capture;
+    let to = if from == "iptables" {
+        "ebpf"
+    } else {
+        "iptables"
+    };
+
+    set(node, &app.pod, to)?;
+    CapturedPod::of(node, &app.pod)?.show(narrator);
+    let split = rules::measure(to, last.shares(), bookinfo, requests, narrator)?;
+
+    set(node, &app.pod, &from)?;
+    CapturedPod::of(node, &app.pod)?.show(narrator);
+    let after = rules::measure(&from, last.shares(), bookinfo, requests, narrator)?;
+    let pod = app.pod.name().to_owned();
+    Ok(Switched {
+        pod,
+        from,
+        to: to.to_owned(),
+        split,
+        after,
+    })
+}
+
+/// Asks the agent for another way of capturing, and waits until it is so.
+fn set(node: &MeshNode, pod: &MeshPod, mode: &str) -> anyhow::Result<()> {
+    let path = format!("/pods/{}/capture", pod.uid());
+    let body = json!({ "mode": mode }).to_string();
+    node.agent_request(&Request::new("PUT", "agent", &path).body(body))?;
+    until(SWITCH, || {
+        let status: Value = node.pod_status(pod)?;
+        ensure!(
+            status["capture"] == mode && status["healthy"] == true,
+            "{status}"
+        );
+        Ok(())
+    })
+    .with_context(|| format!("switching {} to {mode}", pod.name()))
+}

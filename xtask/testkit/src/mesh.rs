@@ -1,0 +1,61 @@
+//! Millrace itself in a cluster: pilot on the fabric; agent, broker and proxy on every node; pods that
+//! both are told of.
+
+mod node;
+mod pilot;
+
+use std::sync::Arc;
+
+pub use node::{MeshNode, MeshPod, Role};
+pub use pilot::Pilot;
+
+use crate::cluster::Cluster;
+
+/// The label by which a pod opts in to the node's proxy.
+pub const DATAPLANE_MODE: (&str, &str) = ("millrace.io/dataplane-mode", "node");
+
+/// Settings of a mesh unless others are given: access logs in JSON among the proxy's own lines.
+pub const MESH_CONFIG: &str = "accessLogFile: /dev/stdout\naccessLogEncoding: JSON\n";
+
+/// A cluster with a pilot.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    cluster: Cluster,
+    pilot: Arc<Pilot>,
+}
+
+impl Mesh {
+    /// Starts pilot in the cluster, with nothing configured.
+    pub fn start(cluster: &Cluster) -> anyhow::Result<Self> {
+        Self::start_with(cluster, MESH_CONFIG)
+    }
+
+    /// As [`Mesh::start`], with a file of Istio's `MeshConfig`.
+    pub fn start_with(cluster: &Cluster, mesh_config: &str) -> anyhow::Result<Self> {
+        let pilot = Arc::new(Pilot::start(cluster, mesh_config)?);
+        Ok(Self {
+            cluster: cluster.clone(),
+            pilot,
+        })
+    }
+
+    /// The cluster that the mesh is in.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The control plane.
+    pub fn pilot(&self) -> &Pilot {
+        &self.pilot
+    }
+
+    /// Adds a node with agent, broker and proxy, and waits until they are ready.
+    pub fn node(&self, name: &str) -> anyhow::Result<MeshNode> {
+        self.node_with(name, &[])
+    }
+
+    /// As [`Mesh::node`], with more arguments for `millrace-agent node`.
+    pub fn node_with(&self, name: &str, arguments: &[&str]) -> anyhow::Result<MeshNode> {
+        MeshNode::start(self, name, arguments)
+    }
+}

@@ -1,0 +1,301 @@
+//! A node with agent, broker and proxy, and pods that agent and pilot are told of.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use super::{DATAPLANE_MODE, Mesh};
+use crate::http::{Client, Request, Response};
+use crate::node::Node;
+use crate::pod::{Pod, PodOptions};
+use crate::spawn::Process;
+use crate::wait::until;
+
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+const START: Duration = Duration::from_secs(30);
+const CAPTURE: Duration = Duration::from_secs(20);
+
+/// One of a node's processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `millrace-agent node`, which starts the others.
+    Launcher,
+    /// `millrace-agent run`.
+    Agent,
+    /// `millrace-agent broker`.
+    Broker,
+    /// `millrace-proxy`.
+    Proxy,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 4] = [Self::Launcher, Self::Agent, Self::Broker, Self::Proxy];
+
+    fn matches(self, arguments: &[String]) -> bool {
+        let program = arguments
+            .first()
+            .map_or("", |program| program.rsplit('/').next().unwrap_or(program));
+        let command = arguments.get(1).map_or("", String::as_str);
+        match self {
+            Self::Launcher => (program, command) == ("millrace-agent", "node"),
+            Self::Agent => (program, command) == ("millrace-agent", "run"),
+            Self::Broker => (program, command) == ("millrace-agent", "broker"),
+            Self::Proxy => program == "millrace-proxy",
+        }
+    }
+}
+
+/// A node of the mesh.
+#[derive(Debug)]
+pub struct MeshNode {
+    launcher: Mutex<Option<Process>>,
+    node: Node,
+    mesh: Mesh,
+    arguments: Vec<String>,
+}
+
+impl MeshNode {
+    pub(super) fn start(mesh: &Mesh, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let node = mesh.cluster.node(name)?;
+        let arguments = arguments
+            .iter()
+            .map(|&argument| argument.to_owned())
+            .collect();
+        let node = Self {
+            launcher: Mutex::new(None),
+            node,
+            mesh: mesh.clone(),
+            arguments,
+        };
+        node.resume()?;
+        Ok(node)
+    }
+
+    /// Starts the node's processes, if they do not run, and waits until the proxy is ready.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        let mut launcher = self.launcher.lock();
+        if launcher
+            .as_mut()
+            .is_some_and(|launcher| launcher.exited().is_none())
+        {
+            return Ok(());
+        }
+        let launcher = launcher.insert(self.node.spawn("node", self.command()?)?);
+        until(START, || {
+            launcher.ensure_running()?;
+            let ready = self.admin("/ready")?;
+            ensure!(
+                ready.status == 200,
+                "the proxy is not ready: {}",
+                ready.text().trim()
+            );
+            Ok(())
+        })
+        .with_context(|| {
+            format!(
+                "starting the node {}:\n{}",
+                self.node.name(),
+                launcher.log()
+            )
+        })
+    }
+
+    fn command(&self) -> anyhow::Result<Command> {
+        // The proxy runs as a user of its own, beside the agent that starts it.
+        let cluster = &self.mesh.cluster;
+        cluster.binary("millrace-proxy")?;
+        let mut command = Command::new(cluster.binary("millrace-agent")?);
+        command
+            .arg("node")
+            .args(["--node-name", self.node.name()])
+            .args(["--node-ip", &self.node.ip().to_string()])
+            .args(["--xds-addr", &self.mesh.pilot.xds_url()])
+            .arg("--run-dir")
+            .arg(self.node.run_dir())
+            .arg("--state-dir")
+            .arg(self.node.state_dir())
+            .arg("--pods-dir")
+            .arg(self.node.pods_dir())
+            .arg("--bpffs-dir")
+            .arg(self.node.bpffs_dir())
+            .arg("--cgroup-dir")
+            .arg(self.node.cgroup_root())
+            .args(&self.arguments);
+        Ok(command)
+    }
+
+    /// Makes a pod that opts in, tells agent and pilot of it, and waits until it is captured.
+    pub fn pod(&self, options: PodOptions) -> anyhow::Result<MeshPod> {
+        let (label, value) = DATAPLANE_MODE;
+        let pod = self.announce(options.label(label, value))?;
+        self.captured(&pod)?;
+        Ok(pod)
+    }
+
+    /// Makes a pod that agent and pilot are told of, as its options are.
+    pub fn announce(&self, options: PodOptions) -> anyhow::Result<MeshPod> {
+        let pod = self.node.pod_with(options)?;
+        let description = self.node.pods_dir().join(format!("{}.json", pod.uid()));
+        let manifest = format!("pod-{}.yaml", pod.uid());
+        let pod = MeshPod {
+            pod,
+            description,
+            manifest,
+            mesh: self.mesh.clone(),
+        };
+        pod.tell()?;
+        Ok(pod)
+    }
+
+    /// Waits until the agent says that the pod is captured, and returns how: `ebpf` or `iptables`.
+    pub fn captured(&self, pod: &Pod) -> anyhow::Result<String> {
+        until(CAPTURE, || {
+            let status = self.pod_status(pod)?;
+            match status["capture"].as_str() {
+                Some(mode @ ("ebpf" | "iptables")) if status["healthy"] == true => {
+                    Ok(mode.to_owned())
+                }
+                _ => bail!("{status}"),
+            }
+        })
+        .with_context(|| format!("waiting for the capture of {}", pod.name()))
+    }
+
+    /// What the agent says of a pod.
+    pub fn pod_status(&self, pod: &Pod) -> anyhow::Result<Value> {
+        let pods = self.agent("/pods")?.json()?;
+        let pods = pods["pods"].as_array().or_else(|| pods.as_array());
+        let pods = pods.context("the agent lists no pods")?;
+        let status = pods.iter().find(|status| status["uid"] == pod.uid());
+        status
+            .cloned()
+            .with_context(|| format!("the agent does not know {}", pod.name()))
+    }
+
+    /// Gets a page of the proxy's admin port.
+    pub fn admin(&self, path: &str) -> anyhow::Result<Response> {
+        self.node.get(ADMIN, "admin", path)
+    }
+
+    /// Sends a request to the proxy's admin port.
+    pub fn admin_request(&self, method: &str, path: &str) -> anyhow::Result<Response> {
+        Client::connect(&self.node, ADMIN)?.send(&Request::new(method, "admin", path))
+    }
+
+    /// Gets a page of the agent's API.
+    pub fn agent(&self, path: &str) -> anyhow::Result<Response> {
+        self.agent_request(&Request::get("agent", path))
+    }
+
+    /// Sends a request to the agent's API.
+    pub fn agent_request(&self, request: &Request) -> anyhow::Result<Response> {
+        let response = Client::unix(&self.node.run_dir().join("agent.sock"))?.send(request)?;
+        let shown = || format!("{} {}: {}", request.method, request.path, response.text());
+        ensure!(
+            (200..300).contains(&response.status),
+            "{}: {}",
+            shown(),
+            response.status
+        );
+        Ok(response)
+    }
+
+    /// The id of one of the node's processes, while it runs.
+    pub fn pid(&self, role: Role) -> Option<u32> {
+        self.node.cgroup().pids().into_iter().find(|pid| {
+            let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let arguments: Vec<String> = arguments.split('\0').map(str::to_owned).collect();
+            role.matches(&arguments)
+        })
+    }
+
+    /// The ids of all processes that are the mesh's on this node.
+    pub fn pids(&self) -> Vec<u32> {
+        Role::ALL
+            .iter()
+            .filter_map(|role| self.pid(*role))
+            .collect()
+    }
+
+    /// Sends a signal to one of the node's processes and returns the id it had.
+    pub fn signal(&self, role: Role, signal: Signal) -> anyhow::Result<u32> {
+        let pid = self
+            .pid(role)
+            .with_context(|| format!("no {role:?} runs"))?;
+        kill(Pid::from_raw(i32::try_from(pid)?), signal)
+            .with_context(|| format!("sending {signal} to {role:?}"))?;
+        Ok(pid)
+    }
+
+    /// What the node's processes printed so far.
+    pub fn log(&self) -> String {
+        self.launcher
+            .lock()
+            .as_ref()
+            .map(Process::log)
+            .unwrap_or_default()
+    }
+
+    /// The mesh that the node belongs to.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+}
+
+/// A mesh node is a node with processes.
+impl Deref for MeshNode {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// A pod that agent and pilot know; dropping it takes it away from both and removes it.
+#[derive(Debug)]
+pub struct MeshPod {
+    pod: Pod,
+    description: PathBuf,
+    manifest: String,
+    mesh: Mesh,
+}
+
+impl MeshPod {
+    fn tell(&self) -> anyhow::Result<()> {
+        self.mesh
+            .pilot
+            .apply(&self.manifest, &self.pod.manifest().to_string())?;
+        let nascent = self.description.with_extension("new");
+        fs::write(&nascent, self.pod.description().to_string())
+            .with_context(|| format!("writing {}", nascent.display()))?;
+        fs::rename(&nascent, &self.description)
+            .with_context(|| format!("writing {}", self.description.display()))
+    }
+}
+
+/// A mesh pod is a pod.
+impl Deref for MeshPod {
+    type Target = Pod;
+
+    fn deref(&self) -> &Pod {
+        &self.pod
+    }
+}
+
+impl Drop for MeshPod {
+    fn drop(&mut self) {
+        // In the order of a deletion: endpoints first, then the pod. The run's directory may be gone.
+        self.mesh.pilot.remove(&self.manifest).ok();
+        fs::remove_file(&self.description).ok();
+    }
+}
