@@ -88,6 +88,11 @@ pub fn millrace_lookup(ctx: SkLookupContext) -> u32 {
     lookup::lookup(&Lookup::new(&ctx))
 }
 
+/// What the agent checks before it loads this object.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "millrace_abi")]
+pub static ABI: [u32; 2] = millrace_ebpf_abi::ABI;
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

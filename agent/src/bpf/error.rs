@@ -15,6 +15,17 @@ pub enum BpfError {
         "this agent was built without its eBPF programs (MILLRACE_EBPF_STUB=1); install a full build"
     )]
     Stub,
+    /// Built from other sources than the agent.
+    #[error(
+        "the eBPF object is of another build than this agent (it says {found:?}, wanted {wanted:?}); run \
+         `cargo xtask build`"
+    )]
+    Abi {
+        /// What the object says of itself, if anything.
+        found: Option<[u32; 2]>,
+        /// What this agent was built with.
+        wanted: [u32; 2],
+    },
     /// The object file or one of its maps was refused.
     #[error("the eBPF object could not be loaded")]
     Object(#[source] Box<EbpfError>),

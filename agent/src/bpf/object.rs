@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
+use ::object::{Object, ObjectSection};
+use millrace_ebpf_abi::{ABI, ABI_SECTION};
+
 use super::loader::Replace;
 use super::log::Logs;
 use super::maps::NAMES;
@@ -86,6 +89,7 @@ fn embedded() -> Result<&'static [u8], BpfError> {
 }
 
 fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
+    check_abi(object)?;
     let mut loader = EbpfLoader::new();
     // Nothing in the object is relocated against the kernel's types, and reading them takes long.
     loader.btf(None);
@@ -99,6 +103,22 @@ fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
     loader
         .load(object)
         .map_err(|error| BpfError::Object(Box::new(error)))
+}
+
+/// Refuses an object that was built from other sources than the agent.
+fn check_abi(object: &[u8]) -> Result<(), BpfError> {
+    let found = abi_of(object);
+    if found == Some(ABI) {
+        return Ok(());
+    }
+    Err(BpfError::Abi { found, wanted: ABI })
+}
+
+fn abi_of(object: &[u8]) -> Option<[u32; 2]> {
+    let file = ::object::File::parse(object).ok()?;
+    let data = file.section_by_name(ABI_SECTION)?.data().ok()?;
+    let word = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?));
+    Some([word(0)?, word(4)?])
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError> {
@@ -131,4 +151,32 @@ fn is_alike(one: &OwnedFd, other: &OwnedFd) -> bool {
 fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
     let id = |program: &OwnedFd| sys::program_id(program.as_fd());
     matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn embedded_object_is_of_this_build() {
+        let object = embedded().expect("tests are built with an object");
+        assert_eq!(abi_of(object), Some(ABI));
+    }
+
+    #[test]
+    fn object_of_another_build_is_refused() {
+        let object = embedded().expect("tests are built with an object");
+        let at = object
+            .windows(8)
+            .position(|window| window == ABI.map(u32::to_le_bytes).as_flattened())
+            .expect("the object says what it is");
+        let mut other = object.to_vec();
+        other[at + 4] ^= 1;
+        let error = check_abi(&other).expect_err("refused");
+        assert!(
+            error.to_string().contains("another build than this agent"),
+            "{error}"
+        );
+        assert!(check_abi(b"no object at all").is_err());
+    }
 }

@@ -43,6 +43,43 @@ pub use verdict::{
 /// It names the directory that the pins live in: programs and maps of different versions never meet.
 pub const ABI_VERSION: u32 = 1;
 
+/// What an object file says of itself, in its section [`ABI_SECTION`]: version and layout.
+///
+/// The layout changes with the size of any shared type and the number of counters, so that an agent tells
+/// an object that somebody forgot to build again.
+pub const ABI: [u32; 2] = [ABI_VERSION, layout()];
+/// Name of the section that holds [`ABI`].
+pub const ABI_SECTION: &str = "millrace_abi";
+
+const fn layout() -> u32 {
+    let sizes = [
+        size_of::<CidrKey>(),
+        size_of::<Event>(),
+        size_of::<ListenerKey>(),
+        size_of::<NodeConfig>(),
+        size_of::<OrigDst>(),
+        size_of::<PodPolicy>(),
+        size_of::<PodTelemetry>(),
+        size_of::<PortKey>(),
+        size_of::<SockTuple>(),
+        size_of::<SocketState>(),
+        size_of::<TelemetryKey>(),
+        Counter::COUNT,
+    ];
+    let mut digest = 0_u32;
+    let mut at = 0;
+    while at < sizes.len() {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "sizes of small types, and a digest besides"
+        )]
+        let size = sizes[at] as u32;
+        digest = digest.wrapping_mul(257).wrapping_add(size);
+        at += 1;
+    }
+    digest
+}
+
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
 /// `IPPROTO_UDP`.
