@@ -45,3 +45,7 @@ pub mod xds;
 
 #[cfg(test)]
 mod fixture;
+
+pub mod bootstrap;
+
+pub mod admin;

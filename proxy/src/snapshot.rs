@@ -133,6 +133,12 @@ impl Snapshot {
         self.routes.iter().map(|(name, t)| (name, &t.table))
     }
 
+    /// All route configurations, inline ones included, in no order.
+    pub fn route_configs(&self) -> impl Iterator<Item = &Arc<RouteConfiguration>> {
+        let inline = self.inline_routes.values();
+        self.routes.values().chain(inline).map(|t| &t.config)
+    }
+
     /// The cluster of this name.
     pub fn cluster(&self, name: &str) -> Option<&Arc<ClusterEntry>> {
         self.clusters.get(name).map(|c| &c.entry)

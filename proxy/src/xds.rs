@@ -10,6 +10,7 @@ pub mod disk;
 pub mod interest;
 pub mod refs;
 pub mod state;
+pub mod status;
 pub mod table;
 
 pub use client::{Config, Control, Handle};

@@ -9,6 +9,7 @@
 mod access_log;
 mod address;
 mod audit;
+pub(crate) mod bootstrap;
 mod cluster;
 mod endpoint;
 mod hcm;

@@ -18,6 +18,7 @@ pub type Response = http::Response<Body>;
 
 type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 type Handler = Box<dyn Fn(Request) -> Answer + Send + Sync>;
+type Observer = Box<dyn Fn(&Method, &Uri, StatusCode) + Send + Sync>;
 
 /// A request that matched a route.
 #[derive(Clone, Debug, Default)]
@@ -92,6 +93,7 @@ struct Route {
 #[derive(Default)]
 pub struct Routes {
     routes: Vec<Route>,
+    observer: Option<Observer>,
 }
 
 impl std::fmt::Debug for Routes {
@@ -141,8 +143,26 @@ impl Routes {
         self
     }
 
+    /// Has `observer` told of every answer, for an access log.
+    #[must_use]
+    pub fn observed(
+        mut self,
+        observer: impl Fn(&Method, &Uri, StatusCode) + Send + Sync + 'static,
+    ) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
+    }
+
     /// Answers one request.
     pub async fn dispatch(&self, method: &Method, uri: &Uri, body: Bytes) -> Response {
+        let response = self.answer(method, uri, body).await;
+        if let Some(observer) = &self.observer {
+            observer(method, uri, response.status());
+        }
+        response
+    }
+
+    async fn answer(&self, method: &Method, uri: &Uri, body: Bytes) -> Response {
         let mut allowed = Vec::new();
         for route in &self.routes {
             let Some(params) = match_path(&route.pattern, uri.path()) else {

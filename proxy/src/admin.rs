@@ -1,0 +1,94 @@
+//! The admin port: what is served, how it fares, and switches for operators.
+//!
+//! [`routes`] gives one table for 15000 and for the Unix socket beside it. Paths and formats are
+//! Envoy's where Envoy has them. Everything runs on the control thread, so a look never delays
+//! a request.
+
+mod access_log;
+mod clusters;
+mod config;
+mod control;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use millrace_runtime::admin::Routes;
+use millrace_runtime::build_info::BuildInfo;
+use millrace_runtime::metrics::Metrics;
+use millrace_runtime::ready::{Blocker, Ready};
+use millrace_runtime::telemetry::LevelHandle;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::bootstrap::Bootstrap;
+use crate::listener::stats::ListenerStats;
+use crate::snapshot::Store;
+use crate::xds::Handle;
+use access_log::AccessLog;
+
+/// What the admin port looks at and acts on.
+pub struct Admin {
+    /// Served configuration.
+    pub store: Arc<Store>,
+    /// Where it comes from.
+    pub configuration: Handle,
+    /// The static file, where there is one.
+    pub bootstrap: Option<Bootstrap>,
+    /// Id that the control plane knows this proxy by.
+    pub node_id: String,
+    /// Readiness.
+    pub ready: Ready,
+    /// Log filter; `None` where logging belongs to someone else (tests).
+    pub level: Option<LevelHandle>,
+    /// Prometheus metrics.
+    pub metrics: Metrics,
+    /// Counters of connections that no chain took.
+    pub listener_stats: ListenerStats,
+    /// This build.
+    pub build: BuildInfo,
+    /// Cancelled to stop accepting.
+    pub drain_listeners: CancellationToken,
+    /// Cancelled to drain and end.
+    pub quit: CancellationToken,
+}
+
+/// Shared by the handlers.
+struct Context {
+    admin: Admin,
+    started: Instant,
+    /// Held while `/healthcheck/fail` is in force.
+    failed: Mutex<Option<Blocker>>,
+}
+
+/// The admin routes.
+pub fn routes(admin: Admin) -> Routes {
+    let context = Arc::new(Context {
+        admin,
+        started: Instant::now(),
+        failed: Mutex::new(None),
+    });
+    let table = clusters::routes(Routes::new(), &context);
+    let table = config::routes(table, &context);
+    let table = stats::routes(table, &context);
+    let table = control::routes(table, &context);
+    match context.access_log() {
+        Some(log) => table.observed(move |method, uri, status| log.record(method, uri, status)),
+        None => table,
+    }
+}
+
+impl Context {
+    fn access_log(&self) -> Option<AccessLog> {
+        let admin = self.admin.bootstrap.as_ref()?.admin.as_ref()?;
+        AccessLog::open(admin.access_log_path.as_deref()?)
+    }
+}
+
+/// Name of the admin socket in the run directory.
+pub fn socket_path(run_dir: &std::path::Path) -> PathBuf {
+    run_dir.join("proxy-admin.sock")
+}
