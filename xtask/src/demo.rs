@@ -74,7 +74,7 @@ fn show(cluster: &Cluster, args: &Args, narrator: &Narrator) -> anyhow::Result<S
             .with_context(|| format!("step \"{}\"", step.title))?;
         report.splits.push(split);
     }
-    report.switch = Some(capture::switch(&mesh, &bookinfo, args.requests, narrator)?);
+    report.switch = Some(capture::switch(&bookinfo, args.requests, narrator)?);
     report.hops = Some(hops::show(&bookinfo, narrator)?);
     Ok(Shown {
         report,

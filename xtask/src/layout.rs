@@ -86,7 +86,7 @@ const EDGES: [Edges; 12] = [
     },
     Edges {
         from: "millrace-e2e",
-        to: &[],
+        to: &["millrace-testkit"],
         dev: &[
             "millrace-agent",
             "millrace-controlplane",

@@ -1,1 +1,16 @@
-//! Placeholder.
+//! What end-to-end tests share: services with echo servers behind them, and calls that tell where they
+//! arrived. The tests themselves are in `tests/`, one file per subject.
+
+#![forbid(unsafe_code)]
+
+mod observe;
+mod service;
+
+pub use observe::{Observed, observe, observe_soon};
+pub use service::{Backend, Service};
+
+/// The ways of capturing that every behaviour is tested with.
+pub const CAPTURES: [&str; 2] = ["ebpf", "iptables"];
+
+/// The annotation that forces one of them.
+pub const CAPTURE: &str = "millrace.io/capture";

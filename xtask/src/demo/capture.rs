@@ -1,20 +1,13 @@
 //! How each pod is captured, and what changes (nothing) when one is switched to iptables.
 
-use std::time::Duration;
-
-use anyhow::{Context as _, ensure};
-use millrace_testkit::http::Request;
-use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
-use millrace_testkit::until;
+use anyhow::Context as _;
+use millrace_testkit::mesh::{MeshNode, MeshPod};
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::bookinfo::Bookinfo;
 use super::narrate::Narrator;
 use super::rules;
 use super::split::Split;
-
-const SWITCH: Duration = Duration::from_secs(10);
 
 /// How a pod is captured.
 #[derive(Clone, Debug, Serialize)]
@@ -87,7 +80,6 @@ pub(super) fn table(bookinfo: &Bookinfo, narrator: &Narrator) -> anyhow::Result<
 
 /// Switches the product page to iptables while it runs, measures, and switches it back.
 pub(super) fn switch(
-    _mesh: &Mesh,
     bookinfo: &Bookinfo,
     requests: u64,
     narrator: &Narrator,
@@ -103,11 +95,11 @@ pub(super) fn switch(
         "iptables"
     };
 
-    set(node, &app.pod, to)?;
+    node.switch(&app.pod, to)?;
     CapturedPod::of(node, &app.pod)?.show(narrator);
     let split = rules::measure(to, last.shares(), bookinfo, requests, narrator)?;
 
-    set(node, &app.pod, &from)?;
+    node.switch(&app.pod, &from)?;
     CapturedPod::of(node, &app.pod)?.show(narrator);
     let after = rules::measure(&from, last.shares(), bookinfo, requests, narrator)?;
     let pod = app.pod.name().to_owned();
@@ -118,20 +110,4 @@ pub(super) fn switch(
         split,
         after,
     })
-}
-
-/// Asks the agent for another way of capturing, and waits until it is so.
-fn set(node: &MeshNode, pod: &MeshPod, mode: &str) -> anyhow::Result<()> {
-    let path = format!("/pods/{}/capture", pod.uid());
-    let body = json!({ "mode": mode }).to_string();
-    node.agent_request(&Request::new("PUT", "agent", &path).body(body))?;
-    until(SWITCH, || {
-        let status: Value = node.pod_status(pod)?;
-        ensure!(
-            status["capture"] == mode && status["healthy"] == true,
-            "{status}"
-        );
-        Ok(())
-    })
-    .with_context(|| format!("switching {} to {mode}", pod.name()))
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{DATAPLANE_MODE, Mesh};
 use crate::http::{Client, Request, Response};
@@ -118,7 +118,6 @@ impl MeshNode {
         command
             .arg("node")
             .args(["--node-name", self.node.name()])
-            .args(["--node-ip", &self.node.ip().to_string()])
             .args(["--xds-addr", &self.mesh.pilot.xds_url()])
             .arg("--run-dir")
             .arg(self.node.run_dir())
@@ -128,8 +127,9 @@ impl MeshNode {
             .arg(self.node.pods_dir())
             .arg("--bpffs-dir")
             .arg(self.node.bpffs_dir())
-            .arg("--cgroup-dir")
+            .arg("--cgroup")
             .arg(self.node.cgroup_root())
+            .args(["--proxy-arg", &format!("--node-ip={}", self.node.ip())])
             .args(&self.arguments);
         Ok(command)
     }
@@ -169,6 +169,21 @@ impl MeshNode {
             }
         })
         .with_context(|| format!("waiting for the capture of {}", pod.name()))
+    }
+
+    /// Asks the agent to capture a pod in another way (`ebpf`, `iptables`, `none`; `auto` takes the
+    /// request back), and waits until it does.
+    pub fn switch(&self, pod: &Pod, mode: &str) -> anyhow::Result<()> {
+        let path = format!("/pods/{}/capture", pod.uid());
+        let body = json!({ "mode": mode }).to_string();
+        self.agent_request(&Request::new("PUT", "agent", &path).body(body))?;
+        until(CAPTURE, || {
+            let status = self.pod_status(pod)?;
+            let there = status["capture"] == mode || mode == "auto";
+            ensure!(there && status["healthy"] == true, "{status}");
+            Ok(())
+        })
+        .with_context(|| format!("switching {} to {mode}", pod.name()))
     }
 
     /// What the agent says of a pod.

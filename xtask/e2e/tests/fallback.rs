@@ -1,0 +1,71 @@
+//! Where eBPF does not work, pods are captured by iptables, and the agent says why.
+
+use anyhow::Context as _;
+use millrace_e2e::{CAPTURE, Service, observe_soon};
+use millrace_testkit::mesh::Mesh;
+use millrace_testkit::{Cluster, PodOptions, require};
+
+const HTTP: u16 = 8080;
+const TCP: u16 = 9000;
+
+#[test]
+fn without_a_bpffs_pods_are_captured_by_iptables() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let mesh = Mesh::start(&cluster)?;
+    // Pins cannot be made there, so the programs could not outlive the agent.
+    let nowhere = cluster.id().state_dir().join("no-bpffs");
+    let nowhere = nowhere.to_str().context("a path in UTF-8")?;
+    let node = mesh.node_with("n1", &["--bpffs-dir", nowhere])?;
+    let service = Service::new("echo", 1)
+        .port("http", HTTP)
+        .port("tcp-echo", TCP);
+    service.apply(&mesh)?;
+    let _backend = service.backend(&node, "v1", "auto")?;
+    let client = node.pod(PodOptions::named("client").annotation(CAPTURE, "ebpf"))?;
+
+    let status = node.pod_status(&client)?;
+    assert_eq!(status["capture"], "iptables", "{status}");
+    let reason = status["reason"].as_str().unwrap_or_default();
+    assert!(
+        reason.contains("ebpf") && reason.len() > 20,
+        "the reason is told: {status}"
+    );
+    let seen = observe_soon(&client, service.at(HTTP), "echo:8080", service.at(TCP))?;
+    assert_eq!(
+        (seen.server.as_str(), seen.source),
+        ("echo-v1", client.ip())
+    );
+    Ok(())
+}
+
+#[test]
+fn a_pod_is_switched_while_it_runs_and_keeps_its_connections() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let mesh = Mesh::start(&cluster)?;
+    let node = mesh.node("n1")?;
+    let service = Service::new("echo", 1)
+        .port("http", HTTP)
+        .port("tcp-echo", TCP);
+    service.apply(&mesh)?;
+    let _backend = service.backend(&node, "v1", "auto")?;
+    let client = node.pod(PodOptions::named("client"))?;
+    let first = observe_soon(&client, service.at(HTTP), "echo:8080", service.at(TCP))?;
+    let mut kept = millrace_testkit::http::Client::connect(&client, service.at(HTTP))?;
+    let request = millrace_testkit::http::Request::get("echo:8080", "/kept");
+    assert_eq!(kept.send(&request)?.status, 200);
+
+    for mode in ["iptables", "ebpf", "iptables"] {
+        node.switch(&client, mode)?;
+        assert_eq!(node.captured(&client)?, mode);
+        let seen = observe_soon(&client, service.at(HTTP), "echo:8080", service.at(TCP))?;
+        assert_eq!(seen, first, "{mode}");
+        assert_eq!(
+            kept.send(&request)?.status,
+            200,
+            "{mode}: the old connection lives on"
+        );
+    }
+    Ok(())
+}
