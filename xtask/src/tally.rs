@@ -6,7 +6,7 @@ use std::thread;
 
 use anyhow::Context as _;
 
-use crate::run;
+use crate::{run, ui};
 
 /// What a stage's tests came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,9 @@ pub(crate) struct Tally {
 impl Tally {
     /// A check that has no tests of its own counts as one.
     pub(crate) fn of(outcome: &anyhow::Result<()>) -> Self {
+        if let Err(error) = outcome {
+            ui::say(format_args!("error: {error:#}"));
+        }
         let passed = u64::from(outcome.is_ok());
         Self {
             passed,

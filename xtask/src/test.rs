@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+
 use crate::tally::Tally;
 use crate::ui::{self, Reported, Step, green, red, seconds};
 use crate::{build, layout, lint, run, setup, workspace};
@@ -19,7 +21,7 @@ struct Stage {
     run: fn() -> anyhow::Result<Tally>,
 }
 
-const STAGES: [Stage; 10] = [
+const STAGES: [Stage; 12] = [
     Stage {
         name: "setup",
         run: || Ok(Tally::of(&setup::ensure_all())),
@@ -45,6 +47,11 @@ const STAGES: [Stage; 10] = [
         name: "deny",
         run: || Ok(deny()),
     },
+    // What the end-to-end tests run is what the demo and the bench run.
+    Stage {
+        name: "binaries",
+        run: || Ok(Tally::of(&build::release_or_given().map(drop))),
+    },
     Stage {
         name: "tests",
         run: tests,
@@ -60,6 +67,10 @@ const STAGES: [Stage; 10] = [
     Stage {
         name: "e2e",
         run: e2e,
+    },
+    Stage {
+        name: "demo",
+        run: || Ok(Tally::of(&demo())),
     },
 ];
 
@@ -137,7 +148,9 @@ fn requires_all() -> bool {
 fn cargo_test(args: &[&str]) -> anyhow::Result<Tally> {
     let mut cargo = run::cargo();
     cargo.args(["test", "--no-fail-fast"]).args(args);
-    cargo.env("MILLRACE_BIN_DIR", workspace::target_dir().join("debug"));
+    if std::env::var_os("MILLRACE_BIN_DIR").is_none() {
+        cargo.env("MILLRACE_BIN_DIR", workspace::target_dir().join("release"));
+    }
     if requires_all() {
         cargo.env(REQUIRE_ALL, "1");
     }
@@ -164,8 +177,6 @@ fn deny() -> Tally {
 }
 
 fn tests() -> anyhow::Result<Tally> {
-    // Tests of one crate run another's binaries.
-    build::build(false)?;
     cargo_test(
         &[
             &ALL_BUT_E2E[..],
@@ -180,8 +191,25 @@ fn doctests() -> anyhow::Result<Tally> {
 }
 
 fn e2e() -> anyhow::Result<Tally> {
-    build::build(false)?;
-    cargo_test(&["--package", "millrace-e2e"])
+    // Every test runs a cluster of its own; more at a time than there are cores only wait.
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    cargo_test(&[
+        "--package",
+        "millrace-e2e",
+        "--",
+        "--test-threads",
+        &threads.to_string(),
+    ])
+}
+
+/// The demo judges itself; here it only has to agree that all was well.
+fn demo() -> anyhow::Result<()> {
+    let this = std::env::current_exe().context("finding this program")?;
+    let mut command = std::process::Command::new(this);
+    if std::env::var_os("MILLRACE_BIN_DIR").is_none() {
+        command.env("MILLRACE_BIN_DIR", workspace::target_dir().join("release"));
+    }
+    run::check(command.args(["demo", "--json"]))
 }
 
 /// A golden that differs has failed its test; this finds the ones that nobody reviewed.
