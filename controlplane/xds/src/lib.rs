@@ -20,29 +20,45 @@
 //! Implement [`server::ConfigSource`] and [`server::ConfigView`]; encode resources once with
 //! [`EncodedResource::encode`] (`encode_as` for the name table) and hand out `Arc`s of them. Then
 //!
-//! ```ignore
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use millrace_xds::server::{AdsService, ConfigSource, ServerConfig};
+//! # async fn serve(source: Arc<impl ConfigSource>) -> Result<(), tonic::transport::Error> {
 //! let service = AdsService::new(source, ServerConfig::default());
-//! let connections = service.connections();          // count(), status() for /debug/syncz, drain()
-//! tonic::transport::Server::builder().add_service(service.into_server()).serve(addr).await
+//! let connections = service.connections(); // count(), status() for /debug/syncz, drain()
+//! let server = tonic::transport::Server::builder().add_service(service.into_server());
+//! # let _: Vec<_> = connections.status();
+//! server.serve(([127, 0, 0, 1], 15010).into()).await
+//! # }
 //! ```
 //!
 //! # Proxy
 //!
-//! ```ignore
-//! let (client, mut events, driver) = client::client(ClientConfig::new("http://pilot:15010", node))?;
-//! tokio::spawn(driver.run());                        // ends when `events` is dropped
+//! ```no_run
+//! # use millrace_xds::client::{ClientConfig, Event, client};
+//! # use millrace_xds::{TypeUrl, node::Node, proto};
+//! # struct Listener;
+//! # impl TryFrom<proto::Listener> for Listener {
+//! #     type Error = String;
+//! #     fn try_from(_: proto::Listener) -> Result<Self, String> { Ok(Self) }
+//! # }
+//! # async fn run(node: Node) -> Result<(), Box<dyn std::error::Error>> {
+//! let (client, mut events, driver) = client(ClientConfig::new("http://pilot:15010", node))?;
+//! let driver = tokio::spawn(driver.run()); // ends when `events` is dropped
 //! client.subscribe(&TypeUrl::LISTENER, ["default/*", "pod/default/reviews-v1"]);
 //! while let Some(event) = events.next().await {
 //!     match event {
 //!         Event::Update(update) if update.type_url == TypeUrl::LISTENER => {
-//!             let decoded = update.decode(resource::Listener::try_from); // Listener: TryFrom<proto::Listener>
-//!             /* apply decoded.accepted and update.removed, then */
-//!             update.reject(decoded.rejected);       // ACK when there are none
+//!             let decoded = update.decode(|wire: proto::Listener| Listener::try_from(wire));
+//!             // Apply `decoded.accepted` and `update.removed`, then:
+//!             update.reject(decoded.rejected); // an ACK when nothing is rejected
 //!         }
 //!         Event::Missing { type_url, names } => { /* stop waiting for them */ }
 //!         _ => {}
 //!     }
 //! }
+//! # driver.await?; Ok(())
+//! # }
 //! ```
 
 #![forbid(unsafe_code)]

@@ -7,6 +7,7 @@
     clippy::expect_used,
     reason = "helpers of tests, too, may panic"
 )]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod support;
 #[path = "support/server.rs"]
@@ -219,13 +220,11 @@ async fn whole_life(api_type: &str, resumes: bool) {
     server.stop().await;
     let server = Running::on_port(source, port).await;
     until(&server.connections, |status| {
-        let subscribed =
-            |state: &&TypeStatus| state.subscribed == 1 && state.state != SyncState::Stale;
         let route = status
             .types
             .iter()
             .find(|state| state.type_url == TypeUrl::ROUTE);
-        route.filter(subscribed).is_some()
+        route.is_some_and(|state| state.subscribed == 1 && state.state != SyncState::Stale)
             && in_sync(status, &[(TypeUrl::CLUSTER, 1), (TypeUrl::LISTENER, 1)])
     })
     .await;
@@ -259,14 +258,14 @@ async fn bad_cluster_is_named(source: &Arc<Source>) {
 
 #[tokio::test]
 async fn envoy_takes_its_configuration_by_delta() {
-    tokio::time::timeout(Duration::from_secs(60), whole_life("DELTA_GRPC", true))
+    tokio::time::timeout(Duration::from_mins(1), whole_life("DELTA_GRPC", true))
         .await
         .expect("the test does not end");
 }
 
 #[tokio::test]
 async fn envoy_takes_its_configuration_by_state_of_the_world() {
-    tokio::time::timeout(Duration::from_secs(60), whole_life("GRPC", false))
+    tokio::time::timeout(Duration::from_mins(1), whole_life("GRPC", false))
         .await
         .expect("the test does not end");
 }
