@@ -181,29 +181,49 @@ fn source_address_of_the_host_alone_proves_nothing() {
 fn proxy_delivers_to_the_application_with_the_clients_address() {
     let mut fixture = node!();
     let app = fixture.captured("app", CapturePolicy::default());
-    let application = listen(&app.pod, "0.0.0.0:9080");
+    let application = listen(&app.pod, "[::]:9080");
     let client_pod = fixture.pod("client");
     for rule in [
         "rule add fwmark 0x10000/0x10000 lookup 100",
         "route add local default dev lo table 100",
+        "-6 rule add fwmark 0x10000/0x10000 lookup 100",
+        "-6 route add local default dev lo table 100",
     ] {
         ip(&app.pod, rule);
     }
     sysctl(&app.pod, "ipv4/tcp_fwmark_accept", "1");
-    let fd = bpf::tcp_socket(&app.pod, app.pod.at(9080));
-    setsockopt(&fd, sockopt::Mark, &0x1_0539).expect("SO_MARK");
-    setsockopt(&fd, sockopt::IpTransparent, &true).expect("IP_TRANSPARENT");
-    let source = SocketAddr::new(client_pod.ip(), 40000);
-    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(source)).expect("bind");
-    let mut delivery: TcpStream = connect(fd, app.pod.at(9080)).expect("delivered");
-    let (mut accepted, peer) = accept(&application);
-
-    assert_eq!(peer, source);
-    passes_bytes(&mut delivery, &mut accepted);
-    passes_bytes(&mut accepted, &mut delivery);
+    for (client, target) in [
+        (client_pod.ip(), app.pod.ip()),
+        (client_pod.ip6(), app.pod.ip6()),
+    ] {
+        let to = SocketAddr::new(target, 9080);
+        let source = SocketAddr::new(client, 40000);
+        let fd = bpf::tcp_socket(&app.pod, to);
+        setsockopt(&fd, sockopt::Mark, &0x1_0539).expect("SO_MARK");
+        if to.is_ipv4() {
+            setsockopt(&fd, sockopt::IpTransparent, &true).expect("IP_TRANSPARENT");
+        } else {
+            socket2::SockRef::from(&fd)
+                .set_ip_transparent_v6(true)
+                .expect("IPV6_TRANSPARENT");
+        }
+        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(source)).expect("bind");
+        let mut delivery: TcpStream = connect(fd, to).expect("delivered");
+        let (mut accepted, peer) = accept(&application);
+        assert_eq!(peer.ip().to_canonical(), client);
+        passes_bytes(&mut delivery, &mut accepted);
+        passes_bytes(&mut accepted, &mut delivery);
+    }
     assert_eq!(fixture.count(Counter::LookupSteered), 0);
-    assert_eq!(fixture.count(Counter::LookupDelivery), 1);
-    assert_eq!(fixture.count(Counter::ConnectGuardMark), 1);
+    assert_eq!(fixture.count(Counter::LookupDelivery), 2);
+    assert_eq!(fixture.count(Counter::ConnectGuardMark), 2);
+    let announced = fixture.bpf().occupancy().expect("counted");
+    let announced = announced.iter().find(|map| map.map == "ANNOUNCED");
+    assert_eq!(
+        announced.expect("the map").used,
+        0,
+        "struck off when accepted"
+    );
 }
 
 #[test]
