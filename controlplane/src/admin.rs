@@ -32,9 +32,9 @@ pub(crate) struct Admin {
 }
 
 /// The pages.
-pub(crate) fn routes(admin: Arc<Admin>) -> Routes {
+pub(crate) fn routes(admin: &Arc<Admin>) -> Routes {
     let page = |show: fn(&Admin, &Request) -> Response| {
-        let admin = Arc::clone(&admin);
+        let admin = Arc::clone(admin);
         move |request: Request| {
             let response = show(&admin, &request);
             async move { response }

@@ -99,7 +99,7 @@ impl Pilot {
             build,
             level,
         };
-        tasks.spawn(http.serve(routes(Arc::new(admin)), stop_servers.clone()));
+        tasks.spawn(http.serve(routes(&Arc::new(admin)), stop_servers.clone()));
         let failure = start_inputs(&config, &source, pilot_metrics, &mut tasks, &stop_inputs)?;
         tasks.spawn(serve_xds(
             xds,

@@ -32,7 +32,7 @@ pub struct Config {
     #[arg(long, env = "MILLRACE_HTTP_ADDR", default_value = "127.0.0.1:15014")]
     pub http_addr: SocketAddr,
 
-    /// Settings of the whole mesh, a file of Istio's MeshConfig; re-read when it changes.
+    /// Settings of the whole mesh, a file of Istio's `MeshConfig`; re-read when it changes.
     #[arg(long, env = "MILLRACE_MESH_CONFIG")]
     pub mesh_config: Option<PathBuf>,
 

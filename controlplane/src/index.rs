@@ -96,10 +96,10 @@ impl Index {
                 put(&mut self.state.templates, name, None);
             }
             Kind::VirtualService => {
-                self.changes.routes |= put(&mut self.state.virtual_services, name, None)
+                self.changes.routes |= put(&mut self.state.virtual_services, name, None);
             }
             Kind::DestinationRule => {
-                self.changes.policies |= put(&mut self.state.destination_rules, name, None)
+                self.changes.policies |= put(&mut self.state.destination_rules, name, None);
             }
             Kind::RouteRule => self.changes.routes |= put(&mut self.state.route_rules, name, None),
         }
@@ -229,7 +229,7 @@ impl Index {
     }
 }
 
-/// Endpoints by EndpointSlices, else by an Endpoints object, else by the selector.
+/// Endpoints by `EndpointSlices`, else by an Endpoints object, else by the selector.
 fn derive(state: &MeshSnapshot, service: &Service) -> Option<ServiceEndpoints> {
     if matches!(service.kind, ServiceKind::ExternalName(_)) {
         return None;
@@ -250,9 +250,9 @@ fn derive(state: &MeshSnapshot, service: &Service) -> Option<ServiceEndpoints> {
             workload.name.namespace == service.name.namespace
                 && selects(&service.selector, &workload.labels)
         });
-        endpoint::from_workloads(service, pods)
+        endpoint::from_workloads(service, &pods)
     } else {
-        endpoint::from_slices(service, slices.iter().map(|slice| &**slice), state)
+        endpoint::from_slices(service, &slices.iter().map(|slice| &**slice), state)
     };
     (!endpoints.ports.is_empty()).then_some(endpoints)
 }

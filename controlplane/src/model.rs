@@ -28,23 +28,23 @@ use self::workload::{Workload, WorkloadTemplate};
 pub enum Kind {
     /// A Kubernetes Namespace.
     Namespace,
-    /// A Kubernetes ServiceAccount.
+    /// A Kubernetes `ServiceAccount`.
     ServiceAccount,
     /// A Kubernetes Service.
     Service,
-    /// A Kubernetes EndpointSlice.
+    /// A Kubernetes `EndpointSlice`.
     EndpointSlice,
-    /// A Kubernetes Endpoints object, read where no EndpointSlice exists.
+    /// A Kubernetes Endpoints object, read where no `EndpointSlice` exists.
     Endpoints,
     /// A Kubernetes Pod.
     Pod,
     /// A Kubernetes Deployment: describes pods, makes none.
     Deployment,
-    /// An Istio VirtualService.
+    /// An Istio `VirtualService`.
     VirtualService,
-    /// An Istio DestinationRule.
+    /// An Istio `DestinationRule`.
     DestinationRule,
-    /// A seed-era RouteRule (`config.istio.io/v1alpha2`).
+    /// A seed-era `RouteRule` (`config.istio.io/v1alpha2`).
     RouteRule,
 }
 

@@ -45,11 +45,11 @@ pub struct MeshSnapshot {
     pub addresses: Table<IpAddr, ObjectName>,
     /// Deployments by name.
     pub templates: Table<ObjectName, Arc<WorkloadTemplate>>,
-    /// VirtualServices by name.
+    /// `VirtualServices` by name.
     pub virtual_services: Table<ObjectName, Arc<VirtualService>>,
-    /// DestinationRules by name.
+    /// `DestinationRules` by name.
     pub destination_rules: Table<ObjectName, Arc<DestinationRule>>,
-    /// RouteRules by name.
+    /// `RouteRules` by name.
     pub route_rules: Table<ObjectName, Arc<RouteRule>>,
     /// Derived: the endpoints of each service that has any.
     pub endpoints: Table<ObjectName, Arc<ServiceEndpoints>>,

@@ -1,5 +1,9 @@
 //! The whole pilot in process: a directory in, a delta client out.
-#![allow(missing_docs, reason = "a test binary has no callers")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a test binary has no callers"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -13,9 +13,9 @@ pub struct ChangeSet {
     pub endpoints: BTreeSet<ObjectName>,
     /// Pods added, removed or changed.
     pub workloads: BTreeSet<ObjectName>,
-    /// Whether any VirtualService or RouteRule changed.
+    /// Whether any `VirtualService` or `RouteRule` changed.
     pub routes: bool,
-    /// Whether any DestinationRule changed.
+    /// Whether any `DestinationRule` changed.
     pub policies: bool,
     /// Whether the mesh's settings changed.
     pub mesh: bool,

@@ -25,6 +25,10 @@ pub fn namespace(object: Namespace, _domain: &str) -> Validated<Object> {
 }
 
 /// A service account.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "every converter takes the object it was read as"
+)]
 pub fn service_account(object: ServiceAccount, _domain: &str) -> Validated<Object> {
     Validated::good(Object::ServiceAccount(name_of(&object.metadata)))
 }

@@ -71,6 +71,34 @@ impl<'de> Deserialize<'de> for Unexecuted {
     }
 }
 
+/// The names of the fields of an object that are not read one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OtherFields(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for OtherFields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Names)
+    }
+}
+
+struct Names;
+
+impl<'de> Visitor<'de> for Names {
+    type Value = OtherFields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<OtherFields, A::Error> {
+        let mut names = Vec::new();
+        while let Some((name, _)) = access.next_entry::<String, Unexecuted>()? {
+            names.push(name);
+        }
+        Ok(OtherFields(names))
+    }
+}
+
 /// Reads everything below, so that it does not count as unknown.
 struct Swallow;
 

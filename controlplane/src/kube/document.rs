@@ -144,13 +144,13 @@ impl FileReader<'_> {
             .field("kind")
             .and_then(Node::as_str)
             .unwrap_or_default();
-        if kind.ends_with("List") {
-            if let Some(Value::Seq(items)) = node.field("items").map(|items| &items.value) {
-                for (index, item) in items.iter().enumerate() {
-                    self.object(item, &format!("items[{index}]"));
-                }
-                return;
+        if kind.ends_with("List")
+            && let Some(Value::Seq(items)) = node.field("items").map(|items| &items.value)
+        {
+            for (index, item) in items.iter().enumerate() {
+                self.object(item, &format!("items[{index}]"));
             }
+            return;
         }
         let header = match read_header(node) {
             Ok(header) => header,
@@ -170,21 +170,21 @@ impl FileReader<'_> {
             header.kind.as_str(),
         ) {
             ("", "v1", "Namespace") => {
-                self.accept(node, header, Kind::Namespace, convert::namespace)
+                self.accept(node, header, Kind::Namespace, convert::namespace);
             }
             ("", "v1", "ServiceAccount") => {
-                self.accept(node, header, Kind::ServiceAccount, convert::service_account)
+                self.accept(node, header, Kind::ServiceAccount, convert::service_account);
             }
             ("", "v1", "Service") => self.accept(node, header, Kind::Service, convert::service),
             ("", "v1", "Endpoints") => {
-                self.accept(node, header, Kind::Endpoints, convert::endpoints)
+                self.accept(node, header, Kind::Endpoints, convert::endpoints);
             }
             ("", "v1", "Pod") => self.accept(node, header, Kind::Pod, convert::pod),
             ("discovery.k8s.io", "v1", "EndpointSlice") => {
                 self.accept(node, header, Kind::EndpointSlice, convert::endpoint_slice);
             }
             ("apps", "v1", "Deployment") => {
-                self.accept(node, header, Kind::Deployment, convert::deployment)
+                self.accept(node, header, Kind::Deployment, convert::deployment);
             }
             ("networking.istio.io", "v1" | "v1beta1" | "v1alpha3", "VirtualService") => {
                 self.accept(

@@ -1,4 +1,4 @@
-//! Istio's MeshConfig, as far as this release executes it.
+//! Istio's `MeshConfig`, as far as this release executes it.
 //!
 //! Input: the file's text; output: settings and problems. Read by [`crate::app`] at the start and
 //! whenever the file changes.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::crd::Unexecuted;
+use super::crd::OtherFields;
 use super::yaml::{self, Node};
 use crate::model::mesh::{AccessLog, AccessLogFormat, MeshConfig, OutboundPolicy};
 use crate::model::problem::{Finding, Problem, Reason, Severity};
@@ -15,7 +15,7 @@ use crate::model::validate::parse_duration;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct File {
+struct Settings {
     root_namespace: Option<String>,
     outbound_traffic_policy: Option<Outbound>,
     access_log_file: Option<String>,
@@ -38,7 +38,7 @@ struct Outbound {
 struct ProxyDefaults {
     tracing: Option<Tracing>,
     #[serde(flatten)]
-    rest: BTreeMap<String, Unexecuted>,
+    rest: OtherFields,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -107,7 +107,7 @@ impl Reader<'_> {
     }
 
     fn settings(&mut self, node: &Node, mut mesh: MeshConfig) -> Option<MeshConfig> {
-        let decoded = match yaml::decode::<File>(node) {
+        let decoded = match yaml::decode::<Settings>(node) {
             Ok(decoded) => decoded,
             Err(error) => {
                 self.problem(error.line, Finding::error(error.path, error.message));
@@ -122,7 +122,7 @@ impl Reader<'_> {
         for name in file
             .default_config
             .iter()
-            .flat_map(|defaults| defaults.rest.keys())
+            .flat_map(|defaults| &defaults.rest.0)
         {
             let field = format!("defaultConfig.{name}");
             let message = "no part of this release executes it";
@@ -182,7 +182,7 @@ impl Reader<'_> {
         Some(mesh)
     }
 
-    fn access_log(&mut self, node: &Node, file: &File) -> Option<AccessLog> {
+    fn access_log(&mut self, node: &Node, file: &Settings) -> Option<AccessLog> {
         let path = file
             .access_log_file
             .clone()

@@ -8,7 +8,7 @@ use super::names::ObjectName;
 use super::service::{Service, TargetPort};
 use super::workload::Workload;
 
-/// An EndpointSlice, or an Endpoints object with its subsets as groups.
+/// An `EndpointSlice`, or an Endpoints object with its subsets as groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
     /// Namespace and name of the object.
@@ -108,7 +108,7 @@ pub trait WorkloadLookup {
 /// Endpoints of a service from what the registry states.
 pub fn from_slices<'a>(
     service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    slices: &(impl Iterator<Item = &'a EndpointSlice> + Clone),
     workloads: &impl WorkloadLookup,
 ) -> ServiceEndpoints {
     let mut result = ServiceEndpoints::default();
@@ -147,7 +147,7 @@ pub fn from_slices<'a>(
 /// Endpoints of a service from the pods that its selector matches.
 pub fn from_workloads<'a>(
     service: &Service,
-    workloads: impl Iterator<Item = &'a Arc<Workload>> + Clone,
+    workloads: &(impl Iterator<Item = &'a Arc<Workload>> + Clone),
 ) -> ServiceEndpoints {
     let mut result = ServiceEndpoints::default();
     for port in &service.ports {

@@ -1,4 +1,4 @@
-//! Settings of the whole mesh: the part of Istio's MeshConfig that this release executes.
+//! Settings of the whole mesh: the part of Istio's `MeshConfig` that this release executes.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct MeshConfig {
     /// The cluster's DNS domain.
     pub domain: String,
-    /// The namespace whose DestinationRules apply to every host.
+    /// The namespace whose `DestinationRules` apply to every host.
     pub root_namespace: String,
     /// What happens to traffic that belongs to no service.
     pub outbound: OutboundPolicy,

@@ -1,11 +1,11 @@
-//! Routes: what VirtualService and RouteRule come to after validation.
+//! Routes: what `VirtualService` and `RouteRule` come to after validation.
 
 use std::time::Duration;
 
 use super::names::{Hostname, ObjectName};
 use super::workload::Labels;
 
-/// An Istio VirtualService as the mesh's own proxies see it.
+/// An Istio `VirtualService` as the mesh's own proxies see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VirtualService {
     /// Namespace and name.
@@ -24,7 +24,7 @@ pub struct VirtualService {
     pub tcp: Vec<TcpRoute>,
 }
 
-/// A seed-era RouteRule.
+/// A seed-era `RouteRule`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouteRule {
     /// Namespace and name.
@@ -159,9 +159,9 @@ pub struct Destination {
 pub enum SubsetRef {
     /// All of them.
     All,
-    /// A DestinationRule's subset.
+    /// A `DestinationRule`'s subset.
     Named(String),
-    /// By labels, as RouteRule does.
+    /// By labels, as `RouteRule` does.
     Labels(Labels),
 }
 

@@ -18,9 +18,9 @@ pub struct Revisions {
     pub endpoints: Generation,
     /// Pods.
     pub workloads: Generation,
-    /// VirtualServices and RouteRules.
+    /// `VirtualServices` and `RouteRules`.
     pub routes: Generation,
-    /// DestinationRules.
+    /// `DestinationRules`.
     pub policies: Generation,
     /// The mesh's settings.
     pub mesh: Generation,

@@ -60,7 +60,7 @@ impl Writer {
     pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: CancellationToken) {
         loop {
             let wake = self.debounce.deadline().filter(|_| self.synced);
-            let far = Instant::now() + std::time::Duration::from_secs(3600);
+            let far = Instant::now() + std::time::Duration::from_hours(1);
             // biased: a stop first, then the push that is due, so that a flood of changes cannot put it
             // off for ever.
             tokio::select! {
@@ -95,7 +95,7 @@ impl Writer {
                 }
             }
             Input::Registry(RegistryEvent::Problems(problems)) => {
-                self.problems.set_registry(problems)
+                self.problems.set_registry(problems);
             }
             Input::Registry(RegistryEvent::Synced) => {
                 self.synced = true;
@@ -112,26 +112,26 @@ impl Writer {
     fn push(&mut self) {
         let (changes, age) = self.debounce.take(Instant::now());
         self.source.set_waiting(0);
-        let changed = self.index.take_changes();
+        let change_set = self.index.take_changes();
         let snapshot = Arc::new(self.index.snapshot());
         self.problems.analyze(&snapshot);
         let problems = self.problems.current();
         self.metrics.set_problems(&problems);
         self.metrics.set_mesh(&snapshot);
         self.source.set_problems(problems);
-        if changed.is_empty() && self.source.is_published() {
+        if change_set.is_empty() && self.source.is_published() {
             return;
         }
-        let generation = self.source.publish(snapshot, &changed);
+        let generation = self.source.publish(snapshot, &change_set);
         self.metrics.pushed(age);
         tracing::info!(
             generation = generation.0,
             changes,
-            services = changed.services.len(),
-            endpoints = changed.endpoints.len(),
-            workloads = changed.workloads.len(),
-            routes = changed.routes,
-            policies = changed.policies,
+            services = change_set.services.len(),
+            endpoints = change_set.endpoints.len(),
+            workloads = change_set.workloads.len(),
+            routes = change_set.routes,
+            policies = change_set.policies,
             waited_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             "published"
         );

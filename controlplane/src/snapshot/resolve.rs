@@ -12,7 +12,7 @@ use crate::model::route::{Destination, HttpAction, RouteRule, SubsetRef, Virtual
 use crate::model::service::Service;
 use crate::model::workload::Labels;
 
-/// A subset of a service, from a DestinationRule or from the labels of a RouteRule.
+/// A subset of a service, from a `DestinationRule` or from the labels of a `RouteRule`.
 #[derive(Debug)]
 pub struct ResolvedSubset<'a> {
     /// Its name within the service.
@@ -23,7 +23,7 @@ pub struct ResolvedSubset<'a> {
     pub subset: Option<&'a Subset>,
 }
 
-/// What DestinationRules say about a service, for one client namespace.
+/// What `DestinationRules` say about a service, for one client namespace.
 #[derive(Debug)]
 pub struct Policy<'a> {
     rules: Vec<&'a Arc<DestinationRule>>,
@@ -31,7 +31,7 @@ pub struct Policy<'a> {
 }
 
 impl MeshSnapshot {
-    /// VirtualServices that route traffic of `namespace`, in the order in which they claim hosts.
+    /// `VirtualServices` that route traffic of `namespace`, in the order in which they claim hosts.
     pub fn virtual_services_for(&self, namespace: &str) -> Vec<&Arc<VirtualService>> {
         let visible =
             |rule: &&Arc<VirtualService>| rule.for_mesh && rule.export_to.includes(namespace);
@@ -47,7 +47,7 @@ impl MeshSnapshot {
         rules
     }
 
-    /// RouteRules for a host: higher precedence first, then by name.
+    /// `RouteRules` for a host: higher precedence first, then by name.
     pub fn route_rules_for(&self, host: &Hostname) -> Vec<&Arc<RouteRule>> {
         let mut rules: Vec<_> = self
             .route_rules
@@ -58,7 +58,7 @@ impl MeshSnapshot {
         rules
     }
 
-    /// DestinationRules for a service that clients of `namespace` use: those of the most specific host
+    /// `DestinationRules` for a service that clients of `namespace` use: those of the most specific host
     /// in the first namespace that has any of client, service and root. Without a client namespace,
     /// as on a node whose pods share clusters, the service's own comes first.
     pub fn destination_rules_for(
@@ -91,7 +91,7 @@ impl MeshSnapshot {
         Vec::new()
     }
 
-    /// What DestinationRules say about a service.
+    /// What `DestinationRules` say about a service.
     pub fn policy_of(&self, service: &Service, client: Option<&str>) -> Policy<'_> {
         let rules = self.destination_rules_for(service, client);
         let mut policy = Policy {
@@ -136,7 +136,7 @@ impl MeshSnapshot {
     }
 }
 
-/// Of VirtualServices in the order in which they claim hosts, the one that routes `host`: the most
+/// Of `VirtualServices` in the order in which they claim hosts, the one that routes `host`: the most
 /// specific claim, and of equal ones the first.
 pub fn claim<'a>(
     rules: &[&'a Arc<VirtualService>],

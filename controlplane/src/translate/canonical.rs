@@ -58,12 +58,16 @@ fn encode(value: &google::Value) -> Vec<u8> {
     out
 }
 
+/// Seven bits at a time, the lowest first; all but the last with the high bit set.
 fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
+    loop {
+        let [low, ..] = value.to_le_bytes();
         value >>= 7;
+        if value == 0 {
+            return out.push(low & 0x7f);
+        }
+        out.push(low | 0x80);
     }
-    out.push(value as u8);
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::model::workload::Labels;
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// `Cluster.metadata`'s field number.
 const METADATA_TAG: u64 = 25;
-/// Circuit breakers of services, for both priorities, where no DestinationRule says otherwise.
+/// Circuit breakers of services, for both priorities, where no `DestinationRule` says otherwise.
 const MAX_CONNECTIONS: u32 = 1024;
 const MAX_RETRIES: u32 = 3;
 /// Where a sidecar's deliveries come from, by which Istio's iptables rules know them.
@@ -313,13 +313,13 @@ fn http_options(version: Option<UpstreamHttp>, pool: &ConnectionPool) -> Protoco
     };
     let upstream_protocol_options = match version {
         // Envoy wants a version wherever there are options; TCP never looks at it.
-        None | Some(UpstreamHttp::Http1) => {
-            explicit(ProtocolConfig::HttpProtocolOptions(Default::default()))
-        }
+        None | Some(UpstreamHttp::Http1) => explicit(ProtocolConfig::HttpProtocolOptions(
+            core::Http1ProtocolOptions::default(),
+        )),
         Some(UpstreamHttp::Http2) => explicit(ProtocolConfig::Http2ProtocolOptions(http2)),
         Some(UpstreamHttp::AsDownstream) => Some(
             UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-                http_protocol_options: Some(Default::default()),
+                http_protocol_options: Some(core::Http1ProtocolOptions::default()),
                 http2_protocol_options: Some(http2),
                 ..Default::default()
             }),
@@ -337,7 +337,7 @@ fn http_options(version: Option<UpstreamHttp>, pool: &ConnectionPool) -> Protoco
     [(HTTP_OPTIONS.to_owned(), pack(&options))].into()
 }
 
-/// The one DNS name of an ExternalName service.
+/// The one DNS name of an `ExternalName` service.
 fn external(cluster: &str, target: &str, port: u16) -> ClusterLoadAssignment {
     let host = endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
         address: Some(named_socket(target, port)),

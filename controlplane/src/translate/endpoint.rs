@@ -80,7 +80,6 @@ fn lb_endpoint(endpoint: &Endpoint) -> proto::LbEndpoint {
                 ..Default::default()
             },
         )),
-        ..Default::default()
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn http(
     routes: Routes,
 ) -> listener::Filter {
     let mesh = &*translator.snapshot.mesh;
-    let router = hcm::HttpFilter {
+    let last = hcm::HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(pack(
             &Router::default(),
@@ -53,7 +53,7 @@ pub(super) fn http(
                 hcm::http_connection_manager::RouteSpecifier::RouteConfig(*routes)
             }
         }),
-        http_filters: vec![router],
+        http_filters: vec![last],
         // Applications and their clients speak to each other as if nothing were between them.
         use_remote_address: truth(false),
         normalize_path: truth(true),

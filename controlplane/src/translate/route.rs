@@ -125,7 +125,7 @@ impl Builder<'_> {
         Some(())
     }
 
-    /// Hosts that a VirtualService routes and no service has.
+    /// Hosts that a `VirtualService` routes and no service has.
     fn hosts_without_service(&mut self, port: u16) {
         let snapshot = self.translator.snapshot;
         for rule in self.rules.clone() {
@@ -161,7 +161,7 @@ impl Builder<'_> {
         });
     }
 
-    /// VirtualService, else RouteRules, else straight to the service.
+    /// `VirtualService`, else `RouteRules`, else straight to the service.
     fn routes_of(&self, service: &Arc<Service>, port: &ServicePort) -> Vec<proto::Route> {
         let snapshot = self.translator.snapshot;
         let operation = format!("{}:{}/*", service.hostname, port.port);

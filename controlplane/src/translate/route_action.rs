@@ -58,7 +58,7 @@ pub(super) fn passthrough() -> Action {
     })
 }
 
-/// No further, as Istio's REGISTRY_ONLY.
+/// No further, as Istio's `REGISTRY_ONLY`.
 pub(super) fn refuse() -> Action {
     Action::DirectResponse(proto::DirectResponseAction {
         status: 502,
@@ -230,7 +230,7 @@ fn rewrite_path(action: &mut proto::RouteAction, rewrite: &Rewrite, condition: O
     match condition.and_then(|condition| condition.uri.as_ref()) {
         // Where a pattern matched the whole path there is no prefix, so the whole path is replaced.
         Some(StringMatch::Regex(_)) => {
-            action.regex_rewrite = Some(substitute("^.*$", &uri.replace('\\', "\\\\")))
+            action.regex_rewrite = Some(substitute("^.*$", &uri.replace('\\', "\\\\")));
         }
         _ => action.prefix_rewrite.clone_from(uri),
     }

@@ -80,7 +80,7 @@ impl ProxyView {
         }
     }
 
-    /// The client namespace by which DestinationRules are chosen; none where pods of many namespaces
+    /// The client namespace by which `DestinationRules` are chosen; none where pods of many namespaces
     /// share clusters.
     pub(crate) fn policy_namespace(&self) -> Option<&str> {
         match self {

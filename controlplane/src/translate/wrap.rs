@@ -1,5 +1,10 @@
 //! Small protos that every resource needs.
 
+#![expect(
+    clippy::unnecessary_wraps,
+    reason = "proto's message fields are options"
+)]
+
 use std::net::IpAddr;
 use std::time::Duration;
 

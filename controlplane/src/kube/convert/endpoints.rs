@@ -1,4 +1,4 @@
-//! EndpointSlices and Endpoints.
+//! `EndpointSlices` and Endpoints.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::model::names::ObjectName;
 use crate::model::problem::Finding;
 use crate::model::validate::Validated;
 
-/// The label by which an EndpointSlice says whose it is.
+/// The label by which an `EndpointSlice` says whose it is.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// An EndpointSlice.
+/// An `EndpointSlice`.
 pub fn endpoint_slice(object: discovery::EndpointSlice, _domain: &str) -> Validated<Object> {
     let name = name_of(&object.metadata);
     let mut findings = Vec::new();
@@ -95,6 +95,10 @@ fn slice_endpoints(
 }
 
 /// An Endpoints object.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "every converter takes the object it was read as"
+)]
 pub fn endpoints(object: k8s::Endpoints, _domain: &str) -> Validated<Object> {
     let name = name_of(&object.metadata);
     let mut findings = Vec::new();

@@ -73,10 +73,10 @@ fn addresses(status: &k8s::PodStatus, findings: &mut Vec<Finding>) -> Vec<IpAddr
         .flatten()
         .map(|ip| ip.ip.as_str())
         .collect();
-    if let Some(first) = status.pod_ip.as_deref() {
-        if !texts.contains(&first) {
-            texts.insert(0, first);
-        }
+    if let Some(first) = status.pod_ip.as_deref()
+        && !texts.contains(&first)
+    {
+        texts.insert(0, first);
     }
     let mut result = Vec::new();
     for text in texts.into_iter().filter(|text| !text.is_empty()) {
@@ -138,7 +138,7 @@ fn container_ports(spec: &k8s::PodSpec, findings: &mut Vec<Finding>) -> Vec<Cont
     result
 }
 
-/// The Deployment's name where a ReplicaSet made the pod, else the owner's, else the pod's.
+/// The Deployment's name where a `ReplicaSet` made the pod, else the owner's, else the pod's.
 fn owner(metadata: &ObjectMeta) -> String {
     let own = metadata.name.clone().unwrap_or_default();
     let hash = metadata

@@ -55,10 +55,10 @@ fn addresses(spec: &k8s::ServiceSpec, findings: &mut Vec<Finding>) -> Vec<IpAddr
         .flatten()
         .map(String::as_str)
         .collect();
-    if let Some(first) = spec.cluster_ip.as_deref() {
-        if !texts.contains(&first) {
-            texts.insert(0, first);
-        }
+    if let Some(first) = spec.cluster_ip.as_deref()
+        && !texts.contains(&first)
+    {
+        texts.insert(0, first);
     }
     let mut result = Vec::new();
     for text in texts
@@ -115,16 +115,17 @@ fn service_port(
     };
     let target = match &port.target_port {
         None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
-        Some(IntOrString::Int(target)) => match port_number(*target) {
-            Some(target) => TargetPort::Number(target),
-            None => {
+        Some(IntOrString::Int(target)) => {
+            if let Some(target) = port_number(*target) {
+                TargetPort::Number(target)
+            } else {
                 findings.push(Finding::error(
                     format!("{field}.targetPort"),
                     format!("{target} is not a port"),
                 ));
                 return None;
             }
-        },
+        }
         Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
     };
     let name = port.name.clone().unwrap_or_default();

@@ -1,12 +1,12 @@
-//! `networking.istio.io` DestinationRule.
+//! `networking.istio.io` `DestinationRule`.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Metadata, PortSelector, Unexecuted};
+use super::{Metadata, OtherFields, PortSelector, Unexecuted};
 
-/// A DestinationRule.
+/// A `DestinationRule`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct DestinationRule {
     /// The metadata.
@@ -17,7 +17,7 @@ pub struct DestinationRule {
     _status: Option<Unexecuted>,
 }
 
-/// What a DestinationRule says.
+/// What a `DestinationRule` says.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the fields are Istio's, documented there")]
@@ -141,5 +141,5 @@ pub struct HttpSettings {
 pub struct ClientTls {
     pub mode: Option<String>,
     #[serde(flatten)]
-    pub rest: BTreeMap<String, Unexecuted>,
+    pub rest: OtherFields,
 }

@@ -1,4 +1,4 @@
-//! `config.istio.io/v1alpha2` RouteRule, the seed-era form.
+//! `config.istio.io/v1alpha2` `RouteRule`, the seed-era form.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{Metadata, StringMatch, Unexecuted};
 
-/// A RouteRule.
+/// A `RouteRule`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RouteRule {
     /// The metadata.
@@ -15,7 +15,7 @@ pub struct RouteRule {
     pub spec: RouteRuleSpec,
 }
 
-/// What a RouteRule says.
+/// What a `RouteRule` says.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the fields are Istio's, documented there")]

@@ -1,4 +1,4 @@
-//! `networking.istio.io` VirtualService.
+//! `networking.istio.io` `VirtualService`.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{Metadata, Unexecuted};
 
-/// A VirtualService.
+/// A `VirtualService`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VirtualService {
     /// The metadata.
@@ -17,7 +17,7 @@ pub struct VirtualService {
     _status: Option<Unexecuted>,
 }
 
-/// What a VirtualService says.
+/// What a `VirtualService` says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[expect(missing_docs, reason = "the fields are Istio's, documented there")]

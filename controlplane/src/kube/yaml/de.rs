@@ -109,12 +109,12 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Value::String(value) => visitor.visit_str(value),
             Value::Seq(items) => visitor.visit_seq(Items {
                 reader: &self,
-                items,
+                nodes: items,
                 next: 0,
             }),
             Value::Map(entries) => visitor.visit_map(Entries {
                 reader: &self,
-                entries,
+                pairs: entries,
                 next: 0,
             }),
         }
@@ -184,7 +184,7 @@ fn unexpected(value: &Value) -> Unexpected<'_> {
 
 struct Items<'a> {
     reader: &'a Reader<'a>,
-    items: &'a [Node],
+    nodes: &'a [Node],
     next: usize,
 }
 
@@ -195,7 +195,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, DecodeError> {
-        let Some(node) = self.items.get(self.next) else {
+        let Some(node) = self.nodes.get(self.next) else {
             return Ok(None);
         };
         let path = Path::Index(&self.reader.path, self.next);
@@ -211,7 +211,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
 
 struct Entries<'a> {
     reader: &'a Reader<'a>,
-    entries: &'a [(String, u64, Node)],
+    pairs: &'a [(String, u64, Node)],
     next: usize,
 }
 
@@ -222,7 +222,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, DecodeError> {
-        let Some((key, ..)) = self.entries.get(self.next) else {
+        let Some((key, ..)) = self.pairs.get(self.next) else {
             return Ok(None);
         };
         seed.deserialize(StrDeserializer::new(key)).map(Some)
@@ -232,7 +232,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         &mut self,
         seed: V,
     ) -> Result<V::Value, DecodeError> {
-        let (key, line, node) = &self.entries[self.next];
+        let (key, line, node) = &self.pairs[self.next];
         self.next += 1;
         let path = Path::Key(&self.reader.path, key);
         seed.deserialize(Reader {
@@ -255,7 +255,7 @@ struct Variant<'a> {
     entry: &'a (String, u64, Node),
 }
 
-impl<'a, 'de> EnumAccess<'de> for Variant<'a> {
+impl<'de> EnumAccess<'de> for Variant<'_> {
     type Error = DecodeError;
     type Variant = Self;
 

@@ -73,6 +73,8 @@ fn a_wrong_type_is_named_by_path_and_line() {
     assert_eq!((error.path.as_str(), error.line), ("inner[1].port", 14));
     assert!(error.message.contains("expected u16"), "{}", error.message);
 
+    let node = parse(document("name: x\nlabels: {a: b}\n")).unwrap();
+    assert_eq!(decode::<Outer>(&node).unwrap().value.labels["a"], "b");
     let node = parse(document("name: x\nlabels:\n  version: 1.0\n")).unwrap();
     let error = decode::<Outer>(&node).unwrap_err();
     assert_eq!((error.path.as_str(), error.line), ("labels.version", 13));

@@ -1,4 +1,4 @@
-//! DestinationRule.
+//! `DestinationRule`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::model::policy::{
 };
 use crate::model::problem::Finding;
 
-/// Judges a DestinationRule.
+/// Judges a `DestinationRule`.
 pub fn destination_rule(object: &crd::DestinationRule, domain: &str) -> Validated<Object> {
     let namespace = object.metadata.namespace();
     let mut judge = Judge::new(namespace, domain);

@@ -54,15 +54,14 @@ impl<'a> Judge<'a> {
 
     pub(super) fn duration(&mut self, text: Option<&str>, field: &str) -> Option<Duration> {
         let text = text?;
-        match parse_duration(text) {
-            Some(duration) => Some(duration),
-            None => {
-                self.error(
-                    field,
-                    format!("{text:?} is not a duration such as 5s, 1m30s or 250ms"),
-                );
-                None
-            }
+        if let Some(duration) = parse_duration(text) {
+            Some(duration)
+        } else {
+            self.error(
+                field,
+                format!("{text:?} is not a duration such as 5s, 1m30s or 250ms"),
+            );
+            None
         }
     }
 

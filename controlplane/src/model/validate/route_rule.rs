@@ -1,4 +1,4 @@
-//! RouteRule v1alpha2, into the same routes as a VirtualService.
+//! `RouteRule` v1alpha2, into the same routes as a `VirtualService`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::model::route::{
 };
 use crate::model::workload::Labels;
 
-/// Judges a RouteRule.
+/// Judges a `RouteRule`.
 pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
     let namespace = object.metadata.namespace();
     let mut judge = Judge::new(namespace, domain);
@@ -32,7 +32,7 @@ pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
     let condition = condition(&mut judge, spec.condition.as_ref());
     let route = HttpRoute {
         name: object.metadata.name.clone(),
-        matches: condition.clone().flatten().into_iter().collect(),
+        matches: condition.clone().unwrap_or_default(),
         action: action(&mut judge, spec, &destination),
         timeout: timeout(&mut judge, spec),
         retries: retries(&mut judge, spec),
@@ -91,13 +91,13 @@ fn host(judge: &mut Judge<'_>, service: &crd::IstioService, field: &str) -> Host
     }
 }
 
-/// The condition: none when it can never hold, an inner none when there is no condition.
+/// The conditions, none of them where every request is meant; absent when they can never hold.
 fn condition(
     judge: &mut Judge<'_>,
     condition: Option<&crd::MatchCondition>,
-) -> Option<Option<HttpMatch>> {
+) -> Option<Vec<HttpMatch>> {
     let Some(condition) = condition else {
-        return Some(None);
+        return Some(Vec::new());
     };
     let mut executable = true;
     for (field, value) in [
@@ -115,7 +115,7 @@ fn condition(
         }
     }
     let Some(request) = &condition.request else {
-        return executable.then_some(None);
+        return executable.then(Vec::new);
     };
     let field = "spec.match.request.headers";
     let mut headers = request.headers.clone();
@@ -134,7 +134,13 @@ fn condition(
         headers: judge.header_matches(&headers, field),
         ..result
     };
-    executable.then_some((result != HttpMatch::default()).then_some(result))
+    executable.then(|| {
+        if result == HttpMatch::default() {
+            Vec::new()
+        } else {
+            vec![result]
+        }
+    })
 }
 
 fn action(judge: &mut Judge<'_>, spec: &crd::RouteRuleSpec, destination: &Hostname) -> HttpAction {

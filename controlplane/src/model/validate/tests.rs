@@ -260,7 +260,7 @@ fn durations_are_go_durations() {
     for (text, wanted) in [
         ("5s", Some(Duration::from_secs(5))),
         ("250ms", Some(Duration::from_millis(250))),
-        ("1.5h", Some(Duration::from_secs(5400))),
+        ("1.5h", Some(Duration::from_mins(90))),
         ("1h2m3s", Some(Duration::from_secs(3723))),
         ("0", Some(Duration::ZERO)),
         ("0s", Some(Duration::ZERO)),

@@ -1,4 +1,4 @@
-//! VirtualService.
+//! `VirtualService`.
 
 use std::sync::Arc;
 
@@ -9,13 +9,14 @@ use crate::model::Object;
 use crate::model::names::ObjectName;
 use crate::model::problem::Finding;
 use crate::model::route::{
-    Destination, HttpAction, HttpMatch, HttpRoute, Redirect, TcpRoute, VirtualService,
+    Destination, HeaderOperations, HttpAction, HttpMatch, HttpRoute, Redirect, TcpRoute,
+    VirtualService,
 };
 
 /// The gateway name that stands for traffic between workloads.
 const MESH: &str = "mesh";
 
-/// Judges a VirtualService.
+/// Judges a `VirtualService`.
 pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<Object> {
     let namespace = object.metadata.namespace();
     let mut judge = Judge::new(namespace, domain);
@@ -288,7 +289,7 @@ fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, field: &str) -> Optio
         destinations.push(judge.destination(
             &destination.destination,
             weight,
-            Default::default(),
+            HeaderOperations::default(),
             &field,
         ));
     }
