@@ -12,6 +12,6 @@ pub mod rules;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Applied, IptablesError, install, remove};
+pub use apply::{Applied, IptablesError, available, install, remove, verify};
 pub use check::{Drift, intact};
 pub use rules::{Ruleset, rulesets};

@@ -60,8 +60,13 @@ impl Plan {
             guard::remove()?;
         }
         let detail = if let Some(rules) = &self.rules {
-            let applied = iptables::install(rules)?;
-            format!("nat rules by {}", applied.tools.join(" and "))
+            // Rules that are as they should be are left alone: this runs again and again.
+            if iptables::verify(rules).is_ok() {
+                "nat rules in place".to_owned()
+            } else {
+                let applied = iptables::install(rules)?;
+                format!("nat rules written by {}", applied.tools.join(" and "))
+            }
         } else {
             iptables::remove()?;
             match (self.mode, self.suspended) {

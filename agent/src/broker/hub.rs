@@ -336,6 +336,7 @@ impl Hub {
                 state.announce_inbound(uid);
             }
             state.returned.clear();
+            state.announce_proxies();
             uids
         };
         for uid in &uids {

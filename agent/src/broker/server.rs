@@ -195,12 +195,21 @@ async fn answer(hub: &Hub, request: AgentRequest) -> Result<Answered, BrokerFaul
 async fn proxy(connection: Arc<ProxyPeer>, hub: Arc<Hub>, closed: CancellationToken) {
     let outbox = Outbox::start(Arc::clone(&connection), closed.clone());
     let hello = receive(&connection, &closed).await.map(|r| r.message);
-    let Some(state) = welcome(hello, &outbox) else {
+    let Some(mut state) = welcome(hello.as_ref(), &outbox) else {
         outbox.answer(refusal(), Vec::new()).await;
         // The refusal must be on its way before the connection ends.
         receive(&connection, &closed).await;
         return;
     };
+    // What the kernel says counts; 0 means that the proxy lives in another pid namespace.
+    if let Some(pid) = connection
+        .peer_cred()
+        .ok()
+        .and_then(|peer| u32::try_from(peer.pid).ok())
+        && pid > 0
+    {
+        state.pid = pid;
+    }
     let epoch = state.epoch;
     tracing::info!(
         epoch,
@@ -241,7 +250,7 @@ fn refusal() -> ToProxy {
     }
 }
 
-fn welcome(hello: Option<ProxyRequest>, outbox: &Outbox<ToProxy>) -> Option<ProxyState> {
+fn welcome(hello: Option<&ProxyRequest>, outbox: &Outbox<ToProxy>) -> Option<ProxyState> {
     let Some(ProxyRequest::Hello {
         version: PROTOCOL_VERSION,
         epoch,
@@ -259,9 +268,9 @@ fn welcome(hello: Option<ProxyRequest>, outbox: &Outbox<ToProxy>) -> Option<Prox
         Vec::new(),
     );
     Some(ProxyState {
-        epoch,
-        pid,
-        workers,
+        epoch: *epoch,
+        pid: *pid,
+        workers: *workers,
         draining: false,
     })
 }

@@ -97,6 +97,7 @@ impl State {
             agent.post(
                 ToAgent::Proxies {
                     proxies: proxies.clone(),
+                    gone: self.lost,
                 },
                 Vec::new(),
             );

@@ -99,6 +99,17 @@ pub fn verify(config: &IptablesConfig) -> Result<(), IptablesError> {
     Ok(())
 }
 
+/// The tools that would be used in the calling thread's namespace, IPv4 first.
+///
+/// # Errors
+/// When one of the families has none.
+pub fn available() -> Result<Vec<String>, IptablesError> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .map(|family| Tool::find(family).map(|tool| tool.name()))
+        .collect()
+}
+
 /// Removes every rule and chain of ours; nothing there is fine, and so is no tool at all, since
 /// then nothing can have been written.
 ///

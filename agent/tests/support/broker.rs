@@ -1,5 +1,9 @@
 //! A broker in this process, a pod to adopt, and hand-written peers for it.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(
+    dead_code,
+    clippy::expect_used,
+    reason = "each test binary uses its part, and helpers of tests may panic"
+)]
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};

@@ -90,8 +90,8 @@ impl Server {
     }
 
     /// Serves `routes` until `stop` is cancelled; requests under way are finished.
-    pub async fn serve(self, routes: Routes, stop: CancellationToken) {
-        let routes = Arc::new(routes);
+    pub async fn serve(self, routes: impl Into<Arc<Routes>>, stop: CancellationToken) {
+        let routes: Arc<Routes> = routes.into();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {

@@ -174,6 +174,8 @@ pub enum ToAgent {
     Proxies {
         /// Their states.
         proxies: Vec<ProxyState>,
+        /// None has been heard of for [`super::HEARTBEAT_DEADLINE`]: nothing listens in any pod.
+        gone: bool,
     },
     /// Event: the pod's listening sockets are now these; its inbound ones are attached.
     Listeners {

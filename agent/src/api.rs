@@ -1,0 +1,382 @@
+//! The agent's HTTP API on `agent.sock`: status, pods, capture at run time, logs, metrics.
+//!
+//! Reads come from the [`View`] that the reconciler publishes; changes go to the pod source or,
+//! as commands, to the reconciler, and are answered when they are carried out.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Method;
+use millrace_runtime::admin::{Reply, Request, Response, Routes};
+use millrace_runtime::build_info::BuildInfo;
+use millrace_runtime::metrics::{self, Metrics};
+use millrace_runtime::telemetry::LevelHandle;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::bpf::{self, LogLevel};
+use crate::broker::chain;
+use crate::iptables;
+use crate::kernel::Kernel;
+use crate::pods::{PodSource, PutError, describe};
+use crate::reconcile::Command;
+use crate::redirect::Wish;
+use crate::status::View;
+
+/// What the routes need.
+#[derive(Clone)]
+pub struct Api {
+    /// Pods come and go here.
+    pub source: Arc<dyn PodSource>,
+    /// What is.
+    pub view: watch::Receiver<Arc<View>>,
+    /// Requests to the reconciler.
+    pub commands: mpsc::Sender<Command>,
+    /// Counters and kernel-side log level.
+    pub kernel: Kernel,
+    /// This process's log level.
+    pub level: LevelHandle,
+    /// This process's metrics.
+    pub metrics: Metrics,
+}
+
+impl Api {
+    /// The route table.
+    pub fn routes(self) -> Routes {
+        self.pod_routes().merge(self.process_routes())
+    }
+
+    fn pod_routes(&self) -> Routes {
+        let api = || self.clone();
+        let (status, list, one, put, delete, capture, refresh) =
+            (api(), api(), api(), api(), api(), api(), api());
+        Routes::new()
+            .get(
+                "/status",
+                "the node: capture, broker, proxies, problems",
+                move |_| {
+                    let view = status.view.borrow().clone();
+                    async move { Reply::json(200, &view.node) }
+                },
+            )
+            .get(
+                "/pods",
+                "every pod: captured how, why, since when, healthy",
+                move |_| {
+                    let view = list.view.borrow().clone();
+                    async move { Reply::json(200, &view.pods) }
+                },
+            )
+            .get("/pods/{uid}", "one pod", move |request| {
+                let view = one.view.borrow().clone();
+                async move {
+                    match view.pods.iter().find(|p| p.uid.0 == request.param("uid")) {
+                        Some(pod) => Reply::json(200, pod),
+                        None => unknown(&request),
+                    }
+                }
+            })
+            .route(
+                Method::POST,
+                "/pods",
+                "adds or replaces a pod (description as body)",
+                move |request| {
+                    let api = put.clone();
+                    async move { api.put(&request.body).await }
+                },
+            )
+            .route(
+                Method::DELETE,
+                "/pods/{uid}",
+                "removes a pod that was added here",
+                move |request| {
+                    let api = delete.clone();
+                    async move { api.delete(&request).await }
+                },
+            )
+            .route(
+                Method::PUT,
+                "/pods/{uid}/capture",
+                "captures a pod by {\"mode\": \"auto|ebpf|iptables|none\"}",
+                move |request| {
+                    let api = capture.clone();
+                    async move { api.capture(&request).await }
+                },
+            )
+            .route(
+                Method::POST,
+                "/refresh",
+                "looks at every pod and rule now",
+                move |_| {
+                    let api = refresh.clone();
+                    async move { api.refresh().await }
+                },
+            )
+    }
+
+    fn process_routes(&self) -> Routes {
+        let api = || self.clone();
+        let (get_log, put_log, counters, scrape) = (api(), api(), api(), api());
+        Routes::new()
+            .get("/probe", "what this kernel and host can do", |_| async { probe().await })
+            .get("/log", "log levels: this process's and the eBPF programs'", move |_| {
+                let api = get_log.clone();
+                async move { api.levels() }
+            })
+            .route(
+                Method::PUT,
+                "/log",
+                "sets {\"level\": \"debug\", \"bpf\": \"off|error|warn|info|debug|trace\"}, either or both",
+                move |request| {
+                    let api = put_log.clone();
+                    async move { api.set_levels(&request) }
+                },
+            )
+            .get("/counters", "outcomes counted in the kernel, traffic per pod", move |_| {
+                let api = counters.clone();
+                async move { api.counters() }
+            })
+            .get("/metrics", "Prometheus metrics", move |_| {
+                let api = scrape.clone();
+                async move { Reply::with_type(200, metrics::CONTENT_TYPE, api.metrics.encode()) }
+            })
+            .get("/version", "this build", |_| async {
+                Reply::json(200, &BuildInfo::of("millrace-agent"))
+            })
+    }
+
+    async fn put(&self, body: &Bytes) -> Response {
+        let text = String::from_utf8_lossy(body);
+        let pods = match describe::pods(&text) {
+            Ok(pods) => pods,
+            Err(error) => {
+                return Reply::json(
+                    400,
+                    &json!({"error": error.reason, "line": error.line, "field": error.field}),
+                );
+            }
+        };
+        let mut uids = Vec::with_capacity(pods.len());
+        for pod in pods {
+            uids.push(pod.uid.clone());
+            if let Err(error) = self.source.put(pod) {
+                return put_error(&error);
+            }
+        }
+        self.refresh().await;
+        let view = self.view.borrow().clone();
+        let added: Vec<_> = view.pods.iter().filter(|p| uids.contains(&p.uid)).collect();
+        Reply::json(200, &added)
+    }
+
+    async fn delete(&self, request: &Request) -> Response {
+        match self.source.delete(&request.param("uid").into()) {
+            Ok(true) => {
+                self.refresh().await;
+                Reply::json(200, &json!({"deleted": request.param("uid")}))
+            }
+            Ok(false) => unknown(request),
+            Err(error) => put_error(&error),
+        }
+    }
+
+    async fn capture(&self, request: &Request) -> Response {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Body {
+            mode: String,
+        }
+        let wish = match serde_json::from_slice::<Body>(&request.body) {
+            Ok(body) => body.mode.parse::<Wish>(),
+            Err(error) => Err(error.to_string()),
+        };
+        let wish = match wish {
+            // "auto" takes the request back: annotation and node setting count again.
+            Ok(Wish::Auto) => None,
+            Ok(wish) => Some(wish),
+            Err(error) => return Reply::json(400, &json!({"error": error, "field": "mode"})),
+        };
+        let uid = request.param("uid").into();
+        let (done, carried_out) = oneshot::channel();
+        let sent = self.commands.send(Command::Request { uid, wish, done });
+        if sent.await.is_err() {
+            return Reply::json(503, &json!({"error": "the agent is stopping"}));
+        }
+        match carried_out.await {
+            Ok(true) => {
+                let view = self.view.borrow().clone();
+                match view.pods.iter().find(|p| p.uid.0 == request.param("uid")) {
+                    Some(pod) => Reply::json(200, pod),
+                    None => unknown(request),
+                }
+            }
+            Ok(false) => unknown(request),
+            Err(_) => Reply::json(503, &json!({"error": "the agent is stopping"})),
+        }
+    }
+
+    async fn refresh(&self) -> Response {
+        let (done, carried_out) = oneshot::channel();
+        let sent = self.commands.send(Command::Refresh { done }).await;
+        if sent.is_err() || carried_out.await.is_err() {
+            return Reply::json(503, &json!({"error": "the agent is stopping"}));
+        }
+        let view = self.view.borrow().clone();
+        Reply::json(200, &view.node)
+    }
+
+    fn levels(&self) -> Response {
+        let bpf = self.kernel.log_level().map(level_name);
+        Reply::json(
+            200,
+            &json!({
+                "level": self.level.current(),
+                "bpf": bpf.as_ref().ok(),
+                "bpf_unavailable": bpf.as_ref().err(),
+            }),
+        )
+    }
+
+    fn set_levels(&self, request: &Request) -> Response {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Body {
+            level: Option<String>,
+            bpf: Option<String>,
+        }
+        let body: Body = match serde_json::from_slice(&request.body) {
+            Ok(body) => body,
+            Err(error) => return Reply::json(400, &json!({"error": error.to_string()})),
+        };
+        let bpf = match body.bpf.as_deref().map(level_of).transpose() {
+            Ok(bpf) => bpf,
+            Err(error) => return Reply::json(400, &json!({"error": error, "field": "bpf"})),
+        };
+        if let Some(filter) = &body.level
+            && let Err(error) = self.level.set(filter)
+        {
+            return Reply::json(400, &json!({"error": chain(&error), "field": "level"}));
+        }
+        if let Some(level) = bpf
+            && let Err(error) = self.kernel.set_log_level(level)
+        {
+            return Reply::json(409, &json!({"error": error, "field": "bpf"}));
+        }
+        self.levels()
+    }
+
+    fn counters(&self) -> Response {
+        let counters = match self.kernel.counters() {
+            Ok(counters) => counters,
+            Err(error) => return Reply::json(409, &json!({"error": error})),
+        };
+        let view = self.view.borrow().clone();
+        let name = |cookie: u64| {
+            view.pods
+                .iter()
+                .find(|pod| pod.netns_cookie == Some(cookie))
+                .map(|pod| format!("{}/{}", pod.namespace, pod.name))
+        };
+        let counters: Vec<_> = counters
+            .iter()
+            .map(|c| json!({"hook": c.counter.hook(), "outcome": c.counter.outcome(), "value": c.value}))
+            .collect();
+        let traffic: Vec<_> = self
+            .kernel
+            .traffic()
+            .unwrap_or_default()
+            .iter()
+            .map(|t| {
+                json!({
+                    "pod": name(t.netns_cookie),
+                    "netns_cookie": t.netns_cookie,
+                    "direction": crate::metrics::direction(t.direction),
+                    "opened": t.sums.opened,
+                    "closed": t.sums.closed,
+                    "sent_bytes": t.sums.sent_bytes,
+                    "received_bytes": t.sums.received_bytes,
+                    "rtt_us_sum": t.sums.rtt_us_sum,
+                    "retransmits": t.sums.retransmits,
+                })
+            })
+            .collect();
+        Reply::json(200, &json!({"counters": counters, "traffic": traffic}))
+    }
+}
+
+/// What this kernel and host can do, as `/probe` and `millrace-agent probe` tell it.
+pub fn abilities() -> serde_json::Value {
+    let ebpf = bpf::probe();
+    let usable = ebpf.ebpf();
+    let tools = iptables::available();
+    let summary = match (&usable, &tools) {
+        (Ok(()), _) => "pods are captured by eBPF".to_owned(),
+        (Err(reason), Ok(_)) => {
+            format!("pods are captured by iptables, as there is no eBPF: {reason}")
+        }
+        (Err(reason), Err(error)) => {
+            format!(
+                "nothing can be captured: no eBPF ({reason}), no iptables ({})",
+                chain(error)
+            )
+        }
+    };
+    json!({
+        "summary": summary,
+        "ebpf": {"available": usable.is_ok(), "reason": usable.err()},
+        "iptables": {
+            "available": tools.is_ok(),
+            "tools": tools.as_ref().ok(),
+            "reason": tools.as_ref().err().map(|error| chain(error)),
+        },
+        "kernel": ebpf,
+    })
+}
+
+async fn probe() -> Response {
+    match tokio::task::spawn_blocking(abilities).await {
+        Ok(abilities) => Reply::json(200, &abilities),
+        Err(error) => Reply::json(500, &json!({"error": error.to_string()})),
+    }
+}
+
+fn unknown(request: &Request) -> Response {
+    Reply::json(
+        404,
+        &json!({"error": format!("no pod has the uid {:?}", request.param("uid"))}),
+    )
+}
+
+fn put_error(error: &PutError) -> Response {
+    let status = match error {
+        PutError::Invalid(_) => 400,
+        PutError::Owned { .. } => 409,
+        PutError::Write { .. } => 500,
+    };
+    Reply::json(status, &json!({"error": chain(error)}))
+}
+
+const LEVELS: [(LogLevel, &str); 6] = [
+    (LogLevel::Off, "off"),
+    (LogLevel::Error, "error"),
+    (LogLevel::Warn, "warn"),
+    (LogLevel::Info, "info"),
+    (LogLevel::Debug, "debug"),
+    (LogLevel::Trace, "trace"),
+];
+
+fn level_name(level: LogLevel) -> &'static str {
+    LEVELS
+        .iter()
+        .find(|(known, _)| *known == level)
+        .map_or("off", |(_, name)| name)
+}
+
+fn level_of(name: &str) -> Result<LogLevel, String> {
+    LEVELS
+        .iter()
+        .find(|(_, known)| *known == name)
+        .map(|(level, _)| *level)
+        .ok_or_else(|| format!("{name:?} is not off, error, warn, info, debug or trace"))
+}

@@ -1,0 +1,189 @@
+//! The node's eBPF side as the rest of the agent uses it: loaded or, with a reason, not there.
+//!
+//! Shared by the reconciler, which enrols pods, and the API, which reads counters and sets the
+//! log level. No call waits for anything but the kernel.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::bpf::{
+    Bpf, BpfConfig, BpfError, CounterValue, LogLevel, PodEnrolment, PodTraffic, Replace,
+    netns_cookie, probe,
+};
+use crate::broker::chain;
+use crate::config::AgentConfig;
+
+/// The loaded programs, or why there are none; cheap to clone.
+#[derive(Clone)]
+pub struct Kernel {
+    loaded: Arc<Mutex<Result<Bpf, String>>>,
+}
+
+impl Kernel {
+    /// Loads the programs or adopts those that are attached.
+    pub fn load(config: &AgentConfig) -> Self {
+        let loaded = load(config).map_err(|reason| {
+            tracing::warn!(reason, "no eBPF capture on this node");
+            reason
+        });
+        Self {
+            loaded: Arc::new(Mutex::new(loaded)),
+        }
+    }
+
+    /// A kernel without programs.
+    pub fn without(reason: &str) -> Self {
+        Self {
+            loaded: Arc::new(Mutex::new(Err(reason.to_owned()))),
+        }
+    }
+
+    /// Whether pods can be captured by eBPF, with the reason if not.
+    pub fn ability(&self) -> Result<(), String> {
+        self.with(|_| Ok(()))
+    }
+
+    /// Captures a pod.
+    ///
+    /// # Errors
+    /// Says why it cannot be.
+    pub fn enroll(&self, pod: &PodEnrolment<'_>) -> Result<(), String> {
+        self.with(|bpf| bpf.enroll(pod))
+    }
+
+    /// Ends the capture of a pod; fine without programs.
+    ///
+    /// # Errors
+    /// Says what stays.
+    pub fn withdraw(&self, netns_cookie: u64) -> Result<(), String> {
+        match &mut *self.loaded.lock() {
+            Ok(bpf) => bpf.withdraw(netns_cookie).map_err(|error| chain(&error)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Ends the capture of every pod whose cookie is not wanted.
+    pub fn withdraw_others(&self, wanted: impl Fn(u64) -> bool) {
+        let strays = self.with(|bpf| bpf.enrolled()).unwrap_or_default();
+        for pod in strays.iter().filter(|pod| !wanted(pod.netns_cookie)) {
+            tracing::info!(
+                netns_cookie = pod.netns_cookie,
+                "pod of an earlier agent is gone"
+            );
+            if let Err(error) = self.withdraw(pod.netns_cookie) {
+                tracing::warn!(netns_cookie = pod.netns_cookie, error, "pod stays enrolled");
+            }
+        }
+    }
+
+    /// Lets programs of another version go, once every pod is enrolled in these.
+    pub fn take_over(&self) {
+        if let Ok(bpf) = &mut *self.loaded.lock()
+            && bpf.is_waiting()
+            && let Err(error) = bpf.take_over()
+        {
+            tracing::warn!(error = %chain(&error), "older programs stay in charge");
+        }
+    }
+
+    /// Tells the programs whether a proxy is there.
+    pub fn set_proxy_gone(&self, gone: bool) {
+        if let Ok(bpf) = &mut *self.loaded.lock()
+            && let Err(error) = bpf.set_proxy_gone(gone)
+        {
+            tracing::warn!(error = %chain(&error), gone, "programs do not know of the proxy");
+        }
+    }
+
+    /// Counters of the programs.
+    ///
+    /// # Errors
+    /// Says why there are none.
+    pub fn counters(&self) -> Result<Vec<CounterValue>, String> {
+        self.with(|bpf| bpf.counters())
+    }
+
+    /// L4 telemetry of enrolled pods.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    pub fn traffic(&self) -> Result<Vec<PodTraffic>, String> {
+        self.with(|bpf| bpf.traffic())
+    }
+
+    /// How much the programs say.
+    ///
+    /// # Errors
+    /// Says why it is not known.
+    pub fn log_level(&self) -> Result<LogLevel, String> {
+        self.with(|bpf| bpf.log_level())
+    }
+
+    /// Sets how much the programs say.
+    ///
+    /// # Errors
+    /// Says why it cannot be set.
+    pub fn set_log_level(&self, level: LogLevel) -> Result<(), String> {
+        self.with(|bpf| bpf.set_log_level(level))
+    }
+
+    /// Starts the tasks that bring the programs' own log lines and events into this process's
+    /// log. Must be called within the runtime.
+    pub fn follow_logs(&self) {
+        match self.with(|bpf| bpf.log_pump()) {
+            Ok(None) => tracing::debug!("the programs' log is read already"),
+            Ok(Some(pump)) => {
+                tokio::spawn(async move {
+                    if let Err(error) = pump.run().await {
+                        tracing::warn!(%error, "log lines of the programs are not read any more");
+                    }
+                });
+            }
+            Err(reason) => tracing::debug!(reason, "the programs write no log"),
+        }
+        if let Ok(mut events) = self.with(|bpf| bpf.events()) {
+            tokio::spawn(async move {
+                loop {
+                    match events.next().await {
+                        Ok(event) => tracing::debug!(?event, "kernel event"),
+                        Err(error) => {
+                            tracing::warn!(%error, "events of the programs are not read any more");
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Bpf) -> Result<T, BpfError>) -> Result<T, String> {
+        match &mut *self.loaded.lock() {
+            Ok(bpf) => work(bpf).map_err(|error| chain(&error)),
+            Err(reason) => Err(reason.clone()),
+        }
+    }
+}
+
+fn load(config: &AgentConfig) -> Result<Bpf, String> {
+    let cgroup = match &config.cgroup {
+        Some(cgroup) => cgroup.clone(),
+        None => probe()
+            .cgroup2
+            .ok_or("no cgroup2 file system in /proc/self/mounts")?,
+    };
+    let host_netns_cookie = match config.host_netns_cookie {
+        Some(cookie) => cookie,
+        None => netns_cookie().map_err(|error| format!("no network namespace cookies: {error}"))?,
+    };
+    let bpf = Bpf::load_or_adopt(&BpfConfig {
+        bpffs_dir: config.paths.bpffs_dir.clone(),
+        cgroup,
+        host_netns_cookie,
+        log_level: LogLevel::Off,
+        replace: Replace::Changed,
+    })
+    .map_err(|error| chain(&error))?;
+    tracing::info!(adoption = ?bpf.adoption(), "eBPF programs are in place");
+    Ok(bpf)
+}

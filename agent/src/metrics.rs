@@ -1,0 +1,182 @@
+//! The agent's metrics: pods by capture, health, and what the eBPF programs count.
+//!
+//! Collected at scrape time from the [`View`] and the kernel's maps, so nothing is counted twice.
+
+use std::sync::Arc;
+
+use millrace_runtime::metrics::Metrics;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use tokio::sync::watch;
+
+use crate::bpf::Direction;
+use crate::kernel::Kernel;
+use crate::status::View;
+
+/// Registers the agent's collector.
+pub fn register(metrics: &Metrics, view: watch::Receiver<Arc<View>>, kernel: Kernel) {
+    metrics.register(|registry| {
+        registry.register_collector(Box::new(NodeCollector { view, kernel }));
+    });
+}
+
+/// `outbound` or `inbound`.
+pub(crate) fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+struct NodeCollector {
+    view: watch::Receiver<Arc<View>>,
+    kernel: Kernel,
+}
+
+impl std::fmt::Debug for NodeCollector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeCollector")
+    }
+}
+
+type Encoded = Result<(), std::fmt::Error>;
+
+impl Collector for NodeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
+        let view = self.view.borrow().clone();
+        encode_pods(&mut encoder, &view)?;
+        for (name, help, value) in [
+            (
+                "millrace_agent_broker_connected",
+                "The broker is connected",
+                view.node.broker_connected,
+            ),
+            (
+                "millrace_agent_proxy_gone",
+                "No proxy has been heard of for the deadline",
+                view.node.proxy_gone,
+            ),
+            (
+                "millrace_agent_ebpf_available",
+                "The eBPF programs are loaded",
+                view.node.ebpf.available,
+            ),
+        ] {
+            gauge(&mut encoder, name, help, i64::from(value))?;
+        }
+        let problems = i64::try_from(view.node.problems.len()).unwrap_or(i64::MAX);
+        gauge(
+            &mut encoder,
+            "millrace_agent_description_problems",
+            "Pod descriptions that cannot be used",
+            problems,
+        )?;
+        self.encode_kernel(&mut encoder, &view)
+    }
+}
+
+impl NodeCollector {
+    fn encode_kernel(&self, encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
+        if let Ok(counters) = self.kernel.counters() {
+            let counter = ConstCounter::new(0_u64);
+            let mut family = encoder.encode_descriptor(
+                "millrace_ebpf_outcomes",
+                "Outcomes of the kernel programs",
+                None,
+                counter.metric_type(),
+            )?;
+            for value in counters {
+                let labels = [
+                    ("hook", value.counter.hook()),
+                    ("outcome", value.counter.outcome()),
+                ];
+                let encoder = family.encode_family(&labels)?;
+                ConstCounter::new(value.value).encode(encoder)?;
+            }
+        }
+        let Ok(traffic) = self.kernel.traffic() else {
+            return Ok(());
+        };
+        for (name, help, read) in TRAFFIC {
+            let counter = ConstCounter::new(0_u64);
+            let mut family = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            for pod in &traffic {
+                let known = view
+                    .pods
+                    .iter()
+                    .find(|p| p.netns_cookie == Some(pod.netns_cookie));
+                let Some(known) = known else { continue };
+                let labels = [
+                    ("namespace", known.namespace.as_str()),
+                    ("pod", known.name.as_str()),
+                    ("direction", direction(pod.direction)),
+                ];
+                let encoder = family.encode_family(&labels)?;
+                ConstCounter::new(read(&pod.sums)).encode(encoder)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Read = fn(&crate::bpf::PodTelemetry) -> u64;
+
+const TRAFFIC: [(&str, &str, Read); 5] = [
+    (
+        "millrace_pod_tcp_connections_opened",
+        "TCP connections that the pod's applications opened or accepted",
+        |sums| sums.opened,
+    ),
+    (
+        "millrace_pod_tcp_connections_closed",
+        "TCP connections of the pod's applications that were closed",
+        |sums| sums.closed,
+    ),
+    (
+        "millrace_pod_tcp_sent_bytes",
+        "Bytes that the pod's applications sent",
+        |sums| sums.sent_bytes,
+    ),
+    (
+        "millrace_pod_tcp_received_bytes",
+        "Bytes that the pod's applications received",
+        |sums| sums.received_bytes,
+    ),
+    (
+        "millrace_pod_tcp_retransmits",
+        "TCP segments of the pod's applications that were sent again",
+        |sums| sums.retransmits,
+    ),
+];
+
+fn encode_pods(encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
+    let counts = view.node.pods;
+    let gauge = ConstGauge::new(0_i64);
+    let mut family = encoder.encode_descriptor(
+        "millrace_agent_pods",
+        "Pods of this node by state",
+        None,
+        gauge.metric_type(),
+    )?;
+    for (state, count) in [
+        ("known", counts.known),
+        ("enrolled", counts.enrolled),
+        ("ebpf", counts.ebpf),
+        ("iptables", counts.iptables),
+        ("unhealthy", counts.unhealthy),
+    ] {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let labels = [("state", state)];
+        let encoder = family.encode_family(&labels)?;
+        ConstGauge::new(count).encode(encoder)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> Encoded {
+    let gauge = ConstGauge::new(value);
+    let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+    gauge.encode(metric)
+}

@@ -1,0 +1,452 @@
+//! The agent's heart: one task that brings what is in line with what should be.
+//!
+//! Input: pod sets of the source, events of the broker, requests through the API. Output: calls
+//! to the broker, writes into the eBPF maps, and a [`View`] for everyone who asks. It alone
+//! changes anything, so no two changes of a pod overlap.
+
+mod carry_out;
+mod view;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_runtime::backoff::Backoff;
+use millrace_runtime::handoff::{
+    AgentAnswer, AgentRequest, CaptureMode, Families, ListenerLabel, PodSpec, PodUid, ProxyState,
+    Received, ToAgent,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::chain;
+use crate::broker_client::{BrokerClient, CallError};
+use crate::config::AgentConfig;
+use crate::enroll::{self, Action, Actual, Desired};
+use crate::kernel::Kernel;
+use crate::pods::PodSet;
+use crate::redirect::{self, CaptureSettings, Choice, NodeAbilities, Wish};
+use crate::status::View;
+use crate::store::Store;
+
+/// How often rules inside pods are looked at again.
+const RECHECK: Duration = Duration::from_secs(30);
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// A request through the API.
+#[derive(Debug)]
+pub enum Command {
+    /// Capture a pod in another way, or, with `None`, as its annotations say.
+    Request {
+        /// The pod.
+        uid: PodUid,
+        /// What is asked for.
+        wish: Option<Wish>,
+        /// Whether the pod is known; answered when the change is carried out.
+        done: oneshot::Sender<bool>,
+    },
+    /// Look at everything now.
+    Refresh {
+        /// Answered when that is done.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// A pod as the agent has it.
+#[derive(Debug)]
+struct Tracked {
+    pod: Arc<PodSpec>,
+    adopted: bool,
+    handle: Option<Handle>,
+    applied: Option<(CaptureMode, CaptureSettings)>,
+    /// What captures it now, whether or not the last change was carried out completely.
+    in_force: CaptureMode,
+    /// Why eBPF failed for this pod.
+    refused: Option<String>,
+    detail: String,
+    problem: Option<String>,
+    retry: Backoff,
+    not_before: Option<Instant>,
+}
+
+/// What the broker gave for a pod.
+#[derive(Debug)]
+struct Handle {
+    cookie: u64,
+    netns: OwnedFd,
+    families: Families,
+    labels: Vec<ListenerLabel>,
+    inbound: Vec<OwnedFd>,
+}
+
+/// An enrolled pod with everything decided about it.
+struct Decided {
+    desired: Desired,
+    choice: Choice,
+}
+
+/// The task's state.
+pub struct Reconciler {
+    config: Arc<AgentConfig>,
+    kernel: Kernel,
+    sets: watch::Receiver<Arc<PodSet>>,
+    store: Store,
+    broker: Option<BrokerClient>,
+    events: Option<mpsc::Receiver<Received<ToAgent>>>,
+    told_synced: bool,
+    pods: BTreeMap<PodUid, Tracked>,
+    proxies: Vec<ProxyState>,
+    proxy_gone: bool,
+    started: String,
+    view: watch::Sender<Arc<View>>,
+}
+
+impl Reconciler {
+    /// A reconciler that has not looked at anything yet.
+    pub fn new(
+        config: Arc<AgentConfig>,
+        kernel: Kernel,
+        sets: watch::Receiver<Arc<PodSet>>,
+        store: Store,
+    ) -> Self {
+        let started = crate::status::rfc3339(std::time::SystemTime::now());
+        let empty = view::empty(&config, &kernel, &started);
+        Self {
+            config,
+            kernel,
+            sets,
+            store,
+            broker: None,
+            events: None,
+            told_synced: false,
+            pods: BTreeMap::new(),
+            proxies: Vec::new(),
+            proxy_gone: false,
+            started,
+            view: watch::Sender::new(Arc::new(empty)),
+        }
+    }
+
+    /// What is shown to others.
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
+    /// Works until `stop`.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
+        let mut recheck = tokio::time::interval(RECHECK);
+        let mut answers: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
+        loop {
+            if self.broker.is_none() {
+                self.connect().await;
+            }
+            let again = self.reconcile().await;
+            self.publish();
+            for answer in answers.drain(..) {
+                answer();
+            }
+            let wake = self.wake(again);
+            // Not biased: no arm can starve the others, each is rare.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.sets.changed() => if changed.is_err() { return },
+                event = next_event(&mut self.events) => self.event(event),
+                Some(command) = commands.recv() => answers.extend(self.command(command)),
+                _ = recheck.tick() => self.recheck(),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// When to look again without being asked.
+    fn wake(&self, again: bool) -> Instant {
+        let now = Instant::now();
+        if again {
+            return now;
+        }
+        let mut wake = now + RETRY_MOST;
+        if self.broker.is_none() {
+            wake = now + RECONNECT;
+        }
+        for pod in self.pods.values() {
+            if let Some(not_before) = pod.not_before {
+                wake = wake.min(not_before);
+            }
+        }
+        wake
+    }
+
+    async fn connect(&mut self) {
+        let path = self.config.paths.broker_socket();
+        match BrokerClient::connect(&path).await {
+            Ok((client, events)) => {
+                tracing::info!(socket = %path.display(), "broker connected");
+                self.broker = Some(client);
+                self.events = Some(events);
+                self.told_synced = false;
+                for pod in self.pods.values_mut() {
+                    pod.adopted = false;
+                    pod.not_before = None;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(socket = %path.display(), error = %chain(&error), "no broker");
+            }
+        }
+    }
+
+    fn disconnect(&mut self, why: &CallError) {
+        tracing::warn!(error = %chain(why), "broker lost");
+        self.broker = None;
+        self.events = None;
+        for pod in self.pods.values_mut() {
+            pod.adopted = false;
+        }
+    }
+
+    fn event(&mut self, event: Option<Received<ToAgent>>) {
+        let Some(received) = event else {
+            self.disconnect(&CallError::Closed);
+            return;
+        };
+        match received.message {
+            ToAgent::Reply { .. } => {}
+            ToAgent::Proxies { proxies, gone } => {
+                if gone != self.proxy_gone {
+                    tracing::info!(gone, "proxy presence changed");
+                }
+                self.proxies = proxies;
+                self.proxy_gone = gone;
+                self.kernel.set_proxy_gone(gone);
+            }
+            ToAgent::Listeners { uid, inbound } => {
+                if let Some(pod) = self.pods.get_mut(&uid)
+                    && let Some(handle) = &mut pod.handle
+                    && handle.labels != inbound
+                {
+                    handle.labels = inbound;
+                    handle.inbound = received.fds;
+                    pod.capture_anew();
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) -> Option<Box<dyn FnOnce() + Send>> {
+        match command {
+            Command::Request { uid, wish, done } => {
+                let known = self.sets.borrow().pods.contains_key(&uid);
+                if known {
+                    tracing::info!(%uid, ?wish, "capture requested");
+                    self.store.request(&uid, wish);
+                    if let Some(pod) = self.pods.get_mut(&uid) {
+                        pod.refused = None;
+                        pod.not_before = None;
+                    }
+                }
+                // A caller that has gone needs no answer.
+                Some(Box::new(move || {
+                    done.send(known).ok();
+                }))
+            }
+            Command::Refresh { done } => {
+                self.recheck();
+                Some(Box::new(move || {
+                    done.send(()).ok();
+                }))
+            }
+        }
+    }
+
+    /// Lets rules inside pods be compared again, so that what somebody removed comes back.
+    fn recheck(&mut self) {
+        for pod in self.pods.values_mut() {
+            if pod.in_force == CaptureMode::Iptables {
+                pod.applied = None;
+            }
+        }
+    }
+
+    /// Decides about every enrolled pod.
+    fn decide(&self) -> BTreeMap<PodUid, Decided> {
+        let node = NodeAbilities {
+            wish: self.config.capture,
+            ebpf: self.kernel.ability(),
+        };
+        let set = self.sets.borrow();
+        let enrolled = set
+            .pods
+            .values()
+            .filter(|pod| redirect::enrolled(pod).is_ok());
+        enrolled
+            .map(|pod| {
+                let (settings, _) = CaptureSettings::read(&pod.annotations);
+                let refused = self
+                    .pods
+                    .get(&pod.uid)
+                    .and_then(|tracked| tracked.refused.as_deref());
+                let requested = self.store.requested(&pod.uid);
+                let choice = redirect::choose(requested, &settings, &node, refused);
+                let desired = Desired {
+                    pod: Arc::clone(pod),
+                    mode: choice.mode,
+                    settings,
+                };
+                (pod.uid.clone(), Decided { desired, choice })
+            })
+            .collect()
+    }
+
+    /// Plans and carries out; true when it should be done again at once.
+    async fn reconcile(&mut self) -> bool {
+        if !self.sets.borrow_and_update().synced {
+            return false;
+        }
+        let decided = self.decide();
+        let desired = decided
+            .iter()
+            .map(|(uid, decided)| (uid.clone(), decided.desired.clone()))
+            .collect();
+        let actual = self.actual();
+        let mut again = false;
+        for action in enroll::plan(&desired, &actual) {
+            if self.broker.is_none() {
+                return false;
+            }
+            let result = match &action {
+                Action::Release(uid) => self.release(uid).await,
+                Action::Adopt(uid) => self.adopt(&desired[uid]).await,
+                Action::Capture(uid) => self.capture(&decided[uid]).await.map(|redo| again |= redo),
+            };
+            if let Err(error) = result {
+                if error.is_fatal() {
+                    self.disconnect(&error);
+                    return false;
+                }
+                tracing::warn!(?action, error = %chain(&error), "not carried out, trying again");
+            }
+        }
+        self.finish_sync(&desired).await;
+        again
+    }
+
+    fn actual(&self) -> BTreeMap<PodUid, Actual> {
+        self.pods
+            .iter()
+            .map(|(uid, tracked)| {
+                let actual = Actual {
+                    pod: Arc::clone(&tracked.pod),
+                    adopted: tracked.adopted,
+                    applied: tracked.applied.clone(),
+                };
+                (uid.clone(), actual)
+            })
+            .collect()
+    }
+
+    /// Once per broker: what nobody wants any more is removed, in the broker and in the maps.
+    async fn finish_sync(&mut self, desired: &BTreeMap<PodUid, Desired>) {
+        let settled = desired.keys().all(|uid| {
+            let pod = self.pods.get(uid);
+            pod.is_some_and(|pod| pod.handle.is_some() || pod.problem.is_some())
+        });
+        let Some(broker) = self
+            .broker
+            .as_ref()
+            .filter(|_| settled && !self.told_synced)
+        else {
+            return;
+        };
+        let swept = sweep(broker, |uid| desired.contains_key(uid)).await;
+        match swept {
+            Ok(()) => {
+                self.told_synced = true;
+                let known: Vec<u64> = self
+                    .pods
+                    .values()
+                    .filter_map(|pod| Some(pod.handle.as_ref()?.cookie))
+                    .collect();
+                if desired.len() == known.len() {
+                    self.kernel
+                        .withdraw_others(|cookie| known.contains(&cookie));
+                    self.kernel.take_over();
+                }
+                let set = self.sets.borrow().clone();
+                self.store.keep(|uid| set.pods.contains_key(uid));
+            }
+            Err(error) if error.is_fatal() => self.disconnect(&error),
+            Err(error) => tracing::warn!(error = %chain(&error), "leftovers are not removed"),
+        }
+    }
+}
+
+/// Releases the broker's pods that are not `wanted`.
+async fn sweep(broker: &BrokerClient, wanted: impl Fn(&PodUid) -> bool) -> Result<(), CallError> {
+    let mut after = None;
+    loop {
+        let list = AgentRequest::List {
+            after: after.take(),
+        };
+        let AgentAnswer::Pods { pods, more, .. } = broker.call(list).await?.answer else {
+            return Err(CallError::Unexpected);
+        };
+        after = pods.last().map(|pod| pod.uid.clone());
+        for pod in pods.into_iter().filter(|pod| !wanted(&pod.uid)) {
+            broker.call(AgentRequest::Release { uid: pod.uid }).await?;
+        }
+        if !more {
+            break;
+        }
+    }
+    broker.call(AgentRequest::Synced).await.map(drop)
+}
+
+async fn next_event(
+    events: &mut Option<mpsc::Receiver<Received<ToAgent>>>,
+) -> Option<Received<ToAgent>> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Tracked {
+    fn new(pod: Arc<PodSpec>) -> Self {
+        Self {
+            pod,
+            adopted: false,
+            handle: None,
+            applied: None,
+            in_force: CaptureMode::None,
+            refused: None,
+            detail: String::new(),
+            problem: None,
+            retry: Backoff::new(RETRY_FIRST, RETRY_MOST),
+            not_before: None,
+        }
+    }
+
+    fn capture_anew(&mut self) {
+        self.applied = None;
+        self.not_before = None;
+    }
+
+    fn failed(&mut self, problem: String) {
+        self.problem = Some(problem);
+        self.not_before = self.retry.next_delay().map(|delay| Instant::now() + delay);
+    }
+
+    fn succeeded(&mut self) {
+        self.problem = None;
+        self.not_before = None;
+        self.retry.reset();
+    }
+
+    fn waits(&self) -> bool {
+        self.not_before.is_some_and(|at| at > Instant::now())
+    }
+}

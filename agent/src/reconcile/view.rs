@@ -1,0 +1,143 @@
+//! Writes the [`View`] that the API shows.
+
+use std::sync::Arc;
+
+use millrace_runtime::build_info::BuildInfo;
+use millrace_runtime::handoff::{CaptureMode, PodSpec};
+
+use super::Reconciler;
+use crate::bpf::Acceleration;
+use crate::config::AgentConfig;
+use crate::kernel::Kernel;
+use crate::redirect::{self, CaptureSettings};
+use crate::status::{Ability, NodeStatus, PodCounts, PodStatus, View, rfc3339};
+
+impl Reconciler {
+    /// Publishes what is now.
+    pub(super) fn publish(&mut self) {
+        let set = self.sets.borrow().clone();
+        let decided = self.decide();
+        let pods: Vec<PodStatus> = set
+            .pods
+            .values()
+            .map(|pod| {
+                let reason = match redirect::enrolled(pod) {
+                    Err(reason) => Err(reason),
+                    Ok(()) => Ok(decided
+                        .get(&pod.uid)
+                        .map(|decided| decided.choice.clone())
+                        .map_or((CaptureMode::None, String::new()), |c| (c.mode, c.reason))),
+                };
+                self.pod_status(pod, reason)
+            })
+            .collect();
+        let mut view = empty(&self.config, &self.kernel, &self.started);
+        view.node.broker_connected = self.broker.is_some();
+        view.node.proxies.clone_from(&self.proxies);
+        view.node.proxy_gone = self.proxy_gone;
+        view.node.synced = set.synced && self.told_synced;
+        view.node.pods = PodCounts::of(&pods);
+        view.node.problems.clone_from(&set.problems);
+        view.pods = pods;
+        self.view.send_if_modified(|current| {
+            let changed = **current != view;
+            if changed {
+                *current = Arc::new(view);
+            }
+            changed
+        });
+    }
+
+    fn pod_status(
+        &mut self,
+        pod: &PodSpec,
+        decision: Result<(CaptureMode, String), String>,
+    ) -> PodStatus {
+        let (settings, annotation_problems) = CaptureSettings::read(&pod.annotations);
+        let tracked = self.pods.get(&pod.uid);
+        let capture = tracked.map_or(CaptureMode::None, |tracked| tracked.in_force);
+        let enrolled = decision.is_ok();
+        let wanted = decision
+            .as_ref()
+            .map_or(CaptureMode::None, |(mode, _)| *mode);
+        let mut problem = tracked.and_then(|tracked| tracked.problem.clone());
+        if problem.is_none() && enrolled {
+            problem = if tracked.is_none() {
+                Some("not adopted yet, is the broker running?".to_owned())
+            } else if self.proxy_gone || self.proxies.is_empty() {
+                Some("no proxy is connected".to_owned())
+            } else if capture != wanted {
+                Some(format!("to be captured by {wanted}"))
+            } else {
+                None
+            };
+        }
+        let since = self.store.captured(&pod.uid, capture);
+        PodStatus {
+            uid: pod.uid.clone(),
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+            service_account: pod.service_account.clone(),
+            ips: pod.ips.clone(),
+            enrolled,
+            capture,
+            reason: decision.map_or_else(|reason| reason, |(_, reason)| reason),
+            requested: self.store.requested(&pod.uid),
+            since: rfc3339(since),
+            healthy: enrolled && problem.is_none(),
+            problem,
+            owner: if capture == CaptureMode::None {
+                "none".to_owned()
+            } else {
+                format!("millrace-agent/{}", self.config.node_name)
+            },
+            netns_cookie: self.cookie(pod),
+            families: self
+                .pods
+                .get(&pod.uid)
+                .and_then(|tracked| Some(tracked.handle.as_ref()?.families)),
+            on_capture_loss: settings.on_loss,
+            acceleration: match settings.acceleration {
+                Acceleration::Auto => "auto",
+                Acceleration::On => "on",
+                Acceleration::Off => "off",
+            }
+            .to_owned(),
+            detail: self
+                .pods
+                .get(&pod.uid)
+                .map(|tracked| tracked.detail.clone())
+                .unwrap_or_default(),
+            annotation_problems,
+        }
+    }
+
+    fn cookie(&self, pod: &PodSpec) -> Option<u64> {
+        Some(self.pods.get(&pod.uid)?.handle.as_ref()?.cookie)
+    }
+}
+
+/// A view without pods.
+pub(super) fn empty(config: &AgentConfig, kernel: &Kernel, started: &str) -> View {
+    let ability = kernel.ability();
+    View {
+        node: NodeStatus {
+            node: config.node_name.clone(),
+            build: BuildInfo::of("millrace-agent"),
+            pid: std::process::id(),
+            started: started.to_owned(),
+            capture: config.capture,
+            ebpf: Ability {
+                available: ability.is_ok(),
+                reason: ability.err(),
+            },
+            broker_connected: false,
+            proxies: Vec::new(),
+            proxy_gone: false,
+            synced: false,
+            pods: PodCounts::default(),
+            problems: Vec::new(),
+        },
+        pods: Vec::new(),
+    }
+}
