@@ -9,7 +9,8 @@
 mod ports;
 mod sockets;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -22,14 +23,16 @@ use millrace_runtime::{drain, limits};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::Admin;
+use crate::bootstrap::{self, Bootstrap};
 use crate::cluster::Manager;
 use crate::cluster::dns::SystemLookup;
-use crate::config::{Config, Mode, Xds};
+use crate::config::{Config, Mode};
 use crate::listener::server_first::ServerFirst;
 use crate::listener::stats::ListenerStats;
 use crate::metrics::{Telemetry, TelemetryCollector};
 use crate::pods::LocalPods;
-use crate::snapshot::{Resources, Store};
+use crate::snapshot::Store;
 use crate::worker::{Parts, Workers};
 use crate::xds;
 use millrace_xds::client::ClientConfig;
@@ -61,10 +64,11 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
 
     let interest = xds::Interest::new();
-    let (control, handle) = app.configuration(&config, &interest)?;
+    let plan = Plan::new(&config)?;
+    let (control, handle) = app.configuration(&plan, &interest)?;
     tasks.spawn(control.run(stop.clone()));
-    drop((handle, level));
-    ports::serve(&app, &config, &mut tasks, &stop).await?;
+    let admin = app.admin(&plan, build, (handle, level));
+    ports::serve(&app, &config, (admin, plan.admin_addr), &mut tasks, &stop).await?;
 
     let (trigger, watcher) = drain::channel();
     let (workers, threads) = Workers::start(usize::from(config.workers), &app.parts, &watcher)
@@ -146,33 +150,15 @@ impl App {
     /// The owner of the configuration, with what an earlier run saved.
     fn configuration(
         &self,
-        config: &Config,
+        plan: &Plan,
         interest: &xds::Interest,
     ) -> anyhow::Result<(xds::Control, xds::Handle)> {
-        let (mode, server, state_file) = match &config.mode {
-            Mode::Node { xds, .. } => (xds::Mode::Node, Some(client(xds)), Some(state_file(xds))),
-            Mode::Sidecar { xds, .. } => {
-                let mode = xds::Mode::Wildcard {
-                    listeners: true,
-                    clusters: true,
-                    names: true,
-                };
-                (mode, Some(client(xds)), Some(state_file(xds)))
-            }
-            Mode::File { .. } => {
-                let mode = xds::Mode::Wildcard {
-                    listeners: false,
-                    clusters: false,
-                    names: false,
-                };
-                (mode, None, None)
-            }
-        };
+        let fixed = plan.bootstrap.as_ref().map(|b| b.resources.clone());
         xds::Config {
-            mode,
-            fixed: Resources::default(),
-            server,
-            state_file,
+            mode: plan.mode,
+            fixed: fixed.unwrap_or_default(),
+            server: plan.server.clone(),
+            state_file: plan.state_file.clone(),
             interest: interest.clone(),
             lookup: Arc::new(SystemLookup::default()),
             store: self.parts.store.clone(),
@@ -182,22 +168,101 @@ impl App {
         .start()
         .context("preparing the stream to the control plane")
     }
+
+    fn admin(
+        &self,
+        plan: &Plan,
+        build: BuildInfo,
+        (configuration, level): (xds::Handle, LevelHandle),
+    ) -> Admin {
+        Admin {
+            store: self.parts.store.clone(),
+            configuration,
+            bootstrap: plan.bootstrap.clone(),
+            node_id: plan.node.id.clone(),
+            ready: self.ready.clone(),
+            level: Some(level),
+            metrics: self.metrics.clone(),
+            listener_stats: self.parts.stats.clone(),
+            build,
+            drain_listeners: self.lifecycle.drain_listeners.clone(),
+            quit: self.lifecycle.quit.clone(),
+        }
+    }
 }
 
-fn state_file(xds: &Xds) -> std::path::PathBuf {
-    xds.state_dir.join("xds-state")
+/// Where the configuration comes from, by mode.
+struct Plan {
+    mode: xds::Mode,
+    node: Node,
+    server: Option<ClientConfig>,
+    state_file: Option<PathBuf>,
+    bootstrap: Option<Bootstrap>,
+    admin_addr: Option<SocketAddr>,
 }
 
-fn client(xds: &Xds) -> ClientConfig {
-    let mut node = Node {
-        id: xds.node_id.clone(),
-        cluster: xds.node_cluster.clone(),
+impl Plan {
+    fn new(config: &Config) -> anyhow::Result<Self> {
+        let (mode, xds) = match &config.mode {
+            Mode::Node { xds, .. } => (xds::Mode::Node, xds),
+            Mode::Sidecar { xds, .. } => {
+                let everything = xds::Mode::Wildcard {
+                    listeners: true,
+                    clusters: true,
+                    names: true,
+                };
+                (everything, xds)
+            }
+            Mode::File {
+                path,
+                node_id,
+                node_cluster,
+            } => {
+                let node = node(node_id.as_deref(), node_cluster.as_deref());
+                return Self::alone(config, path, node);
+            }
+        };
+        let mut node = node(Some(&xds.node_id), Some(&xds.node_cluster));
+        if let Some(name) = &xds.node_name {
+            node = node.with_metadata("NODE_NAME", name.as_str());
+        }
+        Ok(Self {
+            mode,
+            server: Some(ClientConfig::new(xds.address.clone(), node.clone())),
+            node,
+            state_file: Some(xds.state_dir.join("xds-state")),
+            bootstrap: None,
+            admin_addr: config.admin_addr,
+        })
+    }
+
+    fn alone(config: &Config, path: &Path, node: Node) -> anyhow::Result<Self> {
+        let bootstrap = bootstrap::load(path, &node)?;
+        for (resource, fields) in &bootstrap.unsupported {
+            tracing::warn!(
+                resource,
+                ?fields,
+                "the file asks for what this proxy does not do"
+            );
+        }
+        let file_admin = bootstrap.admin.as_ref().map(|admin| admin.address);
+        Ok(Self {
+            mode: bootstrap.mode,
+            node: bootstrap.server.as_ref().map_or(node, |s| s.node.clone()),
+            server: bootstrap.server.clone(),
+            state_file: None,
+            admin_addr: config.admin_addr.or(file_admin),
+            bootstrap: Some(bootstrap),
+        })
+    }
+}
+
+fn node(id: Option<&str>, cluster: Option<&str>) -> Node {
+    Node {
+        id: id.unwrap_or_default().to_owned(),
+        cluster: cluster.unwrap_or_default().to_owned(),
         user_agent_name: "millrace-proxy".to_owned(),
         user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         ..Node::default()
-    };
-    if let Some(name) = &xds.node_name {
-        node = node.with_metadata("NODE_NAME", name.as_str());
     }
-    ClientConfig::new(xds.address.clone(), node)
 }

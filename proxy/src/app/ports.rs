@@ -1,6 +1,7 @@
 //! The ports that people and machines look at the proxy through: admin, metrics, readiness.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use http::StatusCode;
@@ -11,12 +12,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use crate::config::Config;
+use crate::admin::{self, Admin};
+use crate::config::{Config, Mode};
 
-/// Binds the metrics and readiness ports and serves them until `stop` is cancelled.
+/// Binds the ports and serves them until `stop` is cancelled. The admin port is served on a
+/// Unix socket in the run directory too.
 pub(super) async fn serve(
     app: &App,
     config: &Config,
+    (admin, admin_addr): (Admin, Option<SocketAddr>),
     tasks: &mut JoinSet<()>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -32,6 +36,20 @@ pub(super) async fn serve(
             ready_routes(app.ready.clone()),
         ),
     ];
+    let admin = Arc::new(admin::routes(admin));
+    if let Mode::Node { run_dir, .. } = &config.mode {
+        let path = admin::socket_path(run_dir);
+        match Server::bind_unix(&path, 0o660) {
+            Ok(server) => drop(tasks.spawn(server.serve(admin.clone(), stop.clone()))),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "no admin socket");
+            }
+        }
+    }
+    if let Some(address) = admin_addr {
+        let server = bind("admin", address).await?;
+        tasks.spawn(server.serve(admin, stop.clone()));
+    }
     for (name, address, routes) in ports {
         if let Some(address) = address {
             let server = bind(name, address).await?;
