@@ -15,7 +15,7 @@ use millrace_runtime::handoff::{
 };
 use socket2::{SockRef, Socket};
 use std::os::fd::AsFd;
-use support::{PATIENCE, accept_any, adopt, canonical, listeners};
+use support::{PATIENCE, accept_any, adopt, canonical, fixture, listeners};
 
 /// Connects a socket of the pool from `client`, as the proxy does: no capability is needed.
 fn deliver(socket: OwnedFd, client: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {

@@ -24,15 +24,18 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Skips where namespaces cannot be made.
-#[macro_export]
+#[allow(unused_macros, reason = "each test binary uses its part")]
 macro_rules! fixture {
     () => {
-        match $crate::support::Fixture::new() {
+        match crate::support::Fixture::new() {
             Some(fixture) => fixture,
             None => return millrace_testkit::skip::skip("network namespaces need root"),
         }
     };
 }
+
+#[allow(unused_imports, reason = "each test binary uses its part")]
+pub(crate) use fixture;
 
 /// A cluster with one node and one pod.
 pub(crate) struct Fixture {
@@ -203,6 +206,14 @@ impl Proxy {
             .expect("in time")
             .expect("received")
             .expect("open")
+    }
+
+    /// As `hear`, but waits for ever, and ends with the connection.
+    pub(crate) async fn hear_or_end(&self) -> Option<Received<ToProxy>> {
+        match self.connection.recv().await {
+            Ok(Some(received)) => Some(received),
+            _ => std::future::pending().await,
+        }
     }
 
     /// Hears until a pod with sockets is announced.
