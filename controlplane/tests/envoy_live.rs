@@ -5,6 +5,7 @@
 //! `MILLRACE_ENVOY`, or an `envoy` on the path.
 #![allow(
     missing_docs,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test binary has no callers"
 )]

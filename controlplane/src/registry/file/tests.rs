@@ -23,7 +23,7 @@ struct Watching {
 }
 
 impl Watching {
-    async fn start(directory: &Path) -> Self {
+    fn start(directory: &Path) -> Self {
         let (sink, events) = mpsc::channel(16);
         let stop = CancellationToken::new();
         let registry = Box::new(FileRegistry::new(directory.to_owned(), "cluster.local"));
@@ -68,7 +68,7 @@ async fn everything_there_is_comes_before_synced() {
     fs::write(directory.path().join("below/b.yml"), service("b", 1)).unwrap();
     fs::write(directory.path().join(".c.yaml"), service("c", 1)).unwrap();
     fs::write(directory.path().join("notes.txt"), "not ours").unwrap();
-    let mut watching = Watching::start(directory.path()).await;
+    let mut watching = Watching::start(directory.path());
     assert_eq!(watching.change().await, (names(&["a", "b"]), names(&[])));
     assert_eq!(watching.next().await, RegistryEvent::Synced);
 }
@@ -77,7 +77,7 @@ async fn everything_there_is_comes_before_synced() {
 async fn writes_renames_and_removals_are_seen() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str| directory.path().join(name);
-    let mut watching = Watching::start(directory.path()).await;
+    let mut watching = Watching::start(directory.path());
     assert_eq!(watching.next().await, RegistryEvent::Synced);
     fs::write(file("a.yaml"), service("a", 1)).unwrap();
     assert_eq!(watching.change().await, (names(&["a"]), names(&[])));
@@ -100,7 +100,7 @@ async fn a_mounted_config_map_is_followed_when_its_links_are_swapped() {
     }
     std::os::unix::fs::symlink("..1", file("..data")).unwrap();
     std::os::unix::fs::symlink("..data/a.yaml", file("a.yaml")).unwrap();
-    let mut watching = Watching::start(directory.path()).await;
+    let mut watching = Watching::start(directory.path());
     assert_eq!(watching.change().await, (names(&["a"]), names(&[])));
     std::os::unix::fs::symlink("..2", file("..new")).unwrap();
     fs::rename(file("..new"), file("..data")).unwrap();
