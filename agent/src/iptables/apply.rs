@@ -71,9 +71,9 @@ pub fn install(config: &IptablesConfig) -> Result<Applied, IptablesError> {
         .collect::<Result<_, _>>()?;
     for (set, tool) in sets.iter().zip(&tools) {
         let saved = tool.save()?;
-        tool.clear_except(&saved, set)?;
-        let saved = tool.save()?;
         tool.restore(&set.script(|table, jump| check::has(&saved, table, jump)))?;
+        // Chains of another form are in nobody's way now, and no rule jumps to them any more.
+        tool.clear_except(&tool.save()?, set)?;
         check::intact(set, &tool.save()?).map_err(|drift| IptablesError::NotThere {
             tool: tool.name(),
             missing: drift.missing.into_iter().next().unwrap_or_default(),
