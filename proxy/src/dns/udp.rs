@@ -46,7 +46,7 @@ impl Socket {
         }
         socket2::SockRef::from(&fd).set_nonblocking(true)?;
         Ok(Self {
-            fd: AsyncFd::register(fd)?,
+            fd: register(fd)?,
         })
     }
 
@@ -59,6 +59,14 @@ impl Socket {
             .async_io(Interest::WRITABLE, |fd| send(fd, bytes, to))
             .await
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "the replacement is unsafe because a type may change its descriptor; OwnedFd cannot"
+)]
+fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
 }
 
 /// Serves a socket.
