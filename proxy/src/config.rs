@@ -129,6 +129,8 @@ pub enum Mode {
     Sidecar {
         /// Address of the pod.
         ip: Option<IpAddr>,
+        /// Namespace of the pod.
+        namespace: Option<String>,
         /// How it gets its configuration.
         xds: Xds,
     },
@@ -145,6 +147,8 @@ pub struct Xds {
     pub node_cluster: String,
     /// Name of the Kubernetes node (`NODE_NAME` of the metadata), where it is known.
     pub node_name: Option<String>,
+    /// Domain of the cluster, `cluster.local` unless told otherwise.
+    pub cluster_domain: String,
     /// Where the last good state is kept.
     pub state_dir: PathBuf,
 }
@@ -250,16 +254,27 @@ fn mode(args: Args) -> Result<Mode, InvalidArgs> {
         node_id,
         node_cluster: args.service_cluster.unwrap_or_else(|| role.to_owned()),
         node_name: args.node_name,
+        cluster_domain: cluster_domain(args.domain.as_deref()).to_owned(),
         state_dir: args.state_dir,
     };
     Ok(if args.sidecar {
-        Mode::Sidecar { ip, xds }
+        Mode::Sidecar {
+            ip,
+            namespace: args.pod_namespace,
+            xds,
+        }
     } else {
         Mode::Node {
             run_dir: args.run_dir,
             xds,
         }
     })
+}
+
+/// A sidecar's domain begins with its namespace: `default.svc.cluster.local`.
+fn cluster_domain(domain: Option<&str>) -> &str {
+    let domain = domain.unwrap_or("cluster.local");
+    domain.split_once(".svc.").map_or(domain, |(_, rest)| rest)
 }
 
 /// Istio's form of a node id; the address may be empty.

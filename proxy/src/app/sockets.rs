@@ -1,6 +1,9 @@
 //! Where the workers' listening sockets come from, by mode: the broker, the sidecar's own
 //! capture ports, or the listeners of a file.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
 use anyhow::Context;
 use millrace_runtime::handoff::ListenerRole;
 use tokio::sync::watch;
@@ -9,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use crate::config::{Config, Mode};
+use crate::dns::{Client, Dns, Upstreams};
 use crate::listener::accept::Origin;
 use crate::listener::bind::{self, Binder};
 use crate::pods::LocalPods;
@@ -26,7 +30,7 @@ pub(super) async fn serve(
 ) -> anyhow::Result<()> {
     let drain = app.lifecycle.drain_listeners.clone();
     match &config.mode {
-        Mode::Node { run_dir, .. } => {
+        Mode::Node { run_dir, xds } => {
             let identity = Identity {
                 epoch: config.epoch,
                 workers: config.workers,
@@ -35,16 +39,20 @@ pub(super) async fn serve(
                 run_dir.join("proxy.sock"),
                 identity,
                 app.parts.pods.clone(),
-                ToWorkers(workers),
+                Serving {
+                    workers,
+                    dns: dns(app, &xds.cluster_domain),
+                },
                 (app.ready.block("pods"), drain),
             );
             let follow = follow(client.changes(), app.parts.pods.clone(), interest);
             tasks.spawn(follow);
             tasks.spawn(client.run());
         }
-        Mode::Sidecar { .. } => {
+        Mode::Sidecar { namespace, xds, .. } => {
             let ready = app.ready.block("listeners");
             configured(app).await;
+            serve_dns(&dns(app, &xds.cluster_domain), namespace.as_deref(), &drain)?;
             bind::bind_capture_ports(&workers, &drain).context("binding the capture ports")?;
             drop(ready);
         }
@@ -71,11 +79,7 @@ async fn configured(app: &App) {
 }
 
 /// Tells the configuration's owner which pods are local, whenever that changes.
-async fn follow(
-    mut changes: watch::Receiver<u64>,
-    pods: std::sync::Arc<LocalPods>,
-    interest: Interest,
-) {
+async fn follow(mut changes: watch::Receiver<u64>, pods: Arc<LocalPods>, interest: Interest) {
     while changes.changed().await.is_ok() {
         let names = pods.all();
         interest.pods(
@@ -86,10 +90,54 @@ async fn follow(
     }
 }
 
-/// Sends each socket of a pod to the worker that its index says.
-struct ToWorkers(Workers);
+/// The DNS server; what is no mesh name goes to the resolvers of this process.
+fn dns(app: &App, domain: &str) -> Arc<Dns> {
+    let dns = Dns::new(
+        app.parts.store.clone(),
+        app.parts.pods.clone(),
+        Upstreams::file("/etc/resolv.conf".into()),
+        domain.to_owned(),
+    );
+    dns.stats.register(&app.metrics);
+    dns
+}
 
-impl Listening for ToWorkers {
+/// Serves a sidecar's DNS on loopback, on IPv6 where the namespace has it.
+fn serve_dns(
+    dns: &Arc<Dns>,
+    namespace: Option<&str>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let client = Client {
+        pod: None,
+        namespace: namespace.map(str::to_owned),
+    };
+    for ip in [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ] {
+        let (udp, tcp) = match bind::bind_dns(ip) {
+            Ok(sockets) => sockets,
+            Err(error) if ip.is_ipv6() => {
+                tracing::info!(%error, "no DNS over IPv6 in this namespace");
+                continue;
+            }
+            Err(error) => return Err(error).context("binding the DNS port"),
+        };
+        dns.serve_udp(udp, client.clone(), stop.clone())
+            .and_then(|()| dns.serve_tcp(tcp, client.clone(), stop.clone()))
+            .context("serving DNS")?;
+    }
+    Ok(())
+}
+
+/// Sends each socket of a pod to the worker that its index says, DNS to the DNS server.
+struct Serving {
+    workers: Workers,
+    dns: Arc<Dns>,
+}
+
+impl Listening for Serving {
     fn serve(&self, socket: Socket, stop: CancellationToken) {
         let Socket {
             uid,
@@ -97,11 +145,25 @@ impl Listening for ToWorkers {
             index,
             fd,
         } = socket;
-        let origin = match role {
-            ListenerRole::Outbound => Origin::Outbound(Some(uid)),
-            ListenerRole::Inbound => Origin::Inbound(Some(uid)),
-            ListenerRole::DnsUdp | ListenerRole::DnsTcp => return,
+        let client = || Client {
+            pod: Some(uid.clone()),
+            namespace: None,
         };
-        self.0.serve(usize::from(index), fd, origin, stop);
+        let served = match role {
+            ListenerRole::DnsUdp => self.dns.serve_udp(fd, client(), stop),
+            ListenerRole::DnsTcp => self.dns.serve_tcp(fd, client(), stop),
+            ListenerRole::Outbound | ListenerRole::Inbound => {
+                let origin = if role == ListenerRole::Outbound {
+                    Origin::Outbound(Some(uid.clone()))
+                } else {
+                    Origin::Inbound(Some(uid.clone()))
+                };
+                self.workers.serve(usize::from(index), fd, origin, stop);
+                Ok(())
+            }
+        };
+        if let Err(error) = served {
+            tracing::error!(pod = %uid, ?role, %error, "cannot serve a socket");
+        }
     }
 }

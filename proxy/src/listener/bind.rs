@@ -71,6 +71,19 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<Ow
     Ok((bound, sockets))
 }
 
+/// Binds the DNS port of a sidecar: a datagram and a stream socket on loopback, where DNS that
+/// the namespace's rules redirect arrives.
+///
+/// # Errors
+/// When a socket cannot be made or bound.
+pub fn bind_dns(ip: std::net::IpAddr) -> io::Result<(OwnedFd, OwnedFd)> {
+    let address = SocketAddr::new(ip, ListenerRole::DnsUdp.port());
+    let udp = std::net::UdpSocket::bind(address)?;
+    let (_, tcp) = bind(address, 1)?;
+    let tcp = tcp.into_iter().next();
+    Ok((udp.into(), tcp.ok_or(io::ErrorKind::NotFound)?))
+}
+
 /// Binds the capture ports of a sidecar, on both families where the namespace has both; they
 /// are let go when `stop` is cancelled.
 ///
