@@ -68,8 +68,9 @@ impl Failure {
     pub fn cluster(&self) -> Option<&ClusterName> {
         match self {
             Self::NoCluster(_) => None,
-            Self::NoHost(cluster) | Self::Overflow(cluster) => Some(cluster),
-            Self::Connect { cluster, .. } => Some(cluster),
+            Self::NoHost(cluster) | Self::Overflow(cluster) | Self::Connect { cluster, .. } => {
+                Some(cluster)
+            }
         }
     }
 
