@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nix::sys::socket::{
@@ -11,7 +11,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ const MAX_QUERY: usize = 4096;
 
 /// A bound datagram socket.
 pub(super) struct Socket {
-    fd: AsyncFd<OwnedFd>,
+    io: UdpSocket,
 }
 
 /// A question as it came in.
@@ -44,29 +44,22 @@ impl Socket {
         } else {
             setsockopt(&fd, sockopt::Ipv4PacketInfo, &true)?;
         }
-        socket2::SockRef::from(&fd).set_nonblocking(true)?;
+        let socket = std::net::UdpSocket::from(fd);
+        socket.set_nonblocking(true)?;
         Ok(Self {
-            fd: register(fd)?,
+            io: UdpSocket::from_std(socket)?,
         })
     }
 
     async fn receive(&self) -> io::Result<Received> {
-        self.fd.async_io(Interest::READABLE, |fd| receive(fd)).await
+        let read = || receive(self.io.as_raw_fd());
+        self.io.async_io(Interest::READABLE, read).await
     }
 
     async fn send(&self, bytes: &[u8], to: &Received) -> io::Result<()> {
-        self.fd
-            .async_io(Interest::WRITABLE, |fd| send(fd, bytes, to))
-            .await
+        let write = || send(self.io.as_raw_fd(), bytes, to);
+        self.io.async_io(Interest::WRITABLE, write).await
     }
-}
-
-#[expect(
-    deprecated,
-    reason = "the replacement is unsafe because a type may change its descriptor; OwnedFd cannot"
-)]
-fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::new(fd)
 }
 
 /// Serves a socket.
@@ -126,17 +119,13 @@ async fn reply(socket: &Socket, answer: &[u8], to: &Received) {
     }
 }
 
-fn receive(fd: &OwnedFd) -> io::Result<Received> {
+fn receive(fd: RawFd) -> io::Result<Received> {
     let mut bytes = vec![0; MAX_QUERY];
     let mut space = nix::cmsg_space!(libc::in6_pktinfo);
     let (length, peer, to) = {
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        let message = recvmsg::<SockaddrStorage>(
-            fd.as_raw_fd(),
-            &mut slices,
-            Some(&mut space),
-            MsgFlags::empty(),
-        )?;
+        let message =
+            recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut space), MsgFlags::empty())?;
         let to = message.cmsgs()?.find_map(|cmsg| match cmsg {
             ControlMessageOwned::Ipv4PacketInfo(info) => Some(IpAddr::V4(Ipv4Addr::from(
                 u32::from_be(info.ipi_addr.s_addr),
@@ -153,7 +142,7 @@ fn receive(fd: &OwnedFd) -> io::Result<Received> {
     Ok(Received { bytes, peer, to })
 }
 
-fn send(fd: &OwnedFd, bytes: &[u8], to: &Received) -> io::Result<()> {
+fn send(fd: RawFd, bytes: &[u8], to: &Received) -> io::Result<()> {
     let slices = [IoSlice::new(bytes)];
     let v4 = match to.to {
         Some(IpAddr::V4(ip)) => Some(libc::in_pktinfo {
@@ -177,7 +166,7 @@ fn send(fd: &OwnedFd, bytes: &[u8], to: &Received) -> io::Result<()> {
     let v4 = v4.as_ref().map(ControlMessage::Ipv4PacketInfo);
     let source = v6.as_ref().map(ControlMessage::Ipv6PacketInfo).or(v4);
     sendmsg(
-        fd.as_raw_fd(),
+        fd,
         &slices,
         source.as_slice(),
         MsgFlags::empty(),
