@@ -290,14 +290,19 @@ impl NodeArgs {
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "numbers, paths and strings are passed alike"
+)]
 fn pair(flag: &str, value: impl ToString) -> [String; 2] {
     [flag.to_owned(), value.to_string()]
 }
 
 fn beside_this() -> PathBuf {
-    std::env::current_exe()
-        .map(|own| own.with_file_name("millrace-proxy"))
-        .unwrap_or_else(|_| PathBuf::from("millrace-proxy"))
+    std::env::current_exe().map_or_else(
+        |_| PathBuf::from("millrace-proxy"),
+        |own| own.with_file_name("millrace-proxy"),
+    )
 }
 
 /// Arguments of `cleanup`.

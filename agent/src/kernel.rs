@@ -131,7 +131,7 @@ impl Kernel {
     /// Starts the tasks that bring the programs' own log lines and events into this process's
     /// log. Must be called within the runtime.
     pub fn follow_logs(&self) {
-        match self.with(|bpf| bpf.log_pump()) {
+        match self.with(Bpf::log_pump) {
             Ok(None) => tracing::debug!("the programs' log is read already"),
             Ok(Some(pump)) => {
                 tokio::spawn(async move {

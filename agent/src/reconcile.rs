@@ -155,7 +155,7 @@ impl Reconciler {
                 () = stop.cancelled() => return,
                 changed = self.sets.changed() => if changed.is_err() { return },
                 event = next_event(&mut self.events) => self.event(event),
-                Some(command) = commands.recv() => answers.extend(self.command(command)),
+                Some(command) = commands.recv() => answers.push(self.command(command)),
                 _ = recheck.tick() => self.recheck(),
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -236,7 +236,7 @@ impl Reconciler {
         }
     }
 
-    fn command(&mut self, command: Command) -> Option<Box<dyn FnOnce() + Send>> {
+    fn command(&mut self, command: Command) -> Box<dyn FnOnce() + Send> {
         match command {
             Command::Request { uid, wish, done } => {
                 let known = self.sets.borrow().pods.contains_key(&uid);
@@ -249,15 +249,15 @@ impl Reconciler {
                     }
                 }
                 // A caller that has gone needs no answer.
-                Some(Box::new(move || {
+                Box::new(move || {
                     done.send(known).ok();
-                }))
+                })
             }
             Command::Refresh { done } => {
                 self.recheck();
-                Some(Box::new(move || {
+                Box::new(move || {
                     done.send(()).ok();
-                }))
+                })
             }
         }
     }

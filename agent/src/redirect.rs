@@ -271,14 +271,12 @@ impl Reader<'_> {
         }
         let mut items = Vec::new();
         for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
-            match item.parse() {
-                Ok(item) => items.push(item),
-                Err(_) => {
-                    self.problems
-                        .push(format!("annotation {key}: {item:?} cannot be read"));
-                    return None;
-                }
-            }
+            let Ok(item) = item.parse() else {
+                self.problems
+                    .push(format!("annotation {key}: {item:?} cannot be read"));
+                return None;
+            };
+            items.push(item);
         }
         Some(items)
     }

@@ -22,9 +22,9 @@ pub const BUDGET: u32 = 10;
 /// Longest delay; within the budget only a program without one reaches it.
 const LONGEST_DELAY: Duration = Duration::from_secs(103);
 /// An epoch that ran for this long was a success: the budget is full again.
-pub const PROVEN: Duration = Duration::from_secs(60);
+pub const PROVEN: Duration = Duration::from_mins(1);
 /// A new epoch that is not ready by then does not replace the old ones.
-pub const READY_WITHIN: Duration = Duration::from_secs(60);
+pub const READY_WITHIN: Duration = Duration::from_mins(1);
 
 /// One start of the program; each is one higher than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

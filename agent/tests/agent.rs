@@ -1,5 +1,10 @@
 //! Agent and broker as processes on a node: capture by either way, switched at run time, and
 //! nothing lost when one of them is killed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests may panic"
+)]
 
 #[path = "support/agent.rs"]
 mod agent;
@@ -30,7 +35,7 @@ macro_rules! node {
 struct Served {
     listeners: Vec<std::net::TcpListener>,
     inbound: Vec<std::net::TcpListener>,
-    _alive: tokio::task::JoinHandle<()>,
+    alive: tokio::task::JoinHandle<()>,
 }
 
 async fn serve(node: &AgentNode, epoch: u32) -> Served {
@@ -41,7 +46,7 @@ async fn serve(node: &AgentNode, epoch: u32) -> Served {
     Served {
         listeners: listeners(&held, ListenerRole::Outbound),
         inbound: listeners(&held, ListenerRole::Inbound),
-        _alive: tokio::spawn(async move {
+        alive: tokio::spawn(async move {
             let mut beats = tokio::time::interval(std::time::Duration::from_secs(1));
             loop {
                 tokio::select! {
@@ -187,7 +192,7 @@ async fn a_closed_pod_is_refused_without_a_proxy_and_an_open_one_goes_direct() {
     let _agent = node.agent(&[]);
     let served = serve(&node, 0).await;
     node.until("captured", |pod| pod.healthy).await;
-    served._alive.abort();
+    served.alive.abort();
     drop(served.listeners);
     drop(served.inbound);
     eventually(PATIENCE, "the loss is noticed", || {

@@ -1,5 +1,10 @@
 //! The broker in real namespaces: sockets, delivery with the client's address, backlogs that
 //! outlive proxies and brokers, and what happens when no proxy is left.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests may panic"
+)]
 
 #[path = "support/broker.rs"]
 mod support;
@@ -37,7 +42,7 @@ fn echo_once(listener: &TcpListener) -> SocketAddr {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_worker_gets_a_socket_of_every_role() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let proxy = fixture.proxy(0, 3).await;
     let (adopted, fds) = adopt(&agent, fixture.spec()).await;
@@ -62,7 +67,7 @@ async fn every_worker_gets_a_socket_of_every_role() {
 #[tokio::test(flavor = "multi_thread")]
 async fn delivered_connections_carry_the_clients_address() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let proxy = fixture.proxy(0, 1).await;
     adopt(&agent, fixture.spec()).await;
@@ -94,7 +99,7 @@ async fn delivered_connections_carry_the_clients_address() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_port_refuses_a_delivery_at_once() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let proxy = fixture.proxy(0, 1).await;
     adopt(&agent, fixture.spec()).await;
@@ -116,7 +121,7 @@ async fn a_closed_port_refuses_a_delivery_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_waits_while_the_proxy_restarts() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let first = fixture.proxy(0, 2).await;
     adopt(&agent, fixture.spec()).await;
@@ -139,7 +144,7 @@ async fn a_connection_waits_while_the_proxy_restarts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn backlogs_survive_a_new_broker() {
     let fixture = fixture!();
-    let broker = fixture.broker().await;
+    let broker = fixture.broker();
     let agent = fixture.agent().await;
     let proxy = fixture.proxy(0, 2).await;
     let (before, _) = adopt(&agent, fixture.spec()).await;
@@ -153,10 +158,10 @@ async fn backlogs_survive_a_new_broker() {
         .connect(at)
         .expect("the proxy's sockets listen on");
 
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     // The agent is first: its adoption waits for the proxy.
-    let (adopted, _) = tokio::join!(adopt(&agent, fixture.spec()), async {
+    let (adopted, ()) = tokio::join!(adopt(&agent, fixture.spec()), async {
         let path = fixture.socket("proxy.sock");
         let again = support::Proxy::greet(&path, 0, 2).await;
         again.give_back(&fixture.uid(), &held).await;
@@ -179,7 +184,7 @@ async fn backlogs_survive_a_new_broker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_socket_is_not_taken_back() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let proxy = fixture.proxy(0, 1).await;
     adopt(&agent, fixture.spec()).await;
@@ -197,7 +202,7 @@ async fn a_foreign_socket_is_not_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_proxy_nothing_listens_after_the_deadline() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let proxy = fixture.proxy(0, 1).await;
     adopt(&agent, fixture.spec()).await;
@@ -219,7 +224,7 @@ async fn without_a_proxy_nothing_listens_after_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_released_pod_keeps_nothing() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let proxy = fixture.proxy(0, 1).await;
     adopt(&agent, fixture.spec()).await;
@@ -242,7 +247,7 @@ async fn a_released_pod_keeps_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn adoption_is_idempotent_and_refuses_the_nodes_own_namespace() {
     let fixture = fixture!();
-    let _broker = fixture.broker().await;
+    let _broker = fixture.broker();
     let agent = fixture.agent().await;
     let _proxy = fixture.proxy(0, 2).await;
     let (first, _) = adopt(&agent, fixture.spec()).await;

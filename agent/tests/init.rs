@@ -1,5 +1,10 @@
 //! `millrace-agent init` in real pods: both forms capture real connections, leave what they must
 //! alone, can be written twice, replaced and removed; the broker's guard holds without them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests may panic"
+)]
 
 #[path = "support/agent.rs"]
 mod agent;
@@ -61,7 +66,7 @@ fn rules(pod: &Pod) -> String {
     let save = |tool: &str| {
         let lines = pod.stdout(Command::new(tool)).unwrap_or_default();
         let rules = lines.lines().filter(|line| line.starts_with("-A"));
-        rules.map(|rule| format!("{rule}\n")).collect::<String>()
+        rules.collect::<Vec<_>>().join("\n")
     };
     save("iptables-save") + &save("ip6tables-save")
 }

@@ -1,4 +1,9 @@
 //! The launcher: three siblings with the privileges they need, each killable alone.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests may panic"
+)]
 
 #[path = "support/agent.rs"]
 mod agent;
@@ -87,8 +92,9 @@ fn capabilities(pid: u32) -> String {
         .unwrap()
         .lines()
         .filter(|line| line.starts_with("Cap") || line.starts_with("NoNewPrivs"))
-        .map(|line| format!("{}\n", line.replace('\t', " ")))
-        .collect()
+        .collect::<Vec<_>>()
+        .join("\n")
+        .replace('\t', " ")
 }
 
 #[test]

@@ -2,6 +2,11 @@
 //!
 //! An input is either the arguments of `millrace-agent init` or a configuration as the broker
 //! gets it. `MILLRACE_BLESS=1` rewrites the goldens.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests may panic"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

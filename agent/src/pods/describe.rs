@@ -139,10 +139,10 @@ fn line_of(text: &str, pod: &str, field: &str) -> Option<u64> {
     let named = lines
         .iter()
         .position(|line| key_of(line).as_deref() == Some("name") && line.contains(pod))?;
-    let is_end = |line: &&str| line.starts_with("---");
+    let is_end = |line: &str| line.starts_with("---");
     let first = lines[..named]
         .iter()
-        .rposition(|line| is_end(&line))
+        .rposition(|line| is_end(line))
         .map_or(0, |at| at + 1);
     let count = lines[first..]
         .iter()

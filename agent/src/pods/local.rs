@@ -56,10 +56,10 @@ impl LocalSource {
     /// Reads the directory now, and again whenever it changes, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         // One notification that something changed is as good as many.
-        let (changed, mut changes) = mpsc::channel::<()>(1);
+        let (notice, mut changes) = mpsc::channel::<()>(1);
         let watcher = notify::recommended_watcher(move |_| {
             // Full means that a reading is due already.
-            changed.try_send(()).ok();
+            notice.try_send(()).ok();
         })
         .and_then(|mut watcher| {
             watcher.watch(&self.dir, RecursiveMode::NonRecursive)?;

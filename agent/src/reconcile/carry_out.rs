@@ -100,8 +100,8 @@ impl Reconciler {
     pub(super) async fn capture(&mut self, decided: &Decided) -> Result<bool, CallError> {
         let desired = &decided.desired;
         let uid = &desired.pod.uid;
-        let ready = |pod: &&Tracked| pod.adopted && pod.handle.is_some() && !pod.waits();
-        if self.pods.get(uid).filter(ready).is_none() {
+        let ready = |pod: &Tracked| pod.adopted && pod.handle.is_some() && !pod.waits();
+        if !self.pods.get(uid).is_some_and(ready) {
             return Ok(false);
         }
         let mut complete = true;

@@ -82,7 +82,7 @@ impl Fixture {
     }
 
     /// Starts a broker; it stops when the guard is dropped.
-    pub(crate) async fn broker(&self) -> Running {
+    pub(crate) fn broker(&self) -> Running {
         let stop = CancellationToken::new();
         let config = BrokerConfig {
             agent_socket: self.socket("broker.sock"),
