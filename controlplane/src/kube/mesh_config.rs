@@ -170,7 +170,17 @@ impl Reader<'_> {
             .default_config
             .and_then(|defaults| defaults.tracing)
             .and_then(|tracing| tracing.sampling);
+        let file_says_tracing = file.enable_tracing.is_some();
         let wanted = file.enable_tracing.unwrap_or(sampling.is_some());
+        if wanted {
+            let field = if file_says_tracing {
+                "enableTracing"
+            } else {
+                "defaultConfig.tracing"
+            };
+            let message = "only stock Envoys make spans; Millrace's proxy forwards trace headers";
+            self.problem(node.line_of(field), Finding::not_executed(field, message));
+        }
         mesh.tracing_percent = wanted.then(|| sampling.unwrap_or(DEFAULT_SAMPLING));
         if sampling.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
             self.error(
@@ -247,7 +257,11 @@ mod tests {
             .collect();
         assert_eq!(
             fields,
-            [("trustDomain", 8), ("defaultConfig.drainDuration", 7)]
+            [
+                ("trustDomain", 8),
+                ("defaultConfig.drainDuration", 7),
+                ("defaultConfig.tracing", 6)
+            ]
         );
     }
 

@@ -128,6 +128,10 @@ pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>
                 http_options(Some(UpstreamHttp::AsDownstream), &ConnectionPool::default());
         }
         ClusterName::BlackHole => {
+            cluster.load_assignment = Some(ClusterLoadAssignment {
+                cluster_name: text.to_owned(),
+                ..Default::default()
+            });
             cluster.cluster_discovery_type =
                 Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into()));
         }
