@@ -49,3 +49,5 @@ mod fixture;
 pub mod bootstrap;
 
 pub mod admin;
+
+pub mod simulate;

@@ -29,6 +29,9 @@ use crate::cluster::Manager;
 use crate::cluster::dns::{DnsClusters, Lookup, Resolution};
 use crate::snapshot::{Resources, Store};
 
+#[cfg(test)]
+mod tests;
+
 /// Time between a change and its being written to disk, so that a burst is written once.
 const SAVE_AFTER: Duration = Duration::from_millis(500);
 /// Events taken into one change at most; more wait for the next.

@@ -25,6 +25,9 @@ use crate::dns::names::NameTable;
 use crate::resource::{Cluster, ClusterKind, ClusterName, Endpoints, Listener, RouteConfiguration};
 use crate::snapshot::{Naming, Resources};
 
+#[cfg(test)]
+pub(super) mod tests;
+
 /// What is asked of the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -177,6 +180,7 @@ impl State {
         changed |= self.promote_routes(now);
         changed |= self.promote_listeners(now);
         changed |= self.bury(now);
+        changed |= self.drop_foreign_listeners();
         let wanted = self.wanted();
         changed |= self.drop_unwanted(&wanted);
         let deadlines = [
@@ -487,15 +491,28 @@ impl State {
         found
     }
 
+    /// Whether the pods are not known yet: what an earlier run saved then stays.
+    fn is_blind(&self) -> bool {
+        self.mode == Mode::Node && self.interest.is_none()
+    }
+
+    /// Drops the listeners of pods that are not on this node any more.
+    fn drop_foreign_listeners(&mut self) -> bool {
+        if self.mode != Mode::Node || self.is_blind() {
+            return false;
+        }
+        let terms = self.listener_terms();
+        self.answered.retain(|term| terms.contains(term));
+        self.listeners.keep(|name| covers(&terms, name))
+    }
+
+    /// Drops what no listener leads to any more.
     fn drop_unwanted(&mut self, wanted: &Wanted) -> bool {
+        if self.is_blind() {
+            return false;
+        }
         let mut changed = false;
         if self.mode == Mode::Node {
-            if self.interest.is_none() {
-                // The pods are not known yet: what an earlier run saved stays.
-                return false;
-            }
-            changed |= self.listeners.keep(|n| covers(&wanted.listeners, n));
-            self.answered.retain(|t| wanted.listeners.contains(t));
             changed |= self.clusters.keep(|n| wanted.clusters.contains(n));
         }
         changed |= self.routes.keep(|n| wanted.routes.contains(n));
