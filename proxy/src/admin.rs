@@ -88,7 +88,13 @@ impl Context {
     }
 }
 
-/// Name of the admin socket in the run directory.
+/// Path of the admin socket: in the proxy's own directory below the run directory where there is
+/// one (the launcher makes it and links `proxy-admin.sock` to the socket), else beside the others.
 pub fn socket_path(run_dir: &std::path::Path) -> PathBuf {
-    run_dir.join("proxy-admin.sock")
+    let own = run_dir.join("proxy");
+    if own.is_dir() {
+        own.join("admin.sock")
+    } else {
+        run_dir.join("proxy-admin.sock")
+    }
 }

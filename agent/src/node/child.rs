@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -120,10 +120,17 @@ pub(super) fn prepare(config: &NodeConfig) -> anyhow::Result<()> {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("setting the mode of {}", dir.display()))?;
     }
-    let own = proxy_state(&config.state_dir);
-    fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
-    chown(&own, Some(config.proxy_uid), Some(config.proxy_gid))
-        .with_context(|| format!("giving {} to the proxy", own.display()))
+    // Of its own, as the run directory is where agent and broker have their sockets.
+    for own in [proxy_state(&config.state_dir), config.run_dir.join("proxy")] {
+        fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
+        chown(&own, Some(config.proxy_uid), Some(config.proxy_gid))
+            .with_context(|| format!("giving {} to the proxy", own.display()))?;
+    }
+    let link = config.run_dir.join("proxy-admin.sock");
+    match symlink("proxy/admin.sock", &link) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.with_context(|| format!("linking {}", link.display())),
+    }
 }
 
 fn proxy_state(state_dir: &Path) -> std::path::PathBuf {

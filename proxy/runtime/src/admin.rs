@@ -34,6 +34,7 @@ pub use routes::{Reply, Request, Response, Routes};
 pub const MAX_BODY: usize = 1024 * 1024;
 /// Connections served at a time; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 128;
+const BACKLOG: i32 = 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -57,6 +58,24 @@ impl Server {
     pub async fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
         Ok(Self {
             socket: Socket::Tcp(TcpListener::bind(address).await?),
+        })
+    }
+
+    /// Binds a TCP address that an earlier epoch of this program may hold too (`SO_REUSEPORT`), so
+    /// that a new process can start beside the one that it replaces.
+    ///
+    /// # Errors
+    /// When the address cannot be bound, for example because another user holds it.
+    pub fn bind_tcp_shared(address: SocketAddr) -> io::Result<Self> {
+        let domain = socket2::Domain::for_address(address);
+        let kind = socket2::Type::STREAM.nonblocking().cloexec();
+        let socket = socket2::Socket::new(domain, kind, Some(socket2::Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(Self {
+            socket: Socket::Tcp(TcpListener::from_std(socket.into())?),
         })
     }
 

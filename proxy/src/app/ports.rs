@@ -47,12 +47,12 @@ pub(super) async fn serve(
         }
     }
     if let Some(address) = admin_addr {
-        let server = bind("admin", address).await?;
+        let server = bind("admin", address)?;
         tasks.spawn(server.serve(admin, stop.clone()));
     }
     for (name, address, routes) in ports {
         if let Some(address) = address {
-            let server = bind(name, address).await?;
+            let server = bind(name, address)?;
             tasks.spawn(server.serve(routes, stop.clone()));
         }
     }
@@ -60,9 +60,9 @@ pub(super) async fn serve(
 }
 
 /// Binds one port.
-pub(super) async fn bind(name: &str, address: SocketAddr) -> anyhow::Result<Server> {
-    let server = Server::bind_tcp(address)
-        .await
+pub(super) fn bind(name: &str, address: SocketAddr) -> anyhow::Result<Server> {
+    // Shared: the next epoch binds the same ports before this one has drained.
+    let server = Server::bind_tcp_shared(address)
         .with_context(|| format!("binding the {name} port at {address}"))?;
     let address = server.local_addr().unwrap_or(address);
     tracing::info!(port = name, %address, "listening");
