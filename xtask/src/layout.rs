@@ -194,12 +194,14 @@ fn file_faults(file: &Path, text: &str) -> Vec<String> {
         .file_name()
         .and_then(|name| name.to_str())
         .unwrap_or_default();
-    if EMPTY_NAMES.contains(&name) {
+    let is_test = name == "tests.rs" || file.components().any(|part| part.as_os_str() == "tests");
+    // Cargo would take `tests/support.rs` for a test of its own; `tests/support/mod.rs` is its way out.
+    let shared_by_tests = is_test && name == "mod.rs";
+    if EMPTY_NAMES.contains(&name) && !shared_by_tests {
         faults.push(format!(
             "{shown}: a file is named after what it does, not {name}"
         ));
     }
-    let is_test = name == "tests.rs" || file.components().any(|part| part.as_os_str() == "tests");
     let first = text
         .lines()
         .find(|line| !line.trim().is_empty() && !line.starts_with("#!["));
