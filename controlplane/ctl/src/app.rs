@@ -1,0 +1,47 @@
+//! Runs a command: asks the parts of Millrace and makes text of their answers.
+
+use crate::cli::{Cli, Command, ProxyConfig};
+use crate::peer::Peers;
+use crate::{log, pods, precheck, proxy_config, version};
+
+/// What a command prints.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// The text.
+    pub(crate) text: String,
+    /// Whether all is as it should be; if not, the exit code is 2.
+    pub(crate) healthy: bool,
+}
+
+impl Output {
+    /// Good news, or just news.
+    pub(crate) fn ok(text: String) -> Self {
+        Self {
+            text,
+            healthy: true,
+        }
+    }
+
+    /// A JSON document.
+    pub(crate) fn json(value: &serde_json::Value, healthy: bool) -> anyhow::Result<Self> {
+        let mut text = serde_json::to_string_pretty(value)?;
+        text.push('\n');
+        Ok(Self { text, healthy })
+    }
+}
+
+/// Runs one command.
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<Output> {
+    let peers = Peers::new(&cli.places);
+    let format = cli.places.output;
+    match cli.command {
+        Command::Precheck => precheck::run(&peers, format).await,
+        Command::Status { pod } => pods::run(&peers, pod.as_deref(), format).await,
+        Command::ProxyConfig(ProxyConfig::Log { level }) => {
+            log::proxy(&peers, level.as_deref(), format).await
+        }
+        Command::ProxyConfig(what) => proxy_config::run(&peers, &what, format).await,
+        Command::Log { part, level } => log::run(&peers, part, level.as_deref(), format).await,
+        Command::Version => version::run(&peers, format).await,
+    }
+}
