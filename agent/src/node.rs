@@ -8,18 +8,21 @@
 mod child;
 mod digest;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use millrace_runtime::admin::client::{Target, call};
 use millrace_runtime::handoff::{ProxyState, ToAgent};
 use millrace_runtime::signal::{Signal, Signals};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::broker_client::BrokerClient;
-use crate::supervise::{Epoch, Event, Order, Supervisor};
+use crate::supervise::{Epoch, Event, Order, READY_WITHIN, Supervisor};
 use child::{Child, Role};
 
 /// Exits and readiness reports that may wait: a handful of processes.
@@ -60,12 +63,16 @@ pub struct NodeConfig {
 enum News {
     Exited(Role, Epoch, bool),
     Proxies(Vec<ProxyState>),
+    Ready(Epoch),
 }
 
 struct Launcher {
     config: NodeConfig,
     supervisors: BTreeMap<Role, Supervisor>,
     children: BTreeMap<(Role, Epoch), Child>,
+    /// Proxies that the broker knows, and those of ours that are asked whether they are ready.
+    known: Vec<ProxyState>,
+    asked: BTreeSet<Epoch>,
     news: mpsc::Sender<News>,
     failed: bool,
     left: usize,
@@ -113,6 +120,8 @@ impl Launcher {
             config,
             supervisors,
             children: BTreeMap::new(),
+            known: Vec::new(),
+            asked: BTreeSet::new(),
             news,
             failed: false,
             left: 0,
@@ -150,29 +159,39 @@ impl Launcher {
                 self.children.remove(&(role, epoch));
                 self.event(role, Event::Exited { epoch, clean });
             }
-            News::Proxies(proxies) => self.proxies(&proxies),
+            News::Proxies(proxies) => self.proxies(proxies),
+            News::Ready(epoch) => self.ready(epoch),
         }
     }
 
-    /// A proxy of ours that the broker knows serves. One that an earlier launcher left behind is
-    /// asked to drain as soon as ours is there.
-    fn proxies(&mut self, proxies: &[ProxyState]) {
-        let serving: Vec<_> = proxies.iter().filter(|proxy| !proxy.draining).collect();
-        let ours = |proxy: &ProxyState| {
-            let child = self.children.get(&(Role::Proxy, Epoch(proxy.epoch)));
-            child.is_some_and(|child| u32::try_from(child.pid()) == Ok(proxy.pid))
-        };
-        let (own, strange): (Vec<&ProxyState>, Vec<&ProxyState>) =
-            serving.into_iter().partition(|proxy| ours(proxy));
-        if own.is_empty() {
+    /// A proxy of ours that the broker knows is asked until it is ready.
+    fn proxies(&mut self, proxies: Vec<ProxyState>) {
+        self.known = proxies;
+        for proxy in &self.known {
+            let epoch = Epoch(proxy.epoch);
+            if !proxy.draining && self.is_ours(proxy) && self.asked.insert(epoch) {
+                let socket = self.config.run_dir.join("proxy/admin.sock");
+                tokio::spawn(ask_until_ready(socket, epoch, self.news.clone()));
+            }
+        }
+    }
+
+    /// A proxy serves: its predecessors may go, also one that an earlier launcher left behind.
+    fn ready(&mut self, epoch: Epoch) {
+        if !self.children.contains_key(&(Role::Proxy, epoch)) {
             return;
         }
-        for proxy in strange {
-            child::drain_stranger(proxy.pid, self.config.proxy_uid);
+        for proxy in self.known.iter().filter(|proxy| !proxy.draining) {
+            if !self.is_ours(proxy) {
+                child::drain_stranger(proxy.pid, self.config.proxy_uid);
+            }
         }
-        for proxy in own {
-            self.event(Role::Proxy, Event::Ready(Epoch(proxy.epoch)));
-        }
+        self.event(Role::Proxy, Event::Ready(epoch));
+    }
+
+    fn is_ours(&self, proxy: &ProxyState) -> bool {
+        let child = self.children.get(&(Role::Proxy, Epoch(proxy.epoch)));
+        child.is_some_and(|child| u32::try_from(child.pid()) == Ok(proxy.pid))
     }
 
     fn tick(&mut self) {
@@ -257,6 +276,22 @@ async fn watch_proxies(socket: PathBuf, news: mpsc::Sender<News>) {
                     return;
                 }
             }
+        }
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+/// Asks the newest proxy (it has taken the admin socket's path over before it connected to the
+/// broker) until it is ready; the supervisor gives it up if that takes too long.
+async fn ask_until_ready(socket: PathBuf, epoch: Epoch, news: mpsc::Sender<News>) {
+    let target = Target::Unix(socket);
+    let end = Instant::now() + READY_WITHIN;
+    while Instant::now() < end {
+        let answer = call(&target, Method::GET, "/ready", Bytes::new(), LOOK).await;
+        if answer.is_ok_and(|answer| answer.status == StatusCode::OK) {
+            // The launcher is gone only when everything has ended.
+            news.send(News::Ready(epoch)).await.ok();
+            return;
         }
         tokio::time::sleep(RECONNECT).await;
     }
