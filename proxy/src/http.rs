@@ -7,6 +7,7 @@
 pub mod body;
 pub mod connection;
 pub mod exchange;
+pub mod framing;
 pub mod headers;
 pub mod io;
 pub mod local_reply;

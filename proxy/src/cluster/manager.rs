@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::breaker::Breakers;
 use super::host::{Host, HostId, HostStats};
 use crate::lb;
+use crate::resource::endpoint::WorkloadRef;
 use crate::resource::{
     Cluster, ClusterKind, ClusterName, Endpoint, Endpoints, HealthStatus, Locality,
 };
@@ -49,10 +50,16 @@ struct Runtime {
     id: ClusterId,
     default: Arc<Breakers>,
     high: Arc<Breakers>,
-    hosts: Mutex<HashMap<SocketAddr, Arc<HostStats>>>,
+    hosts: Mutex<HashMap<SocketAddr, Known>>,
     /// Hosts of an `ORIGINAL_DST` cluster, made as they are asked for.
     original: Mutex<HashMap<SocketAddr, Arc<Host>>>,
     ids: AtomicU64,
+}
+
+/// A host of the newest configuration.
+struct Known {
+    stats: Arc<HostStats>,
+    workload: Option<WorkloadRef>,
 }
 
 /// An `ORIGINAL_DST` cluster forgets the hosts that nobody uses once it has this many.
@@ -163,30 +170,36 @@ impl Runtime {
         }
     }
 
-    /// A host that comes back gets new counters and a new identity: what was pooled for the old
-    /// one must not serve the new one.
+    /// A host that comes back, or whose address another workload has now, gets new counters and
+    /// a new identity: what was pooled for the old one must not serve the new one.
     fn update_hosts(&self, endpoints: Option<&Endpoints>) -> Vec<Arc<Host>> {
         let mut known = self.hosts.lock();
         let mut next = HashMap::with_capacity(known.len());
         let mut hosts = Vec::new();
         for (locality, endpoint) in endpoints.iter().flat_map(|e| e.iter()) {
-            let stats = next
-                .entry(endpoint.address)
-                .or_insert_with(|| {
-                    known
-                        .remove(&endpoint.address)
-                        .unwrap_or_else(|| Arc::new(HostStats::new(self.next_host())))
+            let host = next.entry(endpoint.address).or_insert_with(|| {
+                let same = known
+                    .get(&endpoint.address)
+                    .is_some_and(|old| old.workload == endpoint.workload);
+                let kept = if same {
+                    known.remove(&endpoint.address)
+                } else {
+                    None
+                };
+                kept.unwrap_or_else(|| Known {
+                    stats: Arc::new(HostStats::new(self.next_host())),
+                    workload: endpoint.workload.clone(),
                 })
-                .clone();
+            });
             hosts.push(Arc::new(Host {
                 endpoint: endpoint.clone(),
                 locality: locality.locality.clone(),
                 priority: locality.priority,
-                stats,
+                stats: host.stats.clone(),
             }));
         }
-        for stats in known.values() {
-            stats.set_gone(true);
+        for old in known.values() {
+            old.stats.set_gone(true);
         }
         *known = next;
         hosts.sort_by_key(|h| h.priority);
@@ -194,8 +207,8 @@ impl Runtime {
     }
 
     fn forget_hosts(&self) {
-        for stats in self.hosts.lock().values() {
-            stats.set_gone(true);
+        for host in self.hosts.lock().values() {
+            host.stats.set_gone(true);
         }
         for host in self.original.lock().values() {
             host.stats.set_gone(true);

@@ -25,6 +25,9 @@ pub struct ResponseBody {
     source: Source,
     /// Dropped when the last byte has been taken, which ends the request.
     exchange: Option<Box<Exchange>>,
+    /// Why the body breaks off, told to hyper a turn late: it gives up what it has not written
+    /// when it hears of it.
+    broken: Option<BodyError>,
 }
 
 enum Source {
@@ -67,6 +70,7 @@ impl ResponseBody {
         Self {
             source: Source::Full(bytes),
             exchange: Some(exchange),
+            broken: None,
         }
     }
 
@@ -75,6 +79,7 @@ impl ResponseBody {
         Self {
             source: Source::Done,
             exchange: None,
+            broken: None,
         }
     }
 
@@ -116,6 +121,7 @@ impl ResponseBody {
                 active,
             })),
             exchange: Some(exchange),
+            broken: None,
         }
     }
 
@@ -145,9 +151,7 @@ impl ResponseBody {
                 let (flag, text) = broken_off(&error);
                 exchange.flags.insert(flag);
                 exchange.details = text;
-                self.exchange = None;
-                self.source = Source::Done;
-                Poll::Ready(Some(Err(BodyError::Upstream(error))))
+                self.break_off(BodyError::Upstream(error), cx)
             }
             Poll::Ready(None) => {
                 self.end();
@@ -160,11 +164,17 @@ impl ResponseBody {
                 };
                 exchange.flags.insert(failure.flag());
                 exchange.details = failure.details();
-                self.exchange = None;
-                self.source = Source::Done;
-                Poll::Ready(Some(Err(BodyError::Timeout(failure))))
+                self.break_off(BodyError::Timeout(failure), cx)
             }
         }
+    }
+
+    fn break_off<T>(&mut self, error: BodyError, cx: &mut Context<'_>) -> Poll<T> {
+        self.exchange = None;
+        self.source = Source::Done;
+        self.broken = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// All of it has been read.
@@ -248,7 +258,7 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Source::Upstream(_) => this.poll_upstream(cx),
-            Source::Done => Poll::Ready(None),
+            Source::Done => Poll::Ready(this.broken.take().map(Err)),
         }
     }
 
@@ -256,7 +266,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Full(bytes) => bytes.is_empty(),
             Source::Upstream(_) => false,
-            Source::Done => true,
+            Source::Done => self.broken.is_none(),
         }
     }
 

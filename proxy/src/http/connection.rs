@@ -73,7 +73,11 @@ pub async fn serve(
         loggers,
         pod_key,
         h2,
-        io: SharedIo::new(io),
+        io: if h2 {
+            SharedIo::new(io)
+        } else {
+            SharedIo::for_requests(io)
+        },
         active: Cell::new(0),
         read_mark: Cell::new(0),
         hcm,
@@ -127,7 +131,6 @@ async fn serve_h1(downstream: Rc<Downstream>) {
     builder
         .max_header_size(header_bytes)
         .max_buf_size(header_bytes.max(MIN_BUFFER) + 1024)
-        .pipeline_flush(true)
         .timer(TokioTimer::new());
     if hcm.max_request_headers_count != INLINE_HEADERS {
         builder.max_headers(hcm.max_request_headers_count as usize);

@@ -306,6 +306,7 @@ impl Exchange {
         let downstream = &self.downstream;
         downstream.active.set(downstream.active.get() - 1);
         downstream.read_mark.set(downstream.io.bytes_read());
+        downstream.io.next_head();
         if !downstream.loggers.is_empty() {
             let record = self.record(Headers::Kept(&self.kept.request));
             downstream.loggers.record(&record);

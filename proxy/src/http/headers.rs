@@ -59,10 +59,9 @@ pub struct Refused {
     pub details: &'static str,
 }
 
-/// Checks how an HTTP/1.1 request is framed, beyond what hyper refuses itself. hyper refuses
-/// what is not `chunked` at its end, and takes `chunked` alone where there is a Content-Length
-/// too, closing the connection afterwards; both are refused here where they can be seen, since
-/// only one coding is ever forwarded (RFC 9112 sections 6.1 and 6.3).
+/// Checks how an HTTP/1.1 request is framed, beyond what hyper refuses itself (what is not
+/// `chunked` at its end) and `framing` finds (two lengths): one coding, and none but `chunked`
+/// (RFC 9112 sections 6.1 and 6.3).
 ///
 /// # Errors
 /// Where the body's length could be read in two ways, or its coding is not known.
@@ -72,7 +71,7 @@ pub fn check_framing(headers: &HeaderMap) -> Result<(), Refused> {
         return Ok(());
     };
     let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if codings.next().is_some() || headers.contains_key(header::CONTENT_LENGTH) {
+    if codings.next().is_some() {
         return Err(Refused {
             status: StatusCode::BAD_REQUEST,
             details: details::HTTP1_BAD_TRANSFER_ENCODING,

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::framing::HeadScan;
 use crate::socket::Stream;
 
 /// A handle on a socket; clones are the same socket.
@@ -28,6 +29,8 @@ pub struct SharedIo(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     stream: Mutex<Stream>,
+    /// Only on the server's side of HTTP/1.
+    scan: Option<Mutex<HeadScan>>,
     read: AtomicU64,
     written: AtomicU64,
     message: AtomicU64,
@@ -71,8 +74,18 @@ const BYTES_ACKED: usize = 120;
 impl SharedIo {
     /// Takes a stream over.
     pub fn new(stream: Stream) -> Self {
+        Self::build(stream, None)
+    }
+
+    /// Takes a stream over on which HTTP/1 requests come.
+    pub fn for_requests(stream: Stream) -> Self {
+        Self::build(stream, Some(Mutex::default()))
+    }
+
+    fn build(stream: Stream, scan: Option<Mutex<HeadScan>>) -> Self {
         Self(Arc::new(Inner {
             stream: Mutex::new(stream),
+            scan,
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             message: AtomicU64::new(u64::MAX),
@@ -87,6 +100,19 @@ impl SharedIo {
     /// Bytes written so far.
     pub fn bytes_written(&self) -> u64 {
         self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether the head of a request said twice how long it is, since this was last asked.
+    pub fn take_ambiguous(&self) -> bool {
+        let scan = self.0.scan.as_ref();
+        scan.is_some_and(|scan| scan.lock().take_ambiguous())
+    }
+
+    /// A request has ended.
+    pub fn next_head(&self) {
+        if let Some(scan) = &self.0.scan {
+            scan.lock().next_head();
+        }
     }
 
     /// Says how large the message is that is written next.
@@ -151,8 +177,11 @@ impl AsyncRead for SharedIo {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut *self.0.stream.lock()).poll_read(cx, buf))?;
-        let count = (buf.filled().len() - before) as u64;
-        self.0.read.fetch_add(count, Ordering::Relaxed);
+        let bytes = &buf.filled()[before..];
+        if let Some(scan) = &self.0.scan {
+            scan.lock().feed(bytes);
+        }
+        self.0.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }

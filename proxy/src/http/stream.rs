@@ -172,6 +172,9 @@ impl Stream {
         let headers = &mut self.head.headers;
         if exchange.version < Version::HTTP_2 {
             headers::check_framing(headers)?;
+            if downstream.io.take_ambiguous() {
+                return Err(bad(details::HTTP1_BAD_TRANSFER_ENCODING));
+            }
             if headers.get_all(header::HOST).iter().nth(1).is_some() {
                 return Err(bad("http1.multiple_host_headers"));
             }

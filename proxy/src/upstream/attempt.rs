@@ -22,6 +22,9 @@ use crate::pods::LocalPod;
 use crate::route::retry::is_idempotent;
 use crate::worker::Worker;
 
+/// How often a request is sent again of which the upstream received nothing.
+const MAX_RESENDS: u32 = 2;
+
 /// A request's head in the form that both protocols can be made from.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
@@ -94,6 +97,7 @@ pub async fn attempt(
     body: &Replay,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let mut fresh = false;
+    let mut left = MAX_RESENDS;
     loop {
         let mut lease = checkout(worker, target, h2, fresh).await?;
         let request = request(head, h2, body.attempt())?;
@@ -108,10 +112,10 @@ pub async fn attempt(
         if let Lease::H2(lease) = &lease {
             lease.retire();
         }
-        let again = lease.is_reused() && !fresh && may_resend(&failed, head, body);
-        if !again {
+        if left == 0 || !may_resend(&failed, lease.is_reused(), head, body) {
             return Err(classify(*failed, body));
         }
+        left -= 1;
         fresh = true;
     }
 }
@@ -131,11 +135,11 @@ async fn checkout(
     Ok(Lease::H1(Box::new(conn)))
 }
 
-fn may_resend(failed: &SendError, head: &Outgoing, body: &Replay) -> bool {
+fn may_resend(failed: &SendError, reused: bool, head: &Outgoing, body: &Replay) -> bool {
     if failed.answered || body.has_failed() || !body.is_replayable() {
         return false;
     }
-    failed.unreceived || (body.is_empty() && is_idempotent(&head.method))
+    failed.unreceived || (reused && body.is_empty() && is_idempotent(&head.method))
 }
 
 fn classify(failed: SendError, body: &Replay) -> Failure {

@@ -1,0 +1,236 @@
+//! Header limits, timeouts, breakers and retries.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+#[test]
+fn large_headers_get_431_and_the_connection_is_closed() {
+    let upstream = responder(|_, _| ok(""));
+    let proxy = Setup::new(&[upstream]).start();
+    let large = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "x".repeat(61 << 10)
+    );
+    let huge = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+        "x".repeat(1 << 20)
+    );
+    let many: String = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n");
+    for request in [large, huge, many] {
+        let answer = exchange(proxy.address, request.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
+    let fits = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: {}\r\n\r\n",
+        "x".repeat(59 << 10)
+    );
+    let answer = exchange(proxy.address, fits.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let log = proxy.log();
+    assert!(
+        log[0].contains(" 431 DPE request_headers_too_large"),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn a_slow_loris_gets_408() {
+    let upstream = responder(|_, _| ok(""));
+    let proxy = Setup::new(&[upstream])
+        .hcm(|hcm| hcm.request_headers_timeout = Duration::from_millis(200))
+        .start();
+    // At the first request, and at a later one of a connection that was idle for longer.
+    for first in [true, false] {
+        let mut client = proxy.connect();
+        if !first {
+            client
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .unwrap();
+            read_message(&mut client);
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        client.write_all(b"GET / HTTP/1.1\r\nHost").unwrap();
+        let start = Instant::now();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{first}: {answer}");
+        assert!(start.elapsed() >= Duration::from_millis(150));
+    }
+}
+
+#[test]
+fn a_route_timeout_gives_504() {
+    let upstream = server(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream.read(&mut [0]);
+    });
+    let proxy = Setup::new(&[upstream])
+        .action(|action| action.timeout = Duration::from_millis(100))
+        .start();
+    let answer = exchange(
+        proxy.address,
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert!(answer.ends_with("upstream request timeout"), "{answer}");
+    let log = proxy.log();
+    assert!(log[0].contains(" 504 UT response_timeout"), "{log:?}");
+}
+
+#[test]
+fn an_idle_stream_is_ended() {
+    let upstream = server(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream.read(&mut [0]);
+    });
+    let proxy = Setup::new(&[upstream])
+        .hcm(|hcm| hcm.stream_idle_timeout = Duration::from_millis(100))
+        .start();
+    let answer = exchange(
+        proxy.address,
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    let log = proxy.log();
+    assert!(log[0].contains(" 408 SI stream_idle_timeout"), "{log:?}");
+}
+
+#[test]
+fn a_refused_connection_is_retried_on_another_host() {
+    let good = responder(|_, _| ok("good"));
+    let bad = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let refused = bad.local_addr().unwrap();
+    drop(bad);
+    let proxy = Setup::new(&[refused, good])
+        .action(|action| action.retry_policy = Some(istio_retries()))
+        .start();
+    for _ in 0..10 {
+        let request =
+            b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi";
+        let answer = exchange(proxy.address, request);
+        assert!(answer.ends_with("good"), "{answer}");
+    }
+}
+
+#[test]
+fn retries_end_with_the_last_answer_and_its_flag() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = asked.clone();
+    let upstream = responder(move |_, body| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(body, b"hi", "the body is sent with every try");
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy".to_vec()
+    });
+    let proxy = Setup::new(&[upstream])
+        .action(|action| action.retry_policy = Some(istio_retries()))
+        .start();
+    let answer = exchange(
+        proxy.address,
+        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi",
+    );
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.ends_with("busy"), "{answer}");
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
+    let log = proxy.log();
+    assert!(
+        log[0].contains(" 503 URX via_upstream 2 4 main 3 "),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn connecting_in_vain_gives_503_uf() {
+    let bad = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let refused = bad.local_addr().unwrap();
+    drop(bad);
+    let proxy = Setup::new(&[refused]).start();
+    let answer = exchange(
+        proxy.address,
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(
+        answer.contains("reset reason: remote connection failure"),
+        "{answer}"
+    );
+    let log = proxy.log();
+    assert!(log[0].contains(" 503 UF "), "{log:?}");
+}
+
+#[test]
+fn a_full_breaker_gives_503_uo() {
+    let upstream = server(|mut stream| {
+        read_head(&mut stream);
+        let _ = stream.read(&mut [0]);
+    });
+    let proxy = Setup::new(&[upstream])
+        .cluster(|cluster| cluster.default_thresholds.max_requests = 1)
+        .start();
+    let mut first = proxy.connect();
+    first
+        .write_all(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let entry = proxy.store.load().cluster("main").unwrap().clone();
+    while entry
+        .breakers()
+        .taken(millrace_proxy::cluster::breaker::Resource::Request)
+        == 0
+    {
+        std::thread::yield_now();
+    }
+    let answer = exchange(
+        proxy.address,
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!(header(&answer, "x-envoy-overloaded"), Some("true"));
+    drop(first);
+    let log = proxy.log();
+    assert!(log.iter().any(|l| l.contains(" 503 UO ")), "{log:?}");
+}
+
+#[test]
+fn requests_wait_for_a_connection_when_there_may_be_no_more() {
+    let upstream = responder(|_, _| ok("x"));
+    let proxy = Setup::new(&[upstream])
+        .cluster(|cluster| cluster.default_thresholds.max_connections = 1)
+        .start();
+    let address = proxy.address;
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                for _ in 0..20 {
+                    let answer = exchange(
+                        address,
+                        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                    );
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    let entry = proxy.store.load().cluster("main").unwrap().clone();
+    assert_eq!(entry.hosts[0].stats.cx_total.get(), 1);
+}
+
+#[test]
+fn a_draining_proxy_finishes_and_closes() {
+    let upstream = responder(|_, _| ok("x"));
+    let proxy = Setup::new(&[upstream]).start();
+    let mut idle = proxy.connect();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    read_message(&mut idle);
+    proxy.drain();
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "an idle connection is just closed");
+}

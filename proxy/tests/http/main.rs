@@ -1,0 +1,9 @@
+//! The HTTP data path, with real sockets on both sides.
+#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
+mod forwarding;
+mod keep_alive;
+mod limits;
+mod protocols;
+mod smuggling;
+mod support;

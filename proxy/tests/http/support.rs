@@ -1,0 +1,449 @@
+//! A worker of the proxy on a thread of its own, serving HTTP from a static configuration, and
+//! raw peers on both sides of it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http::StatusCode;
+use millrace_proxy::cluster::Manager;
+use millrace_proxy::http::connection;
+use millrace_proxy::listener::DownstreamInfo;
+use millrace_proxy::metrics::{Telemetry, TelemetryCollector};
+use millrace_proxy::resource::*;
+use millrace_proxy::snapshot::{Resources, Store};
+use millrace_proxy::socket::Stream;
+use millrace_proxy::worker::Parts;
+use prometheus_client::registry::Registry;
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+/// What a proxy of a test is made of.
+pub struct Setup {
+    pub hcm: HttpConnectionManager,
+    pub routes: RouteConfiguration,
+    pub clusters: Vec<Cluster>,
+}
+
+/// A running proxy; it ends on drop.
+pub struct Proxy {
+    pub address: SocketAddr,
+    pub manager: Arc<Manager>,
+    pub store: Arc<Store>,
+    resources: Resources,
+    telemetry: Arc<Telemetry>,
+    log: PathBuf,
+    dir: tempfile::TempDir,
+    writer: Option<millrace_proxy::access_log::sink::Writer>,
+    stop: CancellationToken,
+    drain: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+pub const ROUTES: &str = "test";
+pub const LOG_FORMAT: &str = concat!(
+    "%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% ",
+    "%RESPONSE_CODE_DETAILS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER_RAW% ",
+    "%UPSTREAM_REQUEST_ATTEMPT_COUNT% %GRPC_STATUS_NUMBER% %ROUTE_NAME%\n",
+);
+
+impl Setup {
+    /// Everything goes to cluster `main` at these addresses.
+    pub fn new(addresses: &[SocketAddr]) -> Self {
+        let route = route("/", forward(ClusterSpecifier::Cluster("main".into())));
+        Self {
+            hcm: hcm(),
+            routes: routes(vec![route]),
+            clusters: vec![cluster("main", addresses)],
+        }
+    }
+
+    pub fn action(mut self, edit: impl FnOnce(&mut RouteAction)) -> Self {
+        let vhost = Arc::make_mut(&mut self.routes.virtual_hosts[0]);
+        let route = Arc::make_mut(&mut vhost.routes[0]);
+        let Action::Forward(action) = &mut route.action else {
+            panic!("the first route forwards");
+        };
+        edit(Arc::make_mut(action));
+        self
+    }
+
+    pub fn cluster(mut self, edit: impl FnOnce(&mut Cluster)) -> Self {
+        edit(&mut self.clusters[0]);
+        self
+    }
+
+    pub fn hcm(mut self, edit: impl FnOnce(&mut HttpConnectionManager)) -> Self {
+        edit(&mut self.hcm);
+        self
+    }
+
+    pub fn start(self) -> Proxy {
+        Proxy::start(self)
+    }
+}
+
+impl Proxy {
+    fn start(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("access.log");
+        let mut hcm = setup.hcm;
+        hcm.access_log = vec![AccessLog {
+            path: log.display().to_string(),
+            format: Some(AccessLogFormat::Text(LOG_FORMAT.into())),
+        }];
+        let telemetry = Telemetry::new();
+        let writer = telemetry.sinks().start().unwrap();
+        let (store, manager) = (Arc::new(Store::new()), Arc::new(Manager::new()));
+        let mut resources = Resources::default();
+        resources
+            .routes
+            .insert(ROUTES.into(), Arc::new(setup.routes));
+        for cluster in setup.clusters {
+            resources
+                .clusters
+                .insert(cluster.name.clone(), Arc::new(cluster));
+        }
+        store.publish(&resources, &manager);
+        let parts = Parts {
+            store: store.clone(),
+            pods: Arc::default(),
+            own_addresses: Arc::from([]),
+            telemetry: telemetry.clone(),
+            stats: Default::default(),
+            server_first: Default::default(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, drain) = (CancellationToken::new(), CancellationToken::new());
+        let (stopped, draining) = (stop.clone(), drain.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let local = LocalSet::new();
+            local.block_on(&runtime, run(parts, listener, hcm, stopped, draining));
+        });
+        Self {
+            address,
+            manager,
+            store,
+            resources,
+            telemetry,
+            log,
+            dir,
+            writer: Some(writer),
+            stop,
+            drain,
+            thread: Some(thread),
+        }
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        connect(self.address)
+    }
+
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Publishes the resources after a change.
+    pub fn update(&mut self, edit: impl FnOnce(&mut Resources)) {
+        edit(&mut self.resources);
+        self.store.publish(&self.resources, &self.manager);
+    }
+
+    pub fn metrics(&self) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(TelemetryCollector(self.telemetry.clone())));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    /// Ends the proxy and returns its access log.
+    pub fn log(mut self) -> Vec<String> {
+        self.end();
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let _ = &self.dir;
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn end(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        drop(self.writer.take());
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn run(
+    parts: Parts,
+    listener: TcpListener,
+    hcm: HttpConnectionManager,
+    stop: CancellationToken,
+    drain: CancellationToken,
+) {
+    let worker = Rc::new(parts.worker(0));
+    let hcm = Arc::new(hcm);
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    loop {
+        let (stream, peer) = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = drain.cancelled(), if !worker.drain.is_cancelled() => {
+                worker.drain.cancel();
+                continue;
+            }
+            accepted = listener.accept() => accepted.unwrap(),
+        };
+        let local = stream.local_addr().unwrap();
+        let info = Rc::new(DownstreamInfo {
+            id: worker.next_connection_id(),
+            pod: None,
+            peer,
+            local,
+            orig_dst: local,
+            direction: TrafficDirection::Outbound,
+            listener: "test".into(),
+            filter_chain: String::new(),
+            server_name: None,
+            started: tokio::time::Instant::now(),
+        });
+        let serving = connection::serve(worker.clone(), Stream::new(stream), info, hcm.clone());
+        tokio::task::spawn_local(serving);
+    }
+}
+
+pub fn hcm() -> HttpConnectionManager {
+    HttpConnectionManager {
+        stat_prefix: "test".into(),
+        codec: Codec::Auto,
+        routes: RouteSource::Rds(ROUTES.into()),
+        server_name: Some("istio-envoy".into()),
+        use_remote_address: false,
+        xff_num_trusted_hops: 0,
+        generate_request_id: true,
+        preserve_external_request_id: false,
+        upgrades: vec!["websocket".into()],
+        stream_idle_timeout: Duration::from_secs(300),
+        request_headers_timeout: Duration::from_secs(10),
+        request_timeout: Duration::ZERO,
+        idle_timeout: Duration::from_secs(3600),
+        max_request_headers_kb: 60,
+        max_request_headers_count: 100,
+        max_concurrent_streams: 0,
+        drain_timeout: Duration::from_secs(5),
+        normalize_path: true,
+        merge_slashes: false,
+        strip_any_host_port: false,
+        access_log: Vec::new(),
+    }
+}
+
+pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
+    let endpoints = addresses
+        .iter()
+        .map(|address| {
+            Arc::new(Endpoint {
+                address: *address,
+                hostname: None,
+                weight: 1,
+                health: HealthStatus::Healthy,
+                canary: false,
+                workload: None,
+            })
+        })
+        .collect();
+    Cluster {
+        name: name.into(),
+        alt_stat_name: None,
+        kind: ClusterKind::Static(Arc::new(Endpoints {
+            localities: vec![LocalityEndpoints {
+                locality: Locality::default(),
+                priority: 0,
+                weight: 1,
+                endpoints,
+            }],
+            overprovisioning_factor: 140,
+        })),
+        lb_policy: LbPolicy::RoundRobin,
+        connect_timeout: Duration::from_secs(2),
+        default_thresholds: Thresholds::default(),
+        high_thresholds: Thresholds::default(),
+        protocol: UpstreamProtocol::Http1,
+        idle_timeout: Duration::from_secs(3600),
+        max_connection_duration: Duration::ZERO,
+        max_requests_per_connection: 0,
+        max_concurrent_streams: 100,
+        tcp_keepalive: None,
+        bind_source: None,
+        panic_threshold: 0,
+        added_via_api: true,
+        service: None,
+    }
+}
+
+pub fn routes(routes: Vec<Route>) -> RouteConfiguration {
+    RouteConfiguration {
+        name: ROUTES.into(),
+        virtual_hosts: vec![Arc::new(VirtualHost {
+            name: "all".into(),
+            domains: vec!["*".into()],
+            routes: routes.into_iter().map(Arc::new).collect(),
+            request_headers: HeaderMutation::default(),
+            response_headers: HeaderMutation::default(),
+            retry_policy: None,
+            include_request_attempt_count: false,
+        })],
+        ignore_port_in_host_matching: false,
+        request_headers: HeaderMutation::default(),
+        response_headers: HeaderMutation::default(),
+    }
+}
+
+pub fn route(prefix: &str, action: Action) -> Route {
+    Route {
+        name: "default".into(),
+        matches: RouteMatch {
+            path: PathMatcher::Prefix {
+                value: prefix.into(),
+                ignore_case: false,
+            },
+            headers: Vec::new(),
+            query: Vec::new(),
+            grpc_only: false,
+            runtime_fraction: None,
+        },
+        action,
+        request_headers: HeaderMutation::default(),
+        response_headers: HeaderMutation::default(),
+        operation: None,
+    }
+}
+
+pub fn forward(cluster: ClusterSpecifier) -> Action {
+    Action::Forward(Arc::new(RouteAction {
+        cluster,
+        cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
+        timeout: Duration::ZERO,
+        idle_timeout: None,
+        retry_policy: None,
+        path_rewrite: None,
+        host_rewrite: None,
+        upgrades: Vec::new(),
+    }))
+}
+
+pub fn istio_retries() -> RetryPolicy {
+    RetryPolicy {
+        on: RetryOn::CONNECT_FAILURE
+            .union(RetryOn::REFUSED_STREAM)
+            .union(RetryOn::UNAVAILABLE)
+            .union(RetryOn::CANCELLED)
+            .union(RetryOn::RETRIABLE_STATUS_CODES),
+        num_retries: 2,
+        per_try_timeout: None,
+        retriable_status_codes: vec![StatusCode::SERVICE_UNAVAILABLE],
+        base_interval: Duration::from_millis(25),
+        max_interval: Duration::from_millis(250),
+        avoid_previous_hosts: true,
+        host_selection_attempts: 5,
+    }
+}
+
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    stream
+}
+
+/// Sends bytes and reads until the peer closes.
+pub fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = connect(address);
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    // A reset after the answer is an end too.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Reads the head of a message.
+pub fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => break,
+        }
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Value of a header in the text of a message.
+pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (n, value) = line.split_once(':')?;
+        n.eq_ignore_ascii_case(name).then_some(value.trim())
+    })
+}
+
+/// Reads a message: its head and a body of a known length.
+pub fn read_message(stream: &mut TcpStream) -> (String, Vec<u8>) {
+    let head = read_head(stream);
+    let length = header(&head, "content-length").map_or(0, |l| l.parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    (head, body)
+}
+
+/// A server whose every connection is handled by a function on a thread.
+pub fn server(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, handle) = (stream.unwrap(), handle.clone());
+            stream.set_nodelay(true).unwrap();
+            std::thread::spawn(move || handle(stream));
+        }
+    });
+    address
+}
+
+/// A keep-alive server that answers every request with `answer(head, body)`.
+pub fn responder(answer: impl Fn(&str, &[u8]) -> Vec<u8> + Clone + Send + 'static) -> SocketAddr {
+    server(move |mut stream| {
+        loop {
+            let (head, body) = read_message(&mut stream);
+            if head.is_empty() || stream.write_all(&answer(&head, &body)).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+pub fn ok(body: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
