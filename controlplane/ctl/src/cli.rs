@@ -72,7 +72,7 @@ pub(crate) enum Command {
         /// Whose
         #[arg(value_enum)]
         part: Option<Part>,
-        /// New level: error, warn, info, debug, trace, or a list like info,millrace_proxy::http=debug
+        /// New level: error, warn, info, debug, trace, or a list like `info,millrace_proxy::http=debug`
         level: Option<String>,
     },
     /// Version of every part

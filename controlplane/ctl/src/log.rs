@@ -3,7 +3,7 @@
 use anyhow::bail;
 use bytes::Bytes;
 use http::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::app::Output;
 use crate::cli::{Format, Part};
@@ -103,7 +103,7 @@ fn show(rows: &[(&str, Result<String, String>)], format: Format) -> anyhow::Resu
             };
             ((*part).to_owned(), value)
         });
-        return Output::json(&Value::Object(Map::from_iter(rows)), true);
+        return Output::json(&Value::Object(rows.collect()), true);
     }
     let mut table = Table::new(&["PART", "LEVEL"]);
     for (part, level) in rows {
@@ -130,7 +130,12 @@ fn encoded(text: &str) -> String {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b',' | b':' | b'=' => {
                 out.push(char::from(byte));
             }
-            other => out.push_str(&format!("%{other:02X}")),
+            other => {
+                out.push('%');
+                for digit in [other >> 4, other & 15] {
+                    out.push(char::from(b"0123456789ABCDEF"[usize::from(digit)]));
+                }
+            }
         }
     }
     out

@@ -86,10 +86,11 @@ fn node_text(node: &Value) -> String {
     if node["proxy_gone"] == true {
         text.push_str("the proxy is GONE: no heartbeat within the deadline\n");
     }
-    for problem in node["problems"].as_array().into_iter().flatten() {
-        text.push_str(&format!("problem: {}\n", compact(problem)));
-    }
-    text
+    let problems = node["problems"].as_array().into_iter().flatten();
+    let lines: Vec<_> = problems
+        .map(|problem| format!("problem: {}\n", compact(problem)))
+        .collect();
+    text + &lines.concat()
 }
 
 fn proxy_text(proxy: Result<&Value, String>) -> String {
@@ -146,7 +147,8 @@ fn problems(pod: &Value) -> String {
     own.into_iter()
         .chain(annotations.map(string))
         .map(|problem| format!("{name}: {problem}\n"))
-        .collect()
+        .collect::<Vec<_>>()
+        .concat()
 }
 
 /// A string as it is, anything else as JSON; nothing for null.

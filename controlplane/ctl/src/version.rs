@@ -1,7 +1,7 @@
 //! `version`: of every part that answers, and of millctl itself.
 
 use millrace_runtime::build_info::BuildInfo;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::app::Output;
 use crate::cli::Format;
@@ -21,7 +21,7 @@ pub(crate) async fn run(peers: &Peers, format: Format) -> anyhow::Result<Output>
             let value = build.unwrap_or_else(|error| json!({ "error": error }));
             (part.to_owned(), value)
         });
-        return Output::json(&Value::Object(Map::from_iter(builds)), true);
+        return Output::json(&Value::Object(builds.collect()), true);
     }
     let mut table = Table::new(&["PART", "VERSION", "COMMIT", "BUILD", "PROTOCOL"]);
     for (part, build) in &builds {

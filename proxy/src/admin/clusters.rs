@@ -1,6 +1,5 @@
 //! `/clusters`: limits and hosts of every cluster, as text (R71) or JSON.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use millrace_runtime::admin::{Reply, Request, Response, Routes};
@@ -31,9 +30,9 @@ fn show(snapshot: &Snapshot, request: &Request) -> Response {
         let statuses: Vec<_> = clusters.map(|c| cluster_json(c)).collect();
         return Reply::json(200, &json!({ "cluster_statuses": statuses }));
     }
-    let mut text = String::new();
-    clusters.for_each(|c| cluster_text(c, &mut text));
-    Reply::text(200, text)
+    let mut lines = Vec::new();
+    clusters.for_each(|c| cluster_text(c, &mut lines));
+    Reply::text(200, lines.concat())
 }
 
 /// All clusters by name.
@@ -56,11 +55,10 @@ pub(super) fn hosts(cluster: &ClusterEntry) -> Vec<Arc<Host>> {
 }
 
 /// The exact form of R71.
-fn cluster_text(cluster: &ClusterEntry, out: &mut String) {
+fn cluster_text(cluster: &ClusterEntry, lines: &mut Vec<String>) {
     let name = cluster.name();
     let mut line = |rest: std::fmt::Arguments<'_>| {
-        // Writing to a string cannot fail.
-        let _: std::fmt::Result = writeln!(out, "{name}::{rest}");
+        lines.push(format!("{name}::{rest}\n"));
     };
     let priorities = [
         ("default_priority", &cluster.config.default_thresholds),

@@ -1,7 +1,6 @@
 //! `/config_dump`, `/listeners`, `/routes`, `/names`, `/server_info`: what is served and since
 //! when.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -77,12 +76,8 @@ fn listeners(context: &Context, request: &Request) -> Response {
         let statuses: Vec<_> = all.iter().map(|l| listener_json(l)).collect();
         return Reply::json(200, &json!({ "listener_statuses": statuses }));
     }
-    let mut text = String::new();
-    for listener in all {
-        // Writing to a string cannot fail.
-        let _: std::fmt::Result = writeln!(text, "{}::{}", listener.name, listener.address);
-    }
-    Reply::text(200, text)
+    let lines = all.iter().map(|l| format!("{}::{}\n", l.name, l.address));
+    Reply::text(200, lines.collect::<Vec<_>>().concat())
 }
 
 fn listener_json(listener: &Listener) -> Value {
@@ -166,21 +161,18 @@ fn route_list(context: &Context, request: &Request) -> Response {
     if request.query("format") == Some("json") {
         return Reply::json(200, &json!({ "routes": rows }));
     }
-    let mut text = String::new();
-    for row in &rows {
-        let field = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        let domains = row["domains"].as_array().map_or(0, Vec::len);
-        // Writing to a string cannot fail.
-        let _: std::fmt::Result = writeln!(
-            text,
-            "{}::{} ({domains} domains)::{}::{}",
+    let lines = rows.iter().map(|row| {
+        let field = |key: &str| row[key].as_str().unwrap_or_default();
+        format!(
+            "{}::{} ({} domains)::{}::{}\n",
             field("route_config"),
             field("virtual_host"),
+            row["domains"].as_array().map_or(0, Vec::len),
             field("match"),
             field("action")
-        );
-    }
-    Reply::text(200, text)
+        )
+    });
+    Reply::text(200, lines.collect::<Vec<_>>().concat())
 }
 
 /// One row per route.

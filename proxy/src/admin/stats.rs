@@ -1,7 +1,6 @@
 //! `/stats` in Envoy's text form and as JSON, `/stats/prometheus`.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use millrace_runtime::admin::{Reply, Request, Response, Routes};
@@ -57,12 +56,8 @@ fn stats(context: &Context, request: &Request) -> Response {
             .map(|(name, value)| json!({"name": name, "value": value}));
         return Reply::json(200, &json!({ "stats": stats.collect::<Vec<_>>() }));
     }
-    let mut text = String::new();
-    for (name, value) in all {
-        // Writing to a string cannot fail.
-        let _: std::fmt::Result = writeln!(text, "{name}: {value}");
-    }
-    Reply::text(200, text)
+    let lines = all.iter().map(|(name, value)| format!("{name}: {value}\n"));
+    Reply::text(200, lines.collect::<Vec<_>>().concat())
 }
 
 fn collect(context: &Context) -> BTreeMap<String, u64> {

@@ -48,7 +48,7 @@ static_resources:
 "#;
 
 /// R44.
-const DYNAMIC: &str = r#"
+const DYNAMIC: &str = r"
 admin:
   access_log_path: /tmp/admin_access.log
   address: {socket_address: {address: 127.0.0.1, port_value: 9901}}
@@ -63,7 +63,7 @@ static_resources:
     lb_policy: ROUND_ROBIN
     http2_protocol_options: {}
     hosts: [{socket_address: {address: 127.0.0.3, port_value: 5678}}]
-"#;
+";
 
 #[test]
 fn the_static_example_is_read_in_its_old_form() {

@@ -146,7 +146,7 @@ fn refusal(query: &[u8], code: ResponseCode) -> Vec<u8> {
     }
     // QR is set; of the flags OPCODE and RD stay (RFC 1035 section 4.1.1).
     header[2] = 0x80 | (header[2] & 0x79);
-    header[3] = 0x80 | u8::from(code.low());
+    header[3] = 0x80 | code.low();
     header
 }
 

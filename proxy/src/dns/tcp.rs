@@ -73,13 +73,14 @@ async fn connection(dns: &Dns, mut stream: TcpStream, client: &Client) -> io::Re
         let answer = match dns.decide(&query, client, Limit::Stream) {
             Decision::Drop => return Ok(()),
             Decision::Refuse(answer) | Decision::Answer(answer) => answer,
-            Decision::Forward => match dns.admit(&own) {
-                Some(_permits) => dns.forward(&query, client, asked, Transport::Tcp).await,
-                None => {
+            Decision::Forward => {
+                if let Some(_permits) = dns.admit(&own) {
+                    dns.forward(&query, client, asked, Transport::Tcp).await
+                } else {
                     dns.stats.count(Outcome::Overloaded);
                     message::failure(&query)
                 }
-            },
+            }
         };
         write_message(&mut stream, &answer).await?;
     }

@@ -256,11 +256,9 @@ impl Cx {
                     }
                     path.push_str(name);
                 }
-                Segment::Index(i) if indexes => {
-                    path.push_str(&format!("[{i}]"));
-                }
-                Segment::Index(_) => path.push_str("[]"),
-                Segment::Key(key) => path.push_str(&format!("[{key:?}]")),
+                Segment::Index(i) if indexes => segment_text(&mut path, format_args!("[{i}]")),
+                Segment::Index(_) => path += "[]",
+                Segment::Key(key) => segment_text(&mut path, format_args!("[{key:?}]")),
             }
         }
         path
@@ -276,6 +274,10 @@ impl Cx {
             })
             .collect()
     }
+}
+
+fn segment_text(path: &mut String, text: fmt::Arguments<'_>) {
+    path.push_str(&text.to_string());
 }
 
 /// `field: ` or nothing.

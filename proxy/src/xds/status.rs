@@ -147,7 +147,7 @@ impl Section<'_> {
             }
             match &entry.serving {
                 Some(held) => active.push(self.item(held, entry)),
-                None if entry.rejected.is_some() => active.push(self.refused(name, entry)),
+                None if entry.rejected.is_some() => active.push(refused(name, entry)),
                 None => {}
             }
         }
@@ -200,12 +200,6 @@ impl Section<'_> {
         Value::Object(item)
     }
 
-    fn refused<T>(&self, name: &str, entry: &Entry<T>) -> Value {
-        let mut item = Map::from_iter([("name".to_owned(), json!(name))]);
-        add_error(&mut item, entry.rejected.as_ref());
-        Value::Object(item)
-    }
-
     fn state<T>(&self, held: &Held<T>) -> Value {
         json!({
             "version_info": held.version,
@@ -232,6 +226,12 @@ impl Filter {
     fn shows(&self, key: &str) -> bool {
         self.resource.as_ref().is_none_or(|wanted| wanted == key)
     }
+}
+
+fn refused<T>(name: &str, entry: &Entry<T>) -> Value {
+    let mut item = Map::from_iter([("name".to_owned(), json!(name))]);
+    add_error(&mut item, entry.rejected.as_ref());
+    Value::Object(item)
 }
 
 fn add_error(item: &mut Map<String, Value>, rejected: Option<&Rejected>) {

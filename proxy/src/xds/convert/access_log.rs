@@ -129,7 +129,7 @@ fn json_format(cx: &mut Cx, m: &Struct) -> AccessLogFormat {
             Some(Kind::BoolValue(value)) => fields.push((name.clone(), value.to_string())),
             Some(Kind::StructValue(_) | Kind::ListValue(_) | Kind::NullValue(_)) | None => {
                 cx.key(name, |cx| {
-                    cx.note("", "nested fields are left out of the record")
+                    cx.note("", "nested fields are left out of the record");
                 });
             }
         }

@@ -36,14 +36,14 @@ const SKIPPED_FILTERS: [&str; 10] = [
     "udpa.type.v1.TypedStruct",
 ];
 
-const STREAM_IDLE: Duration = Duration::from_secs(5 * 60);
+const STREAM_IDLE: Duration = Duration::from_mins(5);
 const REQUEST_HEADERS: Duration = Duration::from_secs(10);
-const CONNECTION_IDLE: Duration = Duration::from_secs(3600);
+const CONNECTION_IDLE: Duration = Duration::from_hours(1);
 const DRAIN: Duration = Duration::from_secs(5);
 const HEADERS_KB: u32 = 60;
 const HEADERS_COUNT: u32 = 100;
 const CONCURRENT_STREAMS: u32 = 1024;
-/// Largest value of HTTP/2's SETTINGS_MAX_CONCURRENT_STREAMS that Envoy takes.
+/// Largest value of HTTP/2's `SETTINGS_MAX_CONCURRENT_STREAMS` that Envoy takes.
 const MAX_CONCURRENT_STREAMS: u32 = 2_147_483_647;
 
 /// Converts the filter's configuration.
@@ -54,7 +54,7 @@ pub(super) fn convert(cx: &mut Cx, any: &Any) -> Result<Arc<HttpConnectionManage
     }
     http_filters(cx, &m.http_filters)?;
     note_enums(cx, &m)?;
-    let common = m.common_http_protocol_options.clone().unwrap_or_default();
+    let common = m.common_http_protocol_options.unwrap_or_default();
     note_common(cx, &common);
     let headers_kb = u32_or(m.max_request_headers_kb.as_ref(), HEADERS_KB);
     if !(1..=8192).contains(&headers_kb) {

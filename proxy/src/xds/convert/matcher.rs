@@ -235,7 +235,9 @@ fn substitution(re2: &str, groups: usize) -> Result<String, String> {
                     if group > groups {
                         return Err(format!(r"\{group}: the pattern has {groups} groups"));
                     }
-                    out.push_str(&format!("${{{group}}}"));
+                    out.push_str("${");
+                    out.push_str(&group.to_string());
+                    out.push('}');
                 }
                 _ => return Err(r"'\' must be followed by a digit or '\'".to_owned()),
             },

@@ -14,7 +14,7 @@ use super::{Cx, Invalid, access_log};
 use crate::resource::{ClusterSpecifier, TcpProxy, WeightedClusters};
 
 /// Envoy's default idle timeout.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// Converts the filter's configuration.
 pub(super) fn convert(cx: &mut Cx, any: &Any) -> Result<Arc<TcpProxy>, Invalid> {

@@ -208,7 +208,7 @@ fn waiting_ends_after_the_initial_fetch_timeout() {
     let mut f = Fixture::warm();
     f.give(route("r", "d"));
     assert_eq!(f.last.deadline, Some(f.now + WARMING_TIMEOUT));
-    f.wait(WARMING_TIMEOUT - Duration::from_millis(1));
+    f.wait(WARMING_TIMEOUT.saturating_sub(Duration::from_millis(1)));
     assert!(!f.last.changed);
     f.wait(Duration::from_millis(1));
     assert!(f.last.changed);

@@ -99,7 +99,7 @@ fn extension(cx: &mut Cx, m: &LoadBalancingPolicy, depth: usize) -> Result<LbPol
             }
             _ => {
                 cx.key(kind, |cx| {
-                    cx.note("", "the next policy of the list is taken")
+                    cx.note("", "the next policy of the list is taken");
                 });
                 None
             }

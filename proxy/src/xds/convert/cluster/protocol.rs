@@ -17,7 +17,7 @@ use crate::xds::convert::{Cx, Invalid};
 
 const EXTENSION: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Envoy's default idle timeout of upstream connections.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 const CONCURRENT_STREAMS: u32 = 1024;
 
 /// What a cluster says of its connections.

@@ -32,10 +32,15 @@ const CONDITIONS: [(&str, RetryOn); 13] = [
 
 /// Converts a retry policy.
 pub(super) fn convert(cx: &mut Cx, m: &pb::RetryPolicy) -> Result<RetryPolicy, Invalid> {
-    let retriable_status_codes =
-        cx.each("retriable_status_codes", &m.retriable_status_codes, status)?;
+    let retriable_status_codes = cx.each(
+        "retriable_status_codes",
+        &m.retriable_status_codes,
+        |cx, code| status(cx, *code),
+    )?;
     let (base_interval, max_interval) = back_off(cx, m)?;
-    let avoid = cx.each("retry_host_predicate", &m.retry_host_predicate, predicate)?;
+    let avoid = cx.each("retry_host_predicate", &m.retry_host_predicate, |cx, p| {
+        Ok(avoids_previous_hosts(cx, p))
+    })?;
     let attempts = m.host_selection_retry_max_attempts;
     Ok(RetryPolicy {
         on: conditions(cx, &m.retry_on),
@@ -57,15 +62,15 @@ fn conditions(cx: &mut Cx, text: &str) -> RetryOn {
         match CONDITIONS.iter().find(|(name, _)| *name == token) {
             Some((_, condition)) => on = on.union(*condition),
             None => cx.at("retry_on", |cx| {
-                cx.key(token, |cx| cx.note("", "is not retried on"))
+                cx.key(token, |cx| cx.note("", "is not retried on"));
             }),
         }
     }
     on
 }
 
-fn status(cx: &mut Cx, code: &u32) -> Result<StatusCode, Invalid> {
-    u16::try_from(*code)
+fn status(cx: &Cx, code: u32) -> Result<StatusCode, Invalid> {
+    u16::try_from(code)
         .ok()
         .and_then(|code| StatusCode::from_u16(code).ok())
         .ok_or_else(|| cx.invalid(format_args!("{code} is not a status")))
@@ -92,10 +97,10 @@ fn back_off(cx: &mut Cx, m: &pb::RetryPolicy) -> Result<(Duration, Duration), In
     })
 }
 
-fn predicate(cx: &mut Cx, m: &RetryHostPredicate) -> Result<bool, Invalid> {
+fn avoids_previous_hosts(cx: &mut Cx, m: &RetryHostPredicate) -> bool {
     if m.name == PREVIOUS_HOSTS {
-        return Ok(true);
+        return true;
     }
     cx.key(&m.name, |cx| cx.note("", "hosts are not excluded by it"));
-    Ok(false)
+    false
 }
