@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use anyhow::{Context as _, ensure};
 use parking_lot::Mutex;
@@ -59,6 +59,7 @@ pub(crate) struct Run {
     cgroup: Cgroup,
     next_node: AtomicU8,
     next_other: AtomicU8,
+    next_pod: AtomicU16,
     /// Number and namespace of every node made so far, for the routes between them.
     nodes: Mutex<Vec<(u8, String)>>,
 }
@@ -204,6 +205,7 @@ impl Run {
             cgroup,
             next_node: AtomicU8::new(1),
             next_other: AtomicU8::new(FIRST_OTHER),
+            next_pod: AtomicU16::new(0),
             nodes: Mutex::default(),
         })
     }
@@ -214,6 +216,11 @@ impl Run {
 
     pub(crate) fn detached(&self) -> bool {
         self.options.detached
+    }
+
+    /// Another number for every pod of the run.
+    pub(crate) fn serial(&self) -> u16 {
+        self.next_pod.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn cgroup(&self) -> &Cgroup {

@@ -56,6 +56,17 @@ impl Mesh {
 
     /// As [`Mesh::node`], with more arguments for `millrace-agent node`.
     pub fn node_with(&self, name: &str, arguments: &[&str]) -> anyhow::Result<MeshNode> {
-        MeshNode::start(self, name, arguments)
+        self.node_through(name, &[], arguments)
+    }
+
+    /// As [`Mesh::node_with`], with the launcher started by another program: `wrapper` and its
+    /// arguments, to which the launcher's command line is appended. It must `exec` that.
+    pub fn node_through(
+        &self,
+        name: &str,
+        wrapper: &[&str],
+        arguments: &[&str],
+    ) -> anyhow::Result<MeshNode> {
+        MeshNode::start(self, name, wrapper, arguments)
     }
 }

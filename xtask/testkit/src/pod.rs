@@ -124,7 +124,7 @@ impl Pod {
     ) -> anyhow::Result<Self> {
         let (v4, v6) = (node.pod_v4(number), node.pod_v6(number));
         let run = node.run();
-        let uid = uid(run.id().as_str(), &v6);
+        let uid = uid(run.id().as_str(), &v6, run.serial());
         let dir = node.dir().join("sandboxes").join(&uid);
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
 
@@ -286,15 +286,16 @@ fn link(node: &NodeInner, netns: &Netns, number: u8) -> anyhow::Result<()> {
     )
 }
 
-/// A uid in Kubernetes' form, the same for the same address of the same run.
-fn uid(run: &str, address: &Ipv6Addr) -> String {
+/// A uid in Kubernetes' form, another for every pod: also for one that gets the address of another.
+fn uid(run: &str, address: &Ipv6Addr, serial: u16) -> String {
     let (pid, counter) = run.split_once('x').unwrap_or((run, "0"));
     let number = |text: &str| text.parse::<u32>().unwrap_or_default();
     let segments = address.segments();
     format!(
-        "{:08x}-{:04x}-4000-8000-{:04x}{:08x}",
+        "{:08x}-{:04x}-4000-8{:03x}-{:04x}{:08x}",
         number(pid),
         number(counter) & 0xffff,
+        serial & 0xfff,
         segments[2],
         segments[7]
     )

@@ -68,8 +68,11 @@ impl Server {
                 let Some(peer) = known.add(&stream, remote) else {
                     continue;
                 };
-                let handler = Arc::clone(&handler);
-                thread::spawn(move || handler(stream, peer));
+                let (handler, known) = (Arc::clone(&handler), Arc::clone(&known));
+                thread::spawn(move || {
+                    handler(stream, peer);
+                    known.forget(peer);
+                });
             }
         });
         Ok(Self {
@@ -134,6 +137,14 @@ impl Connections {
         open.retain(|stream| stream.peer_addr().is_ok());
         open.push(stream.try_clone().ok()?);
         Some(Peer { remote, local })
+    }
+
+    /// Closes the duplicate of a connection that its handler is done with, which ends the connection.
+    fn forget(&self, peer: Peer) {
+        self.open.lock().retain(|stream| {
+            let is = stream.peer_addr().ok().zip(stream.local_addr().ok());
+            is.is_some_and(|addresses| addresses != (peer.remote, peer.local))
+        });
     }
 }
 

@@ -61,20 +61,25 @@ pub struct MeshNode {
     launcher: Mutex<Option<Process>>,
     node: Node,
     mesh: Mesh,
+    wrapper: Vec<String>,
     arguments: Vec<String>,
 }
 
 impl MeshNode {
-    pub(super) fn start(mesh: &Mesh, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        mesh: &Mesh,
+        name: &str,
+        wrapper: &[&str],
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
         let node = mesh.cluster.node(name)?;
-        let arguments = arguments
-            .iter()
-            .map(|&argument| argument.to_owned())
-            .collect();
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let (wrapper, arguments) = (owned(wrapper), owned(arguments));
         let node = Self {
             launcher: Mutex::new(None),
             node,
             mesh: mesh.clone(),
+            wrapper,
             arguments,
         };
         node.resume()?;
@@ -114,7 +119,15 @@ impl MeshNode {
         // The proxy runs as a user of its own, beside the agent that starts it.
         let cluster = &self.mesh.cluster;
         cluster.binary("millrace-proxy")?;
-        let mut command = Command::new(cluster.binary("millrace-agent")?);
+        let agent = cluster.binary("millrace-agent")?;
+        let mut command = match self.wrapper.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(agent);
+                command
+            }
+            None => Command::new(agent),
+        };
         command
             .arg("node")
             .args(["--node-name", self.node.name()])
@@ -142,9 +155,32 @@ impl MeshNode {
         Ok(pod)
     }
 
+    /// As [`MeshNode::pod`], for a pod that is ready only when it serves: agent and pilot are told of
+    /// it after `serve`, whose value is returned with it.
+    pub fn serving_pod<T>(
+        &self,
+        options: PodOptions,
+        serve: impl FnOnce(&Pod) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(MeshPod, T)> {
+        let (label, value) = DATAPLANE_MODE;
+        let (pod, served) = self.announce_serving(options.label(label, value), serve)?;
+        self.captured(&pod)?;
+        Ok((pod, served))
+    }
+
     /// Makes a pod that agent and pilot are told of, as its options are.
     pub fn announce(&self, options: PodOptions) -> anyhow::Result<MeshPod> {
+        let (pod, ()) = self.announce_serving(options, |_| Ok(()))?;
+        Ok(pod)
+    }
+
+    fn announce_serving<T>(
+        &self,
+        options: PodOptions,
+        serve: impl FnOnce(&Pod) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(MeshPod, T)> {
         let pod = self.node.pod_with(options)?;
+        let served = serve(&pod)?;
         let description = self.node.pods_dir().join(format!("{}.json", pod.uid()));
         let manifest = format!("pod-{}.yaml", pod.uid());
         let pod = MeshPod {
@@ -154,7 +190,7 @@ impl MeshNode {
             mesh: self.mesh.clone(),
         };
         pod.tell()?;
-        Ok(pod)
+        Ok((pod, served))
     }
 
     /// Waits until the agent says that the pod is captured, and returns how: `ebpf` or `iptables`.
@@ -286,6 +322,12 @@ pub struct MeshPod {
 }
 
 impl MeshPod {
+    /// Takes the pod away from pilot alone, as Kubernetes takes the endpoint of a pod that is being
+    /// deleted away while the pod still runs.
+    pub fn retire(&self) -> anyhow::Result<()> {
+        self.mesh.pilot.remove(&self.manifest)
+    }
+
     fn tell(&self) -> anyhow::Result<()> {
         self.mesh
             .pilot
