@@ -3,10 +3,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod load;
 mod observe;
+mod scene;
 mod service;
 
 pub use observe::{Observed, observe, observe_soon};
+pub use scene::{SUBSETS, Scene, logged};
 pub use service::{Backend, Service};
 
 /// The ways of capturing that every behaviour is tested with.

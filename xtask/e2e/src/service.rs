@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Context as _;
 use millrace_testkit::http::Server;
 use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
-use millrace_testkit::{PodOptions, echo};
+use millrace_testkit::{Pod, PodOptions, echo};
 use serde_json::json;
 
 /// A service of the namespace `default`. Nobody has its addresses: a call to them arrives only if it
@@ -91,19 +91,21 @@ impl Service {
             .label("version", version)
             .annotation(crate::CAPTURE, capture);
         options.ports.clone_from(&self.ports);
-        let pod = node
-            .pod(options)
+        let serve = |pod: &Pod| {
+            let servers = self.ports.iter().map(|(protocol, port)| {
+                // Of both families, as most programs listen.
+                let listener = pod.listen((Ipv6Addr::UNSPECIFIED, *port).into())?;
+                if protocol.starts_with("tcp") {
+                    echo::tcp(listener)
+                } else {
+                    echo::http(listener, &name)
+                }
+            });
+            servers.collect::<anyhow::Result<Vec<_>>>()
+        };
+        let (pod, servers) = node
+            .serving_pod(options, serve)
             .with_context(|| format!("starting {name}"))?;
-        let servers = self.ports.iter().map(|(protocol, port)| {
-            // Of both families, as most programs listen.
-            let listener = pod.listen((Ipv6Addr::UNSPECIFIED, *port).into())?;
-            if protocol.starts_with("tcp") {
-                echo::tcp(listener)
-            } else {
-                echo::http(listener, &name)
-            }
-        });
-        let servers = servers.collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Backend { servers, pod })
     }
 }
