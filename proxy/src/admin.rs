@@ -8,6 +8,7 @@ mod access_log;
 mod clusters;
 mod config;
 mod control;
+mod simulate;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,7 @@ pub fn routes(admin: Admin) -> Routes {
     let table = clusters::routes(Routes::new(), &context);
     let table = config::routes(table, &context);
     let table = stats::routes(table, &context);
+    let table = simulate::routes(table, &context);
     let table = control::routes(table, &context);
     match context.access_log() {
         Some(log) => table.observed(move |method, uri, status| log.record(method, uri, status)),

@@ -107,10 +107,14 @@ fn show(rows: &[(&str, Result<String, String>)], format: Format) -> anyhow::Resu
     }
     let mut table = Table::new(&["PART", "LEVEL"]);
     for (part, level) in rows {
-        let level = level.clone().unwrap_or_else(|error| format!("- ({error})"));
-        table.row([(*part).to_owned(), level]);
+        table.row([*part, level.as_deref().unwrap_or("-")]);
     }
-    Ok(Output::ok(table.render("")))
+    let absent = rows.iter().filter_map(|(part, level)| {
+        let error = level.as_ref().err()?;
+        Some(format!("{part}: {error}\n"))
+    });
+    let absent = absent.collect::<Vec<_>>().concat();
+    Ok(Output::ok(table.render("") + &absent))
 }
 
 fn name(part: Part) -> &'static str {

@@ -24,6 +24,7 @@ pub(crate) async fn run(peers: &Peers, format: Format) -> anyhow::Result<Output>
         return Output::json(&Value::Object(builds.collect()), true);
     }
     let mut table = Table::new(&["PART", "VERSION", "COMMIT", "BUILD", "PROTOCOL"]);
+    let mut absent = Vec::new();
     for (part, build) in &builds {
         match build {
             Ok(build) => table.row([
@@ -33,10 +34,13 @@ pub(crate) async fn run(peers: &Peers, format: Format) -> anyhow::Result<Output>
                 text(&build["profile"]),
                 text(&build["handoff_protocol"]),
             ]),
-            Err(error) => table.row([(*part).to_owned(), format!("- ({error})")]),
+            Err(error) => {
+                table.row([*part, "-"]);
+                absent.push(format!("{part}: {error}\n"));
+            }
         }
     }
-    Ok(Output::ok(table.render("")))
+    Ok(Output::ok(table.render("") + &absent.concat()))
 }
 
 fn text(value: &Value) -> String {

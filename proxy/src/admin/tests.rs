@@ -260,3 +260,22 @@ async fn stats_are_text_json_and_prometheus() {
     );
     assert_eq!(fixture.call(Method::GET, "/stats?filter=(").await.0, 400);
 }
+
+#[tokio::test]
+async fn calls_are_simulated() {
+    let fixture = fixture();
+    let call = "/simulate?to=127.0.0.1:10000&host=any&path=/x&header=a:b&random=0";
+    let decision = fixture.json(call).await;
+    assert_eq!(decision["listener"], "listener_0");
+    assert_eq!(decision["cluster"], "some_service");
+    assert_eq!(decision["outcome"], "forwarded");
+    assert_eq!(decision["endpoints"][0], "127.0.0.2:1234");
+    for bad in [
+        "/simulate",
+        "/simulate?to=x",
+        "/simulate?to=1.1.1.1:1&host=a&method=(",
+        "/simulate?to=1.1.1.1:1&host=a&header=b",
+    ] {
+        assert_eq!(fixture.call(Method::GET, bad).await.0, 400, "{bad}");
+    }
+}
