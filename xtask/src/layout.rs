@@ -1,6 +1,8 @@
 //! `cargo xtask layout`: what no compiler checks. File sizes and names, the direction of dependencies
 //! between crates, and who may name which foreign types.
 
+mod architecture;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -130,6 +132,7 @@ const RESERVED: [Reserved; 3] = [
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let mut faults = dependency_faults()?;
+    faults.extend(architecture::architecture_names_exist(&workspace::root())?);
     for file in sources()? {
         let path = workspace::root().join(&file);
         let text =
