@@ -83,7 +83,7 @@ impl Balancer {
             let weights = members.iter().map(|&m| hosts.weight(m));
             RoundRobin::new(weights, start.usize(..))
         });
-        members[cursor.next()]
+        members[cursor.turn()]
     }
 }
 

@@ -39,9 +39,15 @@ pub struct WorkerTelemetry {
     worker: usize,
     http: RefCell<HashMap<HttpKey, Arc<HttpSeries>>>,
     tcp: RefCell<HashMap<TcpKey, Arc<TcpSeries>>>,
-    loggers: RefCell<HashMap<usize, (Weak<dyn Any + Send + Sync>, Loggers)>>,
+    loggers: RefCell<HashMap<usize, Opened>>,
     sources: RefCell<HashMap<String, u64>>,
     next_source: Cell<u64>,
+}
+
+/// Access logs of a configuration, as long as that lives.
+struct Opened {
+    owner: Weak<dyn Any + Send + Sync>,
+    loggers: Loggers,
 }
 
 /// A worker forgets its handles when it has this many; the counts stay.
@@ -93,17 +99,21 @@ impl WorkerTelemetry {
         }
         let key = Arc::as_ptr(owner).addr();
         let mut known = self.loggers.borrow_mut();
-        if let Some((owner, loggers)) = known.get(&key)
-            && owner.strong_count() > 0
+        if let Some(opened) = known.get(&key)
+            && opened.owner.strong_count() > 0
         {
-            return loggers.clone();
+            return opened.loggers.clone();
         }
         if known.len() > MAX_LOGGERS {
-            known.retain(|_, (owner, _)| owner.strong_count() > 0);
+            known.retain(|_, opened| opened.owner.strong_count() > 0);
         }
         let loggers = Loggers::open(logs, &self.shared.sinks, self.worker);
         let owner: Arc<dyn Any + Send + Sync> = owner.clone();
-        known.insert(key, (Arc::downgrade(&owner), loggers.clone()));
+        let opened = Opened {
+            owner: Arc::downgrade(&owner),
+            loggers: loggers.clone(),
+        };
+        known.insert(key, opened);
         loggers
     }
 

@@ -225,7 +225,6 @@ impl Command {
 }
 
 impl Simple {
-    #[expect(clippy::too_many_lines, reason = "one line per operator")]
     fn value<'a>(self, r: &Record<'a>) -> Value<'a> {
         let text = |value: Option<&'a str>| {
             value

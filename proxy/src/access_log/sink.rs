@@ -186,7 +186,7 @@ impl Shared {
     fn write(&self, path: &str, lines: &[u8], open: &mut HashMap<String, File>) {
         if let Err(error) = append(path, lines, open) {
             open.remove(path);
-            let count = lines.iter().filter(|b| **b == b'\n').count();
+            let count = lines.split(|b| *b == b'\n').count() - 1;
             self.dropped.fetch_add(count as u64, Ordering::Relaxed);
             tracing::warn!(path, %error, "cannot write access log");
         }

@@ -16,11 +16,17 @@ pub struct HeadScan {
     /// How the current line begins.
     line: [u8; LONGEST],
     filled: usize,
-    coding: bool,
-    length: bool,
+    head: Lengths,
     ambiguous: bool,
     /// Whether a body follows the last head: what comes is not looked at.
     body: bool,
+}
+
+/// What a head says of its body's length.
+#[derive(Debug, Default)]
+struct Lengths {
+    coding: bool,
+    length: bool,
 }
 
 impl Default for HeadScan {
@@ -28,8 +34,7 @@ impl Default for HeadScan {
         Self {
             line: [0; LONGEST],
             filled: 0,
-            coding: false,
-            length: false,
+            head: Lengths::default(),
             ambiguous: false,
             body: false,
         }
@@ -68,13 +73,13 @@ impl HeadScan {
         let line = &self.line[..self.filled];
         self.filled = 0;
         if matches!(line, b"" | b"\r") {
-            self.ambiguous |= self.coding && self.length;
-            self.body = self.coding || self.length;
-            (self.coding, self.length) = (false, false);
+            let Lengths { coding, length } = std::mem::take(&mut self.head);
+            self.ambiguous |= coding && length;
+            self.body = coding || length;
         } else if is_header(line, TRANSFER_ENCODING) {
-            self.coding = true;
+            self.head.coding = true;
         } else if is_header(line, CONTENT_LENGTH) {
-            self.length = true;
+            self.head.length = true;
         }
     }
 }

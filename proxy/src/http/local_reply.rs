@@ -60,7 +60,12 @@ fn percent_encode(message: &[u8]) -> String {
         match byte {
             b'%' => out.push_str("%25"),
             0x20..=0x7e => out.push(char::from(*byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
+            _ => {
+                out.push('%');
+                for digit in [byte >> 4, byte & 0xf] {
+                    out.push(char::from(b"0123456789ABCDEF"[usize::from(digit)]));
+                }
+            }
         }
     }
     out

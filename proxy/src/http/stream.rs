@@ -129,13 +129,10 @@ impl Stream {
             self.close = true;
             return refused.into();
         }
-        let matched = match self.route() {
-            Ok(matched) => matched,
-            Err(_) => {
-                self.exchange.flags.insert(ResponseFlags::NO_ROUTE);
-                self.exchange.details = details::ROUTE_NOT_FOUND;
-                return self.local(StatusCode::NOT_FOUND, Bytes::new());
-            }
+        let Ok(matched) = self.route() else {
+            self.exchange.flags.insert(ResponseFlags::NO_ROUTE);
+            self.exchange.details = details::ROUTE_NOT_FOUND;
+            return self.local(StatusCode::NOT_FOUND, Bytes::new());
         };
         self.exchange.route = Some(matched.clone());
         match &matched.route().action {

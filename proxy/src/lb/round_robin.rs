@@ -44,13 +44,13 @@ impl RoundRobin {
             total,
         };
         for _ in 0..start % len {
-            cursor.next();
+            cursor.turn();
         }
         cursor
     }
 
     /// The next host.
-    pub fn next(&mut self) -> usize {
+    pub fn turn(&mut self) -> usize {
         match self {
             Self::Equal { len, next } => {
                 let host = *next;

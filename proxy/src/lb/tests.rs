@@ -49,7 +49,7 @@ fn round_robin_takes_each_in_turn() {
 #[test]
 fn weighted_round_robin_is_exact_and_smooth() {
     let mut cursor = RoundRobin::new([5, 1, 1].into_iter(), 0);
-    let picks: Vec<_> = (0..7).map(|_| cursor.next()).collect();
+    let picks: Vec<_> = (0..7).map(|_| cursor.turn()).collect();
     assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0]);
 }
 
@@ -181,10 +181,10 @@ proptest! {
     fn round_robin_is_fair(weights in prop::collection::vec(1u32..50, 1..12), start: usize) {
         let mut cursor = RoundRobin::new(weights.iter().copied(), start);
         let equal = weights.iter().all(|w| *w == weights[0]);
-        let cycle = if equal { weights.len() as u32 } else { weights.iter().sum() };
+        let cycle = if equal { u32::try_from(weights.len()).unwrap() } else { weights.iter().sum() };
         let mut seen = vec![0; weights.len()];
         for _ in 0..cycle {
-            seen[cursor.next()] += 1;
+            seen[cursor.turn()] += 1;
         }
         let expected = if equal { vec![1; weights.len()] } else { weights };
         prop_assert_eq!(seen, expected);

@@ -123,7 +123,7 @@ impl From<&WorkloadRef> for Workload {
 }
 
 /// As Istio derives it from a pod: labels first, else the pod's name without the suffixes of its
-/// ReplicaSet.
+/// `ReplicaSet`.
 impl From<&PodSpec> for Workload {
     fn from(pod: &PodSpec) -> Self {
         let label = |keys: &[&str]| keys.iter().find_map(|key| pod.labels.get(*key));
@@ -157,7 +157,7 @@ impl Peers {
     }
 }
 
-/// `reviews-v1` of `reviews-v1-545db77b95-2zq5p`; a StatefulSet's `-0` goes too.
+/// `reviews-v1` of `reviews-v1-545db77b95-2zq5p`; a `StatefulSet`'s `-0` goes too.
 fn workload_name(pod: &str) -> &str {
     // Kubernetes makes both suffixes of these characters alone, so that they spell nothing.
     let generated = |part: &str| {

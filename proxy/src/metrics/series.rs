@@ -256,7 +256,7 @@ fn histograms<L: EncodeLabelSet, S>(
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     for (labels, sum) in totals {
         let histogram = value(sum);
-        let bounds = BUCKETS.iter().copied().chain([f64::MAX]);
+        let bounds = BUCKETS.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(histogram.buckets).collect();
         #[expect(clippy::cast_precision_loss, reason = "a sum of measurements")]
         let total = histogram.sum as f64 / 1000.0;

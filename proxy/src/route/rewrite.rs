@@ -27,7 +27,7 @@ pub fn path(rewrite: &PathRewrite, matcher: &PathMatcher, path_and_query: &str) 
 
 /// The path with `replacement` in the place of what `matcher` matched: the prefix, else all.
 pub fn replace_prefix(matcher: &PathMatcher, path: &str, replacement: &str) -> String {
-    let matched = match matcher {
+    let replaced = match matcher {
         PathMatcher::Prefix { value, ignore_case }
         | PathMatcher::PathSeparatedPrefix { value, ignore_case }
             if starts_with(path, value, *ignore_case) =>
@@ -36,7 +36,7 @@ pub fn replace_prefix(matcher: &PathMatcher, path: &str, replacement: &str) -> S
         }
         _ => path.len(),
     };
-    format!("{replacement}{}", path.get(matched..).unwrap_or_default())
+    format!("{replacement}{}", path.get(replaced..).unwrap_or_default())
 }
 
 /// The new host, where there is one.

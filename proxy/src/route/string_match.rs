@@ -62,14 +62,14 @@ pub fn matches_header(matcher: &HeaderMatcher, head: &Head<'_>) -> bool {
         None if matcher.treat_missing_as_empty => Cow::Borrowed(""),
         None => return false,
     };
-    let matched = match &matcher.value {
+    let holds = match &matcher.value {
         HeaderValueMatcher::Present(_) => true,
         HeaderValueMatcher::Range(range) => value
             .parse::<i64>()
             .is_ok_and(|number| range.contains(&number)),
         HeaderValueMatcher::String(string) => matches_string(string, &value),
     };
-    matched != matcher.invert
+    holds != matcher.invert
 }
 
 fn header_value<'a>(name: &HeaderMatcherName, head: &Head<'a>) -> Option<Cow<'a, str>> {

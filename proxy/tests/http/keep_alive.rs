@@ -121,7 +121,7 @@ fn a_connection_closed_while_idle_is_found_dead() {
         stream.write_all(&ok("x")).unwrap();
         let mut rest = Vec::new();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let _ = stream.read_to_end(&mut rest);
+        stream.read_to_end(&mut rest).ok();
         assert!(rest.is_empty(), "nothing is sent on a closed connection");
     });
     let proxy = Setup::new(&[upstream]).start();
@@ -133,4 +133,24 @@ fn a_connection_closed_while_idle_is_found_dead() {
         assert_eq!(read_message(&mut client).1, b"x");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_host_that_leaves_gets_no_more_requests() {
+    let (old, new) = (responder(|_, _| ok("old")), responder(|_, _| ok("new")));
+    let mut proxy = Setup::new(&[old]).start();
+    let mut client = proxy.connect();
+    let mut get = || {
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        read_message(&mut client).1
+    };
+    assert_eq!(get(), b"old");
+    proxy.update(|resources| {
+        let replaced = Arc::new(cluster("main", &[new]));
+        resources.clusters.insert("main".into(), replaced);
+    });
+    assert_eq!(get(), b"new");
+    assert_eq!(get(), b"new");
 }

@@ -19,8 +19,8 @@ fn large_headers_get_431_and_the_connection_is_closed() {
         "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
         "x".repeat(1 << 20)
     );
-    let many: String = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect();
-    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n");
+    let many: Vec<String> = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", many.concat());
     for request in [large, huge, many] {
         let answer = exchange(proxy.address, request.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
@@ -67,7 +67,7 @@ fn a_slow_loris_gets_408() {
 fn a_route_timeout_gives_504() {
     let upstream = server(|mut stream| {
         read_head(&mut stream);
-        let _ = stream.read(&mut [0]);
+        wait_for_end(stream);
     });
     let proxy = Setup::new(&[upstream])
         .action(|action| action.timeout = Duration::from_millis(100))
@@ -86,7 +86,7 @@ fn a_route_timeout_gives_504() {
 fn an_idle_stream_is_ended() {
     let upstream = server(|mut stream| {
         read_head(&mut stream);
-        let _ = stream.read(&mut [0]);
+        wait_for_end(stream);
     });
     let proxy = Setup::new(&[upstream])
         .hcm(|hcm| hcm.stream_idle_timeout = Duration::from_millis(100))
@@ -166,7 +166,7 @@ fn connecting_in_vain_gives_503_uf() {
 fn a_full_breaker_gives_503_uo() {
     let upstream = server(|mut stream| {
         read_head(&mut stream);
-        let _ = stream.read(&mut [0]);
+        wait_for_end(stream);
     });
     let proxy = Setup::new(&[upstream])
         .cluster(|cluster| cluster.default_thresholds.max_requests = 1)

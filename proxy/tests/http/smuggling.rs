@@ -33,113 +33,115 @@ fn recorder() -> (std::net::SocketAddr, Arc<Mutex<Vec<u8>>>) {
     (address, seen)
 }
 
+/// What is wrong with each, and the request.
+const AMBIGUOUS: &[(&str, &str)] = &[
+    (
+        "coding that is not chunked at its end",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "unknown coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "coding before chunked",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "chunked twice",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "differing lengths",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
+    ),
+    (
+        "list of lengths",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 5\r\n\r\nabcde",
+    ),
+    (
+        "signed length",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nabcd",
+    ),
+    (
+        "negative length",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -4\r\n\r\nabcd",
+    ),
+    (
+        "hexadecimal length",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x4\r\n\r\nabcd",
+    ),
+    (
+        "length beyond 64 bits",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    ),
+    (
+        "folded header",
+        "POST / HTTP/1.1\r\nHost: a\r\nX: 1\r\n Content-Length: 4\r\n\r\nabcd",
+    ),
+    (
+        "folded coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "blank before colon",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 4\r\n\r\nabcd",
+    ),
+    (
+        "blank before first header",
+        "POST / HTTP/1.1\r\n Host: a\r\nContent-Length: 4\r\n\r\nabcd",
+    ),
+    (
+        "vertical tab in the coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "nul in a header",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+    ),
+    (
+        "bare cr in a header",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+    ),
+    ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+    ("no host", "GET / HTTP/1.1\r\nX: a\r\n\r\n"),
+    (
+        "coding in HTTP/1.0",
+        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "chunk size that is no number",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "signed chunk size",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "chunk size with prefix",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "chunk size beyond 64 bits",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000003\r\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "bare lf after a chunk size",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
+    ),
+    (
+        "chunk longer than it says",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+    ),
+    (
+        "coding named by connection",
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: Content-Length\r\nContent-Length: 4\r\n\r\nabcd",
+    ),
+];
+
 #[test]
 fn ambiguous_requests_are_refused_and_the_connection_closed() {
-    let cases: &[(&str, &str)] = &[
-        (
-            "coding that is not chunked at its end",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
-        ),
-        (
-            "unknown coding",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-        ),
-        (
-            "coding before chunked",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-        ),
-        (
-            "chunked twice",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        ),
-        (
-            "differing lengths",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
-        ),
-        (
-            "list of lengths",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 5\r\n\r\nabcde",
-        ),
-        (
-            "signed length",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nabcd",
-        ),
-        (
-            "negative length",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -4\r\n\r\nabcd",
-        ),
-        (
-            "hexadecimal length",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x4\r\n\r\nabcd",
-        ),
-        (
-            "length beyond 64 bits",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
-        ),
-        (
-            "folded header",
-            "POST / HTTP/1.1\r\nHost: a\r\nX: 1\r\n Content-Length: 4\r\n\r\nabcd",
-        ),
-        (
-            "folded coding",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-        ),
-        (
-            "blank before colon",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 4\r\n\r\nabcd",
-        ),
-        (
-            "blank before first header",
-            "POST / HTTP/1.1\r\n Host: a\r\nContent-Length: 4\r\n\r\nabcd",
-        ),
-        (
-            "vertical tab in the coding",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
-        ),
-        (
-            "nul in a header",
-            "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
-        ),
-        (
-            "bare cr in a header",
-            "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
-        ),
-        ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
-        ("no host", "GET / HTTP/1.1\r\nX: a\r\n\r\n"),
-        (
-            "coding in HTTP/1.0",
-            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        ),
-        (
-            "chunk size that is no number",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n",
-        ),
-        (
-            "signed chunk size",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
-        ),
-        (
-            "chunk size with prefix",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
-        ),
-        (
-            "chunk size beyond 64 bits",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000003\r\nabc\r\n0\r\n\r\n",
-        ),
-        (
-            "bare lf after a chunk size",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
-        ),
-        (
-            "chunk longer than it says",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
-        ),
-        (
-            "coding named by connection",
-            "POST / HTTP/1.1\r\nHost: a\r\nConnection: Content-Length\r\nContent-Length: 4\r\n\r\nabcd",
-        ),
-    ];
-    for (what, request) in cases {
+    for (what, request) in AMBIGUOUS {
         let (upstream, seen) = recorder();
         let proxy = Setup::new(&[upstream]).start();
         let smuggled = format!("{request}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");

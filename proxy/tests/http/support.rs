@@ -13,6 +13,8 @@ use http::StatusCode;
 use millrace_proxy::cluster::Manager;
 use millrace_proxy::http::connection;
 use millrace_proxy::listener::DownstreamInfo;
+use millrace_proxy::listener::server_first::ServerFirst;
+use millrace_proxy::listener::stats::ListenerStats;
 use millrace_proxy::metrics::{Telemetry, TelemetryCollector};
 use millrace_proxy::resource::*;
 use millrace_proxy::snapshot::{Resources, Store};
@@ -23,17 +25,17 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 /// What a proxy of a test is made of.
-pub struct Setup {
-    pub hcm: HttpConnectionManager,
-    pub routes: RouteConfiguration,
-    pub clusters: Vec<Cluster>,
+pub(crate) struct Setup {
+    pub(crate) hcm: HttpConnectionManager,
+    pub(crate) routes: RouteConfiguration,
+    pub(crate) clusters: Vec<Cluster>,
 }
 
 /// A running proxy; it ends on drop.
-pub struct Proxy {
-    pub address: SocketAddr,
-    pub manager: Arc<Manager>,
-    pub store: Arc<Store>,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) manager: Arc<Manager>,
+    pub(crate) store: Arc<Store>,
     resources: Resources,
     telemetry: Arc<Telemetry>,
     log: PathBuf,
@@ -44,8 +46,8 @@ pub struct Proxy {
     thread: Option<JoinHandle<()>>,
 }
 
-pub const ROUTES: &str = "test";
-pub const LOG_FORMAT: &str = concat!(
+pub(crate) const ROUTES: &str = "test";
+pub(crate) const LOG_FORMAT: &str = concat!(
     "%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% ",
     "%RESPONSE_CODE_DETAILS% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER_RAW% ",
     "%UPSTREAM_REQUEST_ATTEMPT_COUNT% %GRPC_STATUS_NUMBER% %ROUTE_NAME%\n",
@@ -53,7 +55,7 @@ pub const LOG_FORMAT: &str = concat!(
 
 impl Setup {
     /// Everything goes to cluster `main` at these addresses.
-    pub fn new(addresses: &[SocketAddr]) -> Self {
+    pub(crate) fn new(addresses: &[SocketAddr]) -> Self {
         let route = route("/", forward(ClusterSpecifier::Cluster("main".into())));
         Self {
             hcm: hcm(),
@@ -62,7 +64,7 @@ impl Setup {
         }
     }
 
-    pub fn action(mut self, edit: impl FnOnce(&mut RouteAction)) -> Self {
+    pub(crate) fn action(mut self, edit: impl FnOnce(&mut RouteAction)) -> Self {
         let vhost = Arc::make_mut(&mut self.routes.virtual_hosts[0]);
         let route = Arc::make_mut(&mut vhost.routes[0]);
         let Action::Forward(action) = &mut route.action else {
@@ -72,17 +74,17 @@ impl Setup {
         self
     }
 
-    pub fn cluster(mut self, edit: impl FnOnce(&mut Cluster)) -> Self {
+    pub(crate) fn cluster(mut self, edit: impl FnOnce(&mut Cluster)) -> Self {
         edit(&mut self.clusters[0]);
         self
     }
 
-    pub fn hcm(mut self, edit: impl FnOnce(&mut HttpConnectionManager)) -> Self {
+    pub(crate) fn hcm(mut self, edit: impl FnOnce(&mut HttpConnectionManager)) -> Self {
         edit(&mut self.hcm);
         self
     }
 
-    pub fn start(self) -> Proxy {
+    pub(crate) fn start(self) -> Proxy {
         Proxy::start(self)
     }
 }
@@ -114,8 +116,8 @@ impl Proxy {
             pods: Arc::default(),
             own_addresses: Arc::from([]),
             telemetry: telemetry.clone(),
-            stats: Default::default(),
-            server_first: Default::default(),
+            stats: ListenerStats::default(),
+            server_first: ServerFirst::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -144,21 +146,21 @@ impl Proxy {
         }
     }
 
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         connect(self.address)
     }
 
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.drain.cancel();
     }
 
     /// Publishes the resources after a change.
-    pub fn update(&mut self, edit: impl FnOnce(&mut Resources)) {
+    pub(crate) fn update(&mut self, edit: impl FnOnce(&mut Resources)) {
         edit(&mut self.resources);
         self.store.publish(&self.resources, &self.manager);
     }
 
-    pub fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(TelemetryCollector(self.telemetry.clone())));
         let mut text = String::new();
@@ -167,7 +169,7 @@ impl Proxy {
     }
 
     /// Ends the proxy and returns its access log.
-    pub fn log(mut self) -> Vec<String> {
+    pub(crate) fn log(mut self) -> Vec<String> {
         self.end();
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let _ = &self.dir;
@@ -228,7 +230,7 @@ async fn run(
     }
 }
 
-pub fn hcm() -> HttpConnectionManager {
+pub(crate) fn hcm() -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "test".into(),
         codec: Codec::Auto,
@@ -239,10 +241,10 @@ pub fn hcm() -> HttpConnectionManager {
         generate_request_id: true,
         preserve_external_request_id: false,
         upgrades: vec!["websocket".into()],
-        stream_idle_timeout: Duration::from_secs(300),
+        stream_idle_timeout: Duration::from_mins(5),
         request_headers_timeout: Duration::from_secs(10),
         request_timeout: Duration::ZERO,
-        idle_timeout: Duration::from_secs(3600),
+        idle_timeout: Duration::from_hours(1),
         max_request_headers_kb: 60,
         max_request_headers_count: 100,
         max_concurrent_streams: 0,
@@ -254,7 +256,7 @@ pub fn hcm() -> HttpConnectionManager {
     }
 }
 
-pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
+pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
     let endpoints = addresses
         .iter()
         .map(|address| {
@@ -285,7 +287,7 @@ pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         default_thresholds: Thresholds::default(),
         high_thresholds: Thresholds::default(),
         protocol: UpstreamProtocol::Http1,
-        idle_timeout: Duration::from_secs(3600),
+        idle_timeout: Duration::from_hours(1),
         max_connection_duration: Duration::ZERO,
         max_requests_per_connection: 0,
         max_concurrent_streams: 100,
@@ -297,7 +299,7 @@ pub fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
     }
 }
 
-pub fn routes(routes: Vec<Route>) -> RouteConfiguration {
+pub(crate) fn routes(routes: Vec<Route>) -> RouteConfiguration {
     RouteConfiguration {
         name: ROUTES.into(),
         virtual_hosts: vec![Arc::new(VirtualHost {
@@ -315,7 +317,7 @@ pub fn routes(routes: Vec<Route>) -> RouteConfiguration {
     }
 }
 
-pub fn route(prefix: &str, action: Action) -> Route {
+pub(crate) fn route(prefix: &str, action: Action) -> Route {
     Route {
         name: "default".into(),
         matches: RouteMatch {
@@ -335,7 +337,7 @@ pub fn route(prefix: &str, action: Action) -> Route {
     }
 }
 
-pub fn forward(cluster: ClusterSpecifier) -> Action {
+pub(crate) fn forward(cluster: ClusterSpecifier) -> Action {
     Action::Forward(Arc::new(RouteAction {
         cluster,
         cluster_not_found: StatusCode::SERVICE_UNAVAILABLE,
@@ -348,7 +350,7 @@ pub fn forward(cluster: ClusterSpecifier) -> Action {
     }))
 }
 
-pub fn istio_retries() -> RetryPolicy {
+pub(crate) fn istio_retries() -> RetryPolicy {
     RetryPolicy {
         on: RetryOn::CONNECT_FAILURE
             .union(RetryOn::REFUSED_STREAM)
@@ -365,7 +367,7 @@ pub fn istio_retries() -> RetryPolicy {
     }
 }
 
-pub fn connect(address: SocketAddr) -> TcpStream {
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
@@ -375,17 +377,17 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Sends bytes and reads until the peer closes.
-pub fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
+pub(crate) fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = connect(address);
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
     // A reset after the answer is an end too.
-    let _ = stream.read_to_end(&mut answer);
+    stream.read_to_end(&mut answer).ok();
     String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// Reads the head of a message.
-pub fn read_head(stream: &mut TcpStream) -> String {
+pub(crate) fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -398,7 +400,7 @@ pub fn read_head(stream: &mut TcpStream) -> String {
 }
 
 /// Value of a header in the text of a message.
-pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().skip(1).find_map(|line| {
         let (n, value) = line.split_once(':')?;
         n.eq_ignore_ascii_case(name).then_some(value.trim())
@@ -406,7 +408,7 @@ pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Reads a message: its head and a body of a known length.
-pub fn read_message(stream: &mut TcpStream) -> (String, Vec<u8>) {
+pub(crate) fn read_message(stream: &mut TcpStream) -> (String, Vec<u8>) {
     let head = read_head(stream);
     let length = header(&head, "content-length").map_or(0, |l| l.parse().unwrap());
     let mut body = vec![0; length];
@@ -415,7 +417,7 @@ pub fn read_message(stream: &mut TcpStream) -> (String, Vec<u8>) {
 }
 
 /// A server whose every connection is handled by a function on a thread.
-pub fn server(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+pub(crate) fn server(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -429,7 +431,9 @@ pub fn server(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr
 }
 
 /// A keep-alive server that answers every request with `answer(head, body)`.
-pub fn responder(answer: impl Fn(&str, &[u8]) -> Vec<u8> + Clone + Send + 'static) -> SocketAddr {
+pub(crate) fn responder(
+    answer: impl Fn(&str, &[u8]) -> Vec<u8> + Clone + Send + 'static,
+) -> SocketAddr {
     server(move |mut stream| {
         loop {
             let (head, body) = read_message(&mut stream);
@@ -440,10 +444,15 @@ pub fn responder(answer: impl Fn(&str, &[u8]) -> Vec<u8> + Clone + Send + 'stati
     })
 }
 
-pub fn ok(body: &str) -> Vec<u8> {
+pub(crate) fn ok(body: &str) -> Vec<u8> {
     format!(
         "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()
+}
+
+/// Reads until the peer ends the connection.
+pub(crate) fn wait_for_end(mut stream: TcpStream) {
+    std::io::copy(&mut stream, &mut std::io::sink()).ok();
 }

@@ -25,7 +25,7 @@ fn cluster(name: &str) -> Arc<Cluster> {
     })
 }
 
-fn endpoints(ports: &[u16], weight: u32) -> Option<Arc<Endpoints>> {
+fn endpoints(ports: &[u16], weight: u32) -> Arc<Endpoints> {
     let endpoint = |port: &u16| {
         Arc::new(Endpoint {
             address: SocketAddr::from(([10, 0, 0, 1], *port)),
@@ -36,7 +36,7 @@ fn endpoints(ports: &[u16], weight: u32) -> Option<Arc<Endpoints>> {
             workload: None,
         })
     };
-    Some(Arc::new(Endpoints {
+    Arc::new(Endpoints {
         localities: vec![LocalityEndpoints {
             locality: Locality::default(),
             priority: 0,
@@ -44,16 +44,16 @@ fn endpoints(ports: &[u16], weight: u32) -> Option<Arc<Endpoints>> {
             endpoints: ports.iter().map(endpoint).collect(),
         }],
         overprovisioning_factor: 140,
-    }))
+    })
 }
 
 #[test]
 fn counters_and_breakers_survive_an_update() {
     let manager = Manager::new();
-    let before = manager.entry(cluster("a"), endpoints(&[1, 2], 1));
+    let before = manager.entry(cluster("a"), Some(endpoints(&[1, 2], 1)));
     before.hosts[0].stats.rq_total.add(5);
     let held = before.breakers().acquire(Resource::Request);
-    let after = manager.entry(cluster("a"), endpoints(&[1, 2], 7));
+    let after = manager.entry(cluster("a"), Some(endpoints(&[1, 2], 7)));
     assert_eq!(after.hosts[0].stats.rq_total.get(), 5);
     assert_eq!(after.hosts[0].id(), before.hosts[0].id());
     assert_eq!(after.hosts[0].endpoint.weight, 7);
@@ -66,11 +66,11 @@ fn counters_and_breakers_survive_an_update() {
 #[test]
 fn a_host_that_comes_back_is_another_one() {
     let manager = Manager::new();
-    let first = manager.entry(cluster("a"), endpoints(&[1], 1));
+    let first = manager.entry(cluster("a"), Some(endpoints(&[1], 1)));
     let host = first.hosts[0].clone();
-    manager.entry(cluster("a"), endpoints(&[], 1));
+    manager.entry(cluster("a"), Some(endpoints(&[], 1)));
     assert!(host.is_gone());
-    let again = manager.entry(cluster("a"), endpoints(&[1], 1));
+    let again = manager.entry(cluster("a"), Some(endpoints(&[1], 1)));
     assert_ne!(again.hosts[0].id(), host.id());
     assert!(!again.hosts[0].is_gone());
 }
@@ -78,8 +78,8 @@ fn a_host_that_comes_back_is_another_one() {
 #[test]
 fn hosts_of_a_removed_cluster_are_gone() {
     let manager = Manager::new();
-    let entry = manager.entry(cluster("a"), endpoints(&[1], 1));
-    let other = manager.entry(cluster("b"), endpoints(&[1], 1));
+    let entry = manager.entry(cluster("a"), Some(endpoints(&[1], 1)));
+    let other = manager.entry(cluster("b"), Some(endpoints(&[1], 1)));
     assert_ne!(entry.hosts[0].id(), other.hosts[0].id());
     manager.retain(|name| name.as_str() == "b");
     assert!(entry.hosts[0].is_gone());
