@@ -166,9 +166,12 @@ impl Kernel {
 }
 
 fn load(config: &AgentConfig) -> Result<Bpf, String> {
+    // What the probe says is what happens: a node without one of the features uses iptables.
+    let found = probe();
+    found.ebpf()?;
     let cgroup = match &config.cgroup {
         Some(cgroup) => cgroup.clone(),
-        None => probe()
+        None => found
             .cgroup2
             .ok_or("no cgroup2 file system in /proc/self/mounts")?,
     };

@@ -37,12 +37,16 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Broker(args) => {
             follow_launcher(args.with_launcher)?;
+            privileges::require(&privileges::ENTERING).context("starting the broker")?;
             reduce(&privileges::BROKER);
             std::fs::create_dir_all(&args.run_dir)
                 .with_context(|| format!("making {}", args.run_dir.display()))?;
             block_on(serve_broker(args.config(), level))
         }
-        Command::Node(args) => block_on(node::run(args.config(&cli.log, cli.log_format))),
+        Command::Node(args) => {
+            privileges::require(&privileges::LAUNCHER).context("starting the node")?;
+            block_on(node::run(args.config(&cli.log, cli.log_format)))
+        }
         Command::Init(args) => init(&args),
         Command::Cleanup(args) => {
             let done = if args.here {

@@ -27,6 +27,19 @@ pub const BROKER: [Capability; 6] = [
     Capability::CAP_DAC_OVERRIDE,
 ];
 
+/// What `millrace-agent node` cannot do without: giving the proxy another user, and the broker what
+/// it enters namespaces with. Without those of [`AGENT`] there is still iptables.
+pub const LAUNCHER: [Capability; 5] = [
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_CHOWN,
+];
+
+/// What the broker cannot do without.
+pub const ENTERING: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
+
 /// Why privileges could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
@@ -36,6 +49,39 @@ pub enum PrivilegeError {
     /// A child could not be started.
     #[error("process cannot be started")]
     Spawn(#[from] io::Error),
+    /// The process was given too few.
+    #[error("this process lacks {0}; run it as root or give it these capabilities")]
+    Lacking(String),
+}
+
+/// Fails with the names of those of `needed` that the calling thread does not have.
+///
+/// # Errors
+/// When one is lacking, or the kernel does not say.
+pub fn require(needed: &[Capability]) -> Result<(), PrivilegeError> {
+    let have = caps::read(None, CapSet::Effective)?;
+    let lacking: Vec<String> = needed
+        .iter()
+        .filter(|capability| !have.contains(capability))
+        .map(ToString::to_string)
+        .collect();
+    if lacking.is_empty() {
+        Ok(())
+    } else {
+        Err(PrivilegeError::Lacking(lacking.join(", ")))
+    }
+}
+
+/// Fails as [`require`] does unless the calling thread may use eBPF. To the kernel `CAP_SYS_ADMIN`
+/// stands for each of [`AGENT`] here (kernel/bpf/syscall.c, `bpf_token_capable`).
+///
+/// # Errors
+/// When a capability is lacking, or the kernel does not say.
+pub fn require_ebpf() -> Result<(), PrivilegeError> {
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)? {
+        return Ok(());
+    }
+    require(&AGENT)
 }
 
 /// Gives up every capability of the calling thread that is not in `keep`. To be called before

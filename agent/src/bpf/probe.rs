@@ -57,21 +57,42 @@ impl Capabilities {
     ///
     /// The missing features with their reasons.
     pub fn ebpf(&self) -> Result<(), String> {
-        let missing: Vec<String> = self
+        let mut missing = self
             .features
             .iter()
             .filter_map(|feature| match &feature.verdict {
                 Verdict::Available => None,
-                Verdict::Missing { reason } => Some(format!("{}: {reason}", feature.name)),
+                Verdict::Missing { reason } => Some((feature.name.as_str(), reason.as_str())),
+            });
+        let Some((name, reason)) = missing.next() else {
+            return Ok(());
+        };
+        // Whoever may not use eBPF is refused everything; saying so once says it all.
+        if name == PRIVILEGES {
+            return Err(reason.to_owned());
+        }
+        // One cause is often that of many: each is told once.
+        let mut causes: Vec<(&str, Vec<&str>)> = vec![(reason, vec![name])];
+        for (name, reason) in missing {
+            match causes.iter_mut().find(|(known, _)| *known == reason) {
+                Some((_, names)) => names.push(name),
+                None => causes.push((reason, vec![name])),
+            }
+        }
+        let causes: Vec<String> = causes
+            .iter()
+            .map(|(reason, names)| match names[..] {
+                [name] => format!("{name}: {reason}"),
+                [name, ..] => format!("{name} and {} more: {reason}", names.len() - 1),
+                [] => (*reason).to_owned(),
             })
             .collect();
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(missing.join("; "))
-        }
+        Err(causes.join("; "))
     }
 }
+
+/// The feature without which nothing else can be tried.
+const PRIVILEGES: &str = "privileges";
 
 /// Finds out what this kernel and host can do. Changes nothing; takes about a tenth of a second.
 pub fn probe() -> Capabilities {
@@ -79,6 +100,11 @@ pub fn probe() -> Capabilities {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cgroup2 = mount_of(&mounts, "cgroup2");
     let mut features = vec![
+        Feature {
+            name: PRIVILEGES.to_owned(),
+            purpose: "loading and attaching programs".to_owned(),
+            verdict: verdict(crate::privileges::require_ebpf().map_err(|error| chain(&error))),
+        },
         host_feature(
             "cgroup2 mount",
             "attaching the connect, sendmsg, sockops and getsockopt programs",
@@ -297,6 +323,23 @@ mod tests {
             ],
         };
         assert_eq!(capabilities.ebpf(), Err("cgroup2 mount: none".to_owned()));
+    }
+
+    #[test]
+    fn one_cause_of_many_is_told_once() {
+        let feature = |name, reason| host_feature(name, "x", false, reason);
+        let capabilities = Capabilities {
+            kernel: "6.1".to_owned(),
+            cgroup2: None,
+            bpffs: None,
+            features: vec![
+                feature("a", "refused"),
+                feature("b", "too old"),
+                feature("c", "refused"),
+            ],
+        };
+        let told = "a and 1 more: refused; b: too old";
+        assert_eq!(capabilities.ebpf(), Err(told.to_owned()));
     }
 
     #[test]

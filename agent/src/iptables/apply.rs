@@ -17,7 +17,7 @@ use super::rules::{CHAINS, Ruleset, TABLES, rulesets};
 #[derive(Debug, thiserror::Error)]
 pub enum IptablesError {
     /// No usable tool.
-    #[error("no working {command} was found (tried {tried}); install iptables")]
+    #[error("no working {command} was found (tried {tried})")]
     Missing {
         /// `iptables-restore` or `ip6tables-restore`.
         command: String,
