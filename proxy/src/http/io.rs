@@ -8,10 +8,10 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use nix::sys::socket::GetSockOpt;
@@ -25,6 +25,17 @@ use crate::socket::Stream;
 /// A handle on a socket; clones are the same socket.
 #[derive(Clone, Debug)]
 pub struct SharedIo(Arc<Inner>);
+
+/// A handle that does not keep the socket open.
+#[derive(Clone, Debug)]
+pub struct WeakIo(Weak<Inner>);
+
+impl WeakIo {
+    /// The socket, while somebody uses it.
+    pub fn upgrade(&self) -> Option<SharedIo> {
+        self.0.upgrade().map(SharedIo)
+    }
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -90,6 +101,19 @@ impl SharedIo {
             written: AtomicU64::new(0),
             message: AtomicU64::new(u64::MAX),
         }))
+    }
+
+    /// A handle that does not keep the socket open.
+    pub fn downgrade(&self) -> WeakIo {
+        WeakIo(Arc::downgrade(&self.0))
+    }
+
+    /// Ends the connection in both directions; whoever reads it sees its end.
+    pub fn end(&self) {
+        let stream = self.0.stream.lock();
+        if let Err(error) = SockRef::from(stream.tcp()).shutdown(Shutdown::Both) {
+            tracing::trace!(%error, "the connection has ended already");
+        }
     }
 
     /// Bytes read so far.

@@ -119,6 +119,15 @@ impl ConnectError {
     }
 }
 
+/// Probes of connections from and to pods, unless the cluster has others. A pod whose network is
+/// taken away before its processes end sends neither FIN nor reset; without probes the proxy would
+/// wait for it as long as for one that thinks.
+const VANISHED: TcpKeepalive = TcpKeepalive {
+    time: Duration::from_secs(10),
+    interval: Duration::from_secs(5),
+    probes: 3,
+};
+
 /// Opens upstream connections for one worker.
 #[derive(Clone, Debug)]
 pub struct Connector {
@@ -149,7 +158,8 @@ impl Connector {
             return Err(ConnectError::Timeout { address });
         };
         let stream = result?;
-        if let Some(keepalive) = target.keepalive
+        let inside = (!matches!(transport, Transport::Own)).then_some(VANISHED);
+        if let Some(keepalive) = target.keepalive.or(inside)
             && let Err(error) = stream.set_keepalive(keepalive)
         {
             tracing::debug!(%address, %error, "cannot set keep-alive probes");

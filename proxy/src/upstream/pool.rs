@@ -2,7 +2,9 @@
 //!
 //! A pool belongs to a cluster, a host, a source pod and the client address that the host is to
 //! see. A sweep closes connections that nothing should use any more: idle for too long, of a host
-//! that left its cluster, from or to a pod that left the node.
+//! that left its cluster, from or to a pod that left the node. What is under way with such a pod
+//! may end within [`PARTING`]: a pod whose network went before its processes cannot say that it
+//! has gone.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -12,17 +14,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::connect::{ConnectTarget, Connector, Transport};
 use super::pool_h1::H1Pool;
 use super::pool_h2::H2Pool;
 use crate::cluster::host::Active;
 use crate::cluster::{ClusterEntry, ClusterId, Host, HostId, Permit};
+use crate::http::io::{SharedIo, WeakIo};
 use crate::lb::{Balancer, Hosts};
 use crate::pods::LocalPod;
 
 /// How often unused connections are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How long requests under way go on with a pod that has left the node.
+const PARTING: Duration = Duration::from_secs(5);
 /// Balancers kept at most.
 const MAX_BALANCERS: usize = 4096;
 
@@ -35,7 +41,37 @@ struct Inner {
     h1: RefCell<HashMap<PoolKey, Rc<H1Pool>>>,
     h2: RefCell<HashMap<PoolKey, Rc<H2Pool>>>,
     balancers: RefCell<HashMap<ClusterId, (u64, Balancer)>>,
+    live: RefCell<Vec<Live>>,
     sweeping: Cell<bool>,
+}
+
+/// An open connection from or to pods of this node.
+struct Live {
+    io: WeakIo,
+    pods: [Option<CancellationToken>; 2],
+    left: Option<Instant>,
+}
+
+impl Live {
+    /// Whether it is to be looked at again. Ends it some time after one of its pods has left.
+    fn sweep(&mut self, now: Instant) -> bool {
+        let Some(io) = self.io.upgrade() else {
+            return false;
+        };
+        if !self
+            .pods
+            .iter()
+            .flatten()
+            .any(CancellationToken::is_cancelled)
+        {
+            return true;
+        }
+        let over = now - *self.left.get_or_insert(now) >= PARTING;
+        if over {
+            io.end();
+        }
+        !over
+    }
 }
 
 /// What a pooled connection may be used for.
@@ -202,6 +238,19 @@ impl Pools {
         pools.entry(key).or_default().clone()
     }
 
+    /// Ends this connection soon after one of its pods has left the node.
+    pub(super) fn watch(&self, io: &SharedIo, meta: &Meta) {
+        let token = |pod: &Option<Arc<LocalPod>>| pod.as_ref().map(|pod| pod.gone().clone());
+        let pods = [token(&meta.source), token(&meta.delivery)];
+        if pods.iter().any(Option::is_some) {
+            self.0.live.borrow_mut().push(Live {
+                io: io.downgrade(),
+                pods,
+                left: None,
+            });
+        }
+    }
+
     /// Closes every idle connection.
     pub fn close_idle(&self) {
         for pool in self.0.h1.borrow().values() {
@@ -234,6 +283,7 @@ impl Pools {
 
 impl Inner {
     fn sweep(&self, now: Instant) {
+        self.live.borrow_mut().retain_mut(|live| live.sweep(now));
         self.h1.borrow_mut().retain(|_, pool| {
             pool.sweep(now);
             Rc::strong_count(pool) > 1 || !pool.is_unused()

@@ -165,6 +165,7 @@ impl H1Conn {
             .map_err(Failure::Connect)?;
         let io = SharedIo::new(stream);
         let meta = Meta::new(target, &transport, io.local_addr().ok(), permit);
+        worker.pools.watch(&io, &meta);
         let (send, conn) = http1::Builder::new()
             .handshake(TokioIo::new(io.clone()))
             .await

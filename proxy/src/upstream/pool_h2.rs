@@ -141,6 +141,7 @@ impl H2Pool {
             .map_err(Failure::Connect)?;
         let io = SharedIo::new(stream);
         let meta = Meta::new(target, &transport, io.local_addr().ok(), permit);
+        worker.pools.watch(&io, &meta);
         let conn = H2Conn::start(io, meta, target, Rc::downgrade(self)).await?;
         self.conns.borrow_mut().push(conn.clone());
         Ok(conn)
