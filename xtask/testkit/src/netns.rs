@@ -8,6 +8,7 @@ use std::thread;
 use anyhow::{Context as _, anyhow};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use parking_lot::Mutex;
 
 /// Where `ip netns` looks for names.
 const NAMES: &str = "/run/netns";
@@ -23,7 +24,7 @@ pub struct Netns {
 impl Netns {
     /// Makes a namespace with its loopback down and nothing else in it.
     pub(crate) fn create(name: &str) -> anyhow::Result<Self> {
-        fs::create_dir_all(NAMES).with_context(|| format!("creating {NAMES}"))?;
+        share_names()?;
         let path = Path::new(NAMES).join(name);
         File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         let bound = thread::scope(|scope| {
@@ -104,6 +105,30 @@ impl Drop for Netns {
     fn drop(&mut self) {
         Self::unname(&self.name);
     }
+}
+
+/// Makes the directory of names, shared with mount namespaces that are made later, so that a process
+/// in one of those can open the namespaces too. `ip netns` does the same.
+fn share_names() -> anyhow::Result<()> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock();
+    if *done {
+        return Ok(());
+    }
+    fs::create_dir_all(NAMES).with_context(|| format!("creating {NAMES}"))?;
+    let share = || {
+        let shared = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        mount(None::<&str>, NAMES, None::<&str>, shared, None::<&str>)
+    };
+    if share().is_err() {
+        // It is no mount point yet.
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(NAMES), NAMES, None::<&str>, flags, None::<&str>)
+            .with_context(|| format!("mounting {NAMES} on itself"))?;
+        share().with_context(|| format!("sharing {NAMES}"))?;
+    }
+    *done = true;
+    Ok(())
 }
 
 fn bind_new(path: &Path) -> anyhow::Result<()> {

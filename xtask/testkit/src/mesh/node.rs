@@ -115,6 +115,14 @@ impl MeshNode {
         })
     }
 
+    /// Ends the node's processes as an uninstall does; what they made stays.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        match self.launcher.lock().as_mut() {
+            Some(launcher) => launcher.stop(START).map(drop),
+            None => Ok(()),
+        }
+    }
+
     fn command(&self) -> anyhow::Result<Command> {
         // The proxy runs as a user of its own, beside the agent that starts it.
         let cluster = &self.mesh.cluster;
@@ -128,20 +136,22 @@ impl MeshNode {
             }
             None => Command::new(agent),
         };
+        command.arg("node");
+        let defaults = [
+            ("--node-name", self.node.name().into()),
+            ("--xds-addr", self.mesh.pilot.xds_url().into()),
+            ("--run-dir", self.node.run_dir()),
+            ("--state-dir", self.node.state_dir()),
+            ("--pods-dir", self.node.pods_dir()),
+            ("--bpffs-dir", self.node.bpffs_dir()),
+            ("--cgroup", self.node.cgroup_root().into()),
+        ];
+        // An argument that is given replaces the usual one.
+        let given = |flag: &str| self.arguments.iter().any(|argument| argument == flag);
+        for (flag, value) in defaults.iter().filter(|(flag, _)| !given(flag)) {
+            command.arg(flag).arg(value);
+        }
         command
-            .arg("node")
-            .args(["--node-name", self.node.name()])
-            .args(["--xds-addr", &self.mesh.pilot.xds_url()])
-            .arg("--run-dir")
-            .arg(self.node.run_dir())
-            .arg("--state-dir")
-            .arg(self.node.state_dir())
-            .arg("--pods-dir")
-            .arg(self.node.pods_dir())
-            .arg("--bpffs-dir")
-            .arg(self.node.bpffs_dir())
-            .arg("--cgroup")
-            .arg(self.node.cgroup_root())
             .args(["--proxy-arg", &format!("--node-ip={}", self.node.ip())])
             .args(&self.arguments);
         Ok(command)
