@@ -411,13 +411,29 @@ impl State {
     fn promote_listeners(&mut self, now: Instant) -> bool {
         let ready = cluster_ready(self.mode, &self.fixed, &self.clusters);
         let routes = &self.routes;
-        self.listeners.promote(now, |listener| {
+        let warm = |listener: &Listener| {
             let known = |name: &String| routes.serves(name) || routes.is_absent(name);
             refs::clusters_of_listener(listener)
                 .iter()
                 .all(|c| ready(c))
                 && refs::routes_of_listener(listener).iter().all(known)
-        })
+        };
+        let changed = self
+            .listeners
+            .promote(now, |listener| !listener.use_original_dst && warm(listener));
+        // What takes the connections that no other listener stands for comes last: it would take
+        // those of listeners that came with it and are not warm yet.
+        let nascent: BTreeSet<String> = self
+            .listeners
+            .iter()
+            .filter(|(_, entry)| entry.serving.is_none())
+            .filter_map(|(_, entry)| entry.warming.as_ref())
+            .filter(|(held, _)| !held.value.use_original_dst)
+            .map(|(held, _)| namespace(&held.value).to_owned())
+            .collect();
+        self.listeners.promote(now, |listener| {
+            listener.use_original_dst && !nascent.contains(namespace(listener)) && warm(listener)
+        }) || changed
     }
 
     /// Removed listeners go at once; what they and served routes refer to goes after them.
@@ -530,6 +546,12 @@ fn save<T>(saved: &mut Vec<Saved>, type_url: &TypeUrl, table: &Table<T>) {
         version: held.version.clone(),
         body: held.body.clone(),
     }));
+}
+
+/// The namespace whose traffic a listener takes; empty in a sidecar.
+fn namespace(listener: &Listener) -> &str {
+    let name = listener.name.as_str();
+    name.rsplit_once('/').map_or("", |(namespace, _)| namespace)
 }
 
 /// Whether a term, by name or by collection, asks for `name`.

@@ -276,6 +276,32 @@ fn a_removed_cluster_that_stays_referred_to_goes_in_the_end() {
     assert_eq!(f.serving(), "default/http r  ");
 }
 
+/// A pod's first connection may come at any time. It has to wait for the listener that stands for
+/// its destination, not go where nothing stands for it.
+#[test]
+fn what_takes_all_other_connections_comes_after_the_listeners_it_came_with() {
+    let mut f = Fixture::node();
+    let yaml = "
+name: default/virtualOutbound
+address: {socket_address: {address: 0.0.0.0, port_value: 15001}}
+use_original_dst: true
+";
+    let rest = raw(&TypeUrl::LISTENER, "default/virtualOutbound", yaml, "1");
+    let resources = [rest, listener("default/http", "r")];
+    let rejected = f.state.update(&TypeUrl::LISTENER, &resources, &[], f.now);
+    assert!(rejected.is_empty(), "{rejected:?}");
+    f.settle();
+    assert_eq!(f.serving(), "   ");
+    f.give(route("r", "c"));
+    f.give(cluster("c"));
+    assert_eq!(f.serving(), "   ");
+    f.give(endpoints("c", "10.0.0.1"));
+    assert_eq!(f.serving(), "default/http,default/virtualOutbound r c c");
+    // A listener that comes later holds back nothing that serves.
+    f.give(listener("default/late", "s"));
+    assert_eq!(f.serving(), "default/http,default/virtualOutbound r c c");
+}
+
 #[test]
 fn a_removed_listener_goes_at_once_and_takes_its_references_along() {
     let mut f = Fixture::warm();
