@@ -80,7 +80,7 @@ fn clean_described(pods_dir: &Path) -> anyhow::Result<Vec<String>> {
     if !pods_dir.exists() {
         return Ok(Vec::new());
     }
-    let source = LocalSource::new(pods_dir, "")?;
+    let source = LocalSource::of_all_nodes(pods_dir)?;
     source.scan();
     let set = source.watch().borrow().clone();
     let mut done = Vec::new();

@@ -32,7 +32,8 @@ const MAX_FILE: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub struct LocalSource {
     dir: PathBuf,
-    node: String,
+    /// Pods of other nodes are left out.
+    node: Option<String>,
     sets: watch::Sender<Arc<PodSet>>,
     files: Mutex<BTreeMap<PathBuf, Vec<PodSpec>>>,
 }
@@ -44,10 +45,22 @@ impl LocalSource {
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(dir: &Path, node: &str) -> io::Result<Self> {
+        Self::of(dir, Some(node.to_owned()))
+    }
+
+    /// A source for `dir` of every pod described there, whichever node it names.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn of_all_nodes(dir: &Path) -> io::Result<Self> {
+        Self::of(dir, None)
+    }
+
+    fn of(dir: &Path, node: Option<String>) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         Ok(Self {
             dir: dir.to_owned(),
-            node: node.to_owned(),
+            node,
             sets: watch::Sender::new(Arc::default()),
             files: Mutex::default(),
         })
@@ -139,7 +152,8 @@ impl LocalSource {
         let mut origins: BTreeMap<PodUid, &Path> = BTreeMap::new();
         for (path, described) in files {
             for pod in described {
-                if !pod.node.is_empty() && pod.node != self.node {
+                let other = |node: &String| !pod.node.is_empty() && pod.node != *node;
+                if self.node.as_ref().is_some_and(other) {
                     continue;
                 }
                 if let Some(first) = origins.get(&pod.uid) {
