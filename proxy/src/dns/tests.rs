@@ -4,8 +4,10 @@ use std::time::Duration;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use nix::sys::socket::{setsockopt, sockopt};
 use proptest::prelude::*;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
 
 use super::forward::{read_message, write_message};
 use super::message::{Limit, decide};
@@ -197,6 +199,8 @@ fn client() -> Client {
 impl Fixture {
     fn udp(&self, bind: &str) -> SocketAddr {
         let socket = std::net::UdpSocket::bind(bind).unwrap();
+        // As the broker makes it: an IPv4 datagram on a dual-stack socket is then told of twice.
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true).unwrap();
         let address = socket.local_addr().unwrap();
         let served = self
             .dns

@@ -121,7 +121,8 @@ async fn reply(socket: &Socket, answer: &[u8], to: &Received) {
 
 fn receive(fd: RawFd) -> io::Result<Received> {
     let mut bytes = vec![0; MAX_QUERY];
-    let mut space = nix::cmsg_space!(libc::in6_pktinfo);
+    // The broker asks for both: a dual-stack socket then tells of an IPv4 datagram twice.
+    let mut space = nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo);
     let (length, peer, to) = {
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let message =
