@@ -192,6 +192,7 @@ pub fn pod_listener_name(namespace: &str, pod: &str) -> String {
 pub struct Store {
     current: Arc<ArcSwap<Snapshot>>,
     generation: watch::Sender<Generation>,
+    open: watch::Sender<bool>,
 }
 
 impl Default for Store {
@@ -199,6 +200,7 @@ impl Default for Store {
         Self {
             current: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
             generation: watch::Sender::new(0),
+            open: watch::Sender::new(false),
         }
     }
 }
@@ -234,5 +236,22 @@ impl Store {
     /// Changes at every swap.
     pub fn subscribe(&self) -> watch::Receiver<Generation> {
         self.generation.subscribe()
+    }
+
+    /// Says that the first configuration is in place: pods' connections may be accepted.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Whether the first configuration is in place.
+    pub fn is_open(&self) -> bool {
+        *self.open.borrow()
+    }
+
+    /// Waits for the first configuration; cancel-safe.
+    pub async fn opened(&self) {
+        let mut open = self.open.subscribe();
+        // The sender lives in `self`, so the channel cannot close here.
+        drop(open.wait_for(|open| *open).await);
     }
 }

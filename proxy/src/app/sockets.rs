@@ -17,6 +17,7 @@ use crate::listener::accept::Origin;
 use crate::listener::bind::{self, Binder};
 use crate::pods::LocalPods;
 use crate::pods::broker::{BrokerClient, Identity, Listening, Socket};
+use crate::snapshot::Store;
 use crate::worker::Workers;
 use crate::xds::Interest;
 
@@ -39,9 +40,12 @@ pub(super) async fn serve(
                 run_dir.join("proxy.sock"),
                 identity,
                 app.parts.pods.clone(),
-                Serving {
-                    workers,
-                    dns: dns(app, &xds.cluster_domain),
+                Gate {
+                    store: app.parts.store.clone(),
+                    serving: Arc::new(Serving {
+                        workers,
+                        dns: dns(app, &xds.cluster_domain),
+                    }),
                 },
                 (app.ready.block("pods"), drain),
             );
@@ -131,6 +135,29 @@ fn serve_dns(
     Ok(())
 }
 
+/// Holds sockets back until the first configuration is in place. An older epoch accepts from the
+/// same sockets meanwhile; where there is none, connections wait in the backlog.
+struct Gate<L> {
+    store: Arc<Store>,
+    serving: Arc<L>,
+}
+
+impl<L: Listening + Send + Sync + 'static> Listening for Gate<L> {
+    fn serve(&self, socket: Socket, stop: CancellationToken) {
+        if self.store.is_open() {
+            return self.serving.serve(socket, stop);
+        }
+        let (store, serving) = (self.store.clone(), self.serving.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = store.opened() => serving.serve(socket, stop.clone()),
+            }
+        });
+    }
+}
+
 /// Sends each socket of a pod to the worker that its index says, DNS to the DNS server.
 struct Serving {
     workers: Workers,
@@ -167,3 +194,6 @@ impl Listening for Serving {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

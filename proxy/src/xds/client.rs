@@ -90,7 +90,8 @@ pub struct Control {
     resolutions: mpsc::Receiver<Resolution>,
     disk: Option<Disk>,
     ready: Option<Blocker>,
-    started: Instant,
+    /// Until when what is missing is waited for; none once that has passed.
+    patience: Option<Instant>,
     /// What is subscribed to.
     wanted: Wanted,
     /// When settling is due without news.
@@ -159,7 +160,7 @@ impl Config {
             resolutions,
             disk,
             ready: self.ready,
-            started: Instant::now(),
+            patience: Some(Instant::now() + WARMING_TIMEOUT),
             wanted: Wanted::default(),
             deadline: None,
         };
@@ -240,8 +241,10 @@ impl Control {
 
     async fn next(&mut self, stop: &CancellationToken) -> News {
         let save = self.disk.as_ref().and_then(|d| d.due);
-        let ready = self.ready.as_ref().map(|_| self.started + WARMING_TIMEOUT);
-        let due = [self.deadline, save, ready].into_iter().flatten().min();
+        let due = [self.deadline, save, self.patience]
+            .into_iter()
+            .flatten()
+            .min();
         // biased: a stop must not wait behind a busy control plane.
         tokio::select! {
             biased;
@@ -328,12 +331,24 @@ impl Control {
         self.report_ready(complete, now);
     }
 
+    /// Lets connections in once there is a configuration for them: a whole one, an earlier
+    /// run's, or, where the control plane does not complete it, what there is after a while. One
+    /// that has said nothing leaves them to an older epoch, or in the backlog.
     fn report_ready(&mut self, complete: bool, now: Instant) {
-        let restored = self.handle.freshness.lock().restored;
-        let waited = now >= self.started + WARMING_TIMEOUT;
-        if (self.stream.is_none() || complete || restored || waited) && self.ready.take().is_some()
-        {
+        if self.patience.is_some_and(|until| now >= until) {
+            self.patience = None;
+        }
+        if self.store.is_open() {
+            return;
+        }
+        let freshness = self.handle.freshness.lock();
+        let restored = freshness.restored;
+        let incomplete = self.patience.is_none() && freshness.last_update.is_some();
+        drop(freshness);
+        if self.stream.is_none() || complete || restored || incomplete {
             tracing::info!(complete, restored, "first configuration serves");
+            self.store.open();
+            self.ready = None;
         }
     }
 

@@ -182,6 +182,7 @@ async fn what_pods_need_is_fetched_served_and_followed() {
     assert_eq!(address(&first, "c").as_deref(), Some("10.0.0.1:80"));
     assert!(first.route_table("default/9080").is_some());
     running.ready.wait().await;
+    assert!(running.store.is_open());
     plane.set([endpoints("c", "10.0.0.2")]);
     let moved = |s: &Snapshot| address(s, "c").as_deref() == Some("10.0.0.2:80");
     running.until("new endpoint", moved).await;
@@ -275,5 +276,16 @@ async fn a_new_control_plane_takes_over_from_the_saved_state() {
     let replaced = |s: &Snapshot| s.cluster("d").is_some() && s.cluster("c").is_none();
     let now = running.until("the new route", replaced).await;
     assert_eq!(address(&now, "d").as_deref(), Some("10.0.0.4:80"));
+    running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_control_plane_or_saved_state_nothing_is_accepted() {
+    // Port 9 is discard: nobody is there.
+    let running = start("http://127.0.0.1:9", None);
+    running.local();
+    tokio::time::sleep(WARMING_TIMEOUT * 4).await;
+    assert!(!running.store.is_open());
+    assert!(!running.ready.is_ready());
     running.end().await;
 }

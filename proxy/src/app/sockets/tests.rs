@@ -1,0 +1,48 @@
+//! When sockets of pods begin to be served.
+
+use std::net::TcpListener;
+
+use parking_lot::Mutex;
+
+use super::*;
+
+#[derive(Default)]
+struct Recorder(Mutex<Vec<u16>>);
+
+impl Listening for Recorder {
+    fn serve(&self, socket: Socket, _: CancellationToken) {
+        self.0.lock().push(socket.index);
+    }
+}
+
+fn socket(index: u16) -> Socket {
+    Socket {
+        uid: "u-1".into(),
+        role: ListenerRole::Outbound,
+        index,
+        fd: TcpListener::bind("127.0.0.1:0").unwrap().into(),
+    }
+}
+
+#[tokio::test]
+async fn sockets_are_not_served_before_the_first_configuration() {
+    let store = Arc::new(Store::new());
+    let gate = Gate {
+        store: store.clone(),
+        serving: Arc::new(Recorder::default()),
+    };
+    let (kept, stopped) = (CancellationToken::new(), CancellationToken::new());
+    gate.serve(socket(0), kept.clone());
+    gate.serve(socket(1), stopped.clone());
+    stopped.cancel();
+    // What was spawned runs before this task does again.
+    tokio::task::yield_now().await;
+    assert!(gate.serving.0.lock().is_empty());
+
+    store.open();
+    while gate.serving.0.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    gate.serve(socket(2), kept);
+    assert_eq!(*gate.serving.0.lock(), [0, 2]);
+}
