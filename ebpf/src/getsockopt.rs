@@ -102,8 +102,13 @@ fn find(ctx: &Sockopt<'_>) -> Option<(OrigDst, Counter)> {
     if let Some(orig_dst) = published(sock, netns_cookie) {
         return Some((orig_dst, Counter::GetsockoptAnswered));
     }
-    POLICIES.get_ptr(netns_cookie)?;
-    Some((sock.local(), Counter::GetsockoptLocalAddress))
+    let policy = POLICIES.get_ptr(netns_cookie)?;
+    // SAFETY: as in `published`.
+    let policy = unsafe { &*policy };
+    let local = sock.local();
+    // Whoever arrived at a capture port by none of the programs was redirected there by nat rules,
+    // which a pod has until it is enrolled: conntrack knows more.
+    (!policy.is_capture_port(local.port)).then_some((local, Counter::GetsockoptLocalAddress))
 }
 
 /// What the connecting end published, where the accepted end found no memory to keep it.

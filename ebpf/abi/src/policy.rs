@@ -93,6 +93,12 @@ impl PodPolicy {
     /// Only inbound ports that an include rule names are captured.
     pub const INBOUND_INCLUDE_ONLY: u32 = 1 << 10;
 
+    /// Whether captured connections arrive at this port.
+    #[inline(always)]
+    pub const fn is_capture_port(&self, port: u16) -> bool {
+        port == self.outbound_port || port == self.inbound_port
+    }
+
     /// Whether every bit of `flag` is set.
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
