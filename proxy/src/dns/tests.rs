@@ -8,7 +8,6 @@ use nix::sys::socket::{setsockopt, sockopt};
 use proptest::prelude::*;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-
 use super::forward::{read_message, write_message};
 use super::message::{Limit, decide};
 use super::names::{NameTable, NameTableBuilder};
