@@ -181,10 +181,17 @@ fn modern(config: &IptablesConfig, family: Family, loopback: &str) -> Table {
     table
 }
 
+/// The first packet that conntrack sees of a connection older than these rules opens nothing, and
+/// often comes from the peer: redirected, it would reset a connection of a pod that runs already.
+const NOT_OPENING: &str = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN";
+
 fn inbound(config: &IptablesConfig, family: Family) -> Vec<Rule> {
     // A delivery has passed the proxy already; loopback shows it to PREROUTING as well.
     let bit = config.delivery_bit;
-    let mut specs = vec![format!("-m mark --mark {bit:#x}/{bit:#x} -j RETURN")];
+    let mut specs = vec![
+        NOT_OPENING.to_owned(),
+        format!("-m mark --mark {bit:#x}/{bit:#x} -j RETURN"),
+    ];
     for source in &config.host_probe_sources {
         if let Some(source) = host(*source, family) {
             specs.push(format!("-s {source} -p tcp -j RETURN"));
@@ -218,6 +225,7 @@ fn own_traffic(config: &IptablesConfig, family: Family, loopback: &str) -> Vec<R
         "-p tcp"
     };
     let mut specs = vec![
+        NOT_OPENING.to_owned(),
         format!("-s {passthrough} -o lo -j RETURN"),
         format!("-m mark --mark {mark:#x}/0xffff -j RETURN"),
     ];
