@@ -318,3 +318,52 @@ async fn the_api_names_what_is_wrong() {
     let answer = node.ask(Method::GET, "/probe", "").await.unwrap();
     assert!(answer.text().contains("\"summary\""));
 }
+
+/// Adds an annotation to the pod's description.
+fn annotate(node: &AgentNode, key: &str, value: &str) {
+    let text = std::fs::read_to_string(node.description()).unwrap();
+    let mut pod: serde_json::Value = serde_json::from_str(&text).unwrap();
+    pod["annotations"][key] = value.into();
+    std::fs::write(node.description(), pod.to_string()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_excluded_passes_the_guard_of_a_closed_pod_in_both_modes() {
+    let node = node!();
+    let by_port = node
+        .node
+        .listen(SocketAddr::new(node.node.ip(), 0))
+        .unwrap();
+    let other = node.node.pod("other").expect("pod");
+    let by_cidr = other.listen(SocketAddr::new(other.ip(), 0)).unwrap();
+    node.describe();
+    let port = by_port.local_addr().unwrap().port().to_string();
+    annotate(
+        &node,
+        "traffic.sidecar.istio.io/excludeOutboundPorts",
+        &port,
+    );
+    annotate(
+        &node,
+        "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+        &format!("{}/32", other.ip()),
+    );
+    let _broker = node.broker();
+    let _agent = node.agent(&[]);
+    let served = serve(&node, 0).await;
+    let status = node.until("captured", |pod| pod.healthy).await;
+    assert!(status.detail.contains("guarded"), "{status:?}");
+    for mode in ["ebpf", "iptables", "ebpf"] {
+        let status = node.switch(mode).await;
+        assert!(status.healthy, "{status:?}");
+        captured(&node.pod, &served);
+        for direct in [&by_port, &by_cidr] {
+            let to = direct.local_addr().unwrap();
+            let _client = node
+                .pod
+                .connect(to)
+                .unwrap_or_else(|error| panic!("{mode}: {to} is excluded: {error}"));
+            assert_eq!(direct.accept().unwrap().1.ip(), node.pod.ip());
+        }
+    }
+}

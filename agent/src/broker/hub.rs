@@ -188,7 +188,8 @@ impl Hub {
                 .ok_or_else(|| HubError::Unknown(uid.clone()))?;
             (Arc::clone(&pod.netns), pod.families, state.lost)
         };
-        let rules = (mode == CaptureMode::Iptables).then(|| {
+        // In every mode: the guard of a closed pod has to let pass what capture leaves alone.
+        let rules = (mode != CaptureMode::None).then(|| {
             let mut rules = iptables.unwrap_or_default();
             rules.ipv6 &= families.v6;
             rules
@@ -434,7 +435,7 @@ impl Hub {
             let Some(pod) = state.pods.get(uid) else {
                 return;
             };
-            if pod.on_loss == OnCaptureLoss::Closed || pod.iptables.is_none() {
+            if pod.on_loss == OnCaptureLoss::Closed || pod.capture != CaptureMode::Iptables {
                 return;
             }
             let plan =

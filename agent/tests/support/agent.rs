@@ -62,7 +62,12 @@ impl AgentNode {
     }
 
     pub(crate) fn broker(&self) -> Process {
+        self.broker_with(&[])
+    }
+
+    pub(crate) fn broker_with(&self, environment: &[(&str, &str)]) -> Process {
         let mut command = agent_command("broker");
+        command.envs(environment.iter().copied());
         command.arg("--run-dir").arg(self.node.run_dir()).args([
             "--proxy-uid",
             "0",

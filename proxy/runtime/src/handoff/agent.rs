@@ -147,7 +147,7 @@ pub enum AgentRequest {
         mode: CaptureMode,
         /// What happens when capture is lost.
         on_loss: OnCaptureLoss,
-        /// Rules for [`CaptureMode::Iptables`].
+        /// Rules for [`CaptureMode::Iptables`], exclusions of a closed pod's guard in either mode.
         iptables: Option<Box<IptablesConfig>>,
     },
     /// Every pod that shall be adopted is; what was only returned by a proxy may go.
