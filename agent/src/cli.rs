@@ -252,6 +252,7 @@ impl NodeArgs {
         proxy_args.extend(self.workers.into_iter().flat_map(|n| pair("--workers", n)));
         proxy_args.extend(self.proxy_args.iter().cloned());
         NodeConfig {
+            agent_bin: own_path(),
             run_dir: self.paths.run_dir.clone(),
             state_dir: self.paths.state_dir.clone(),
             agent_args: self.agent_args(&node_name, logging().collect()),
@@ -299,10 +300,13 @@ fn pair(flag: &str, value: impl ToString) -> [String; 2] {
 }
 
 fn beside_this() -> PathBuf {
-    std::env::current_exe().map_or_else(
-        |_| PathBuf::from("millrace-proxy"),
-        |own| own.with_file_name("millrace-proxy"),
-    )
+    own_path().with_file_name("millrace-proxy")
+}
+
+/// Where this program lies. Asked for once, at the start: after a package has replaced the file
+/// the kernel tells the path of the deleted one.
+fn own_path() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("millrace-agent"))
 }
 
 /// Arguments of `cleanup`.

@@ -36,6 +36,8 @@ const RECONNECT: Duration = Duration::from_millis(100);
 /// Settings of the launcher.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
+    /// The program of agent and broker; whatever is there at the moment is started.
+    pub agent_bin: PathBuf,
     /// Where sockets are.
     pub run_dir: PathBuf,
     /// Where state is.

@@ -40,14 +40,29 @@ fn stand_in(node: &AgentNode) -> std::path::PathBuf {
 }
 
 fn launch(node: &AgentNode, proxy: &Path, more: &[&str]) -> Process {
-    let mut command = agent_command("node");
+    launch_by(
+        agent_command("node"),
+        node,
+        proxy,
+        &node.node.bpffs_dir(),
+        more,
+    )
+}
+
+fn launch_by(
+    mut command: Command,
+    node: &AgentNode,
+    proxy: &Path,
+    bpffs: &Path,
+    more: &[&str],
+) -> Process {
     command
         .arg("--run-dir")
         .arg(node.node.run_dir())
         .arg("--state-dir")
         .arg(node.node.state_dir())
         .arg("--bpffs-dir")
-        .arg(node.node.bpffs_dir())
+        .arg(bpffs)
         .arg("--pods-dir")
         .arg(node.node.pods_dir())
         .arg("--cgroup")
@@ -218,4 +233,35 @@ fn a_proxy_that_cannot_be_started_is_tried_again() {
             .unwrap()
             .starts_with("millrace-agent ")
     );
+}
+
+#[test]
+fn a_program_replaced_by_a_rename_is_what_is_started_next() {
+    let node = node!();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = dir.path().join("millrace-agent");
+    fs::hard_link(env!("CARGO_BIN_EXE_millrace-agent"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.arg("node");
+    let bpffs = node.node.bpffs_dir();
+    let launcher = launch_by(command, &node, &stand_in(&node), &bpffs, &[]);
+    let roles = [["millrace-agent", " run "], ["millrace-agent", " broker "]];
+    let before = roles.map(|words| one(&node, &words));
+    let new = dir.path().join("millrace-agent.new");
+    fs::copy(env!("CARGO_BIN_EXE_millrace-agent"), &new).unwrap();
+    fs::rename(&new, &program).unwrap();
+    for (words, old) in roles.iter().zip(before) {
+        kill(old, Signal::SIGKILL);
+        let mut now = Vec::new();
+        eventually(
+            PATIENCE,
+            &format!("{words:?} again: {}", launcher.log()),
+            || {
+                now = processes(&node, words);
+                now.len() == 1 && now[0] != old
+            },
+        );
+        let runs = fs::read_link(format!("/proc/{}/exe", now[0])).unwrap();
+        assert_eq!(runs, program, "the new program");
+    }
 }

@@ -42,7 +42,7 @@ impl Child {
         config: &NodeConfig,
         news: &mpsc::Sender<News>,
     ) -> Result<Self, PrivilegeError> {
-        let mut command = command(role, epoch, config)?;
+        let mut command = command(role, epoch, config);
         let handle = tokio::runtime::Handle::current();
         let mut spawn = move || {
             let _runtime = handle.enter();
@@ -137,18 +137,17 @@ fn proxy_state(state_dir: &Path) -> std::path::PathBuf {
     state_dir.join("proxy")
 }
 
-fn command(role: Role, epoch: Epoch, config: &NodeConfig) -> io::Result<Command> {
-    let own = std::env::current_exe()?;
+fn command(role: Role, epoch: Epoch, config: &NodeConfig) -> Command {
     let mut command = match role {
         Role::Broker => {
-            let mut command = Command::new(own);
+            let mut command = Command::new(&config.agent_bin);
             command
                 .args(["broker", "--with-launcher"])
                 .args(&config.broker_args);
             command
         }
         Role::Agent => {
-            let mut command = Command::new(own);
+            let mut command = Command::new(&config.agent_bin);
             command
                 .args(["run", "--with-launcher"])
                 .args(&config.agent_args);
@@ -170,5 +169,5 @@ fn command(role: Role, epoch: Epoch, config: &NodeConfig) -> io::Result<Command>
     };
     // A terminal's signals are the launcher's to pass on.
     command.process_group(0).kill_on_drop(false);
-    Ok(command)
+    command
 }
