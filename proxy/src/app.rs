@@ -117,13 +117,7 @@ struct App {
 impl App {
     fn new(config: &Config, build: &BuildInfo) -> Self {
         let own: Vec<IpAddr> = match &config.mode {
-            Mode::Sidecar { ip, .. } => {
-                let loopback = [
-                    IpAddr::from([127, 0, 0, 1]),
-                    IpAddr::from([0_u16, 0, 0, 0, 0, 0, 0, 1]),
-                ];
-                loopback.into_iter().chain(*ip).collect()
-            }
+            Mode::Sidecar { ip, .. } => sockets::interface_addresses().chain(*ip).collect(),
             Mode::Node { .. } | Mode::File { .. } => Vec::new(),
         };
         let telemetry = Telemetry::new();

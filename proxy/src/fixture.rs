@@ -192,7 +192,7 @@ pub(crate) fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         max_requests_per_connection: 0,
         max_concurrent_streams: 100,
         tcp_keepalive: None,
-        bind_source: None,
+        bind_source: BindSource::default(),
         panic_threshold: 50,
         added_via_api: false,
         service: None,

@@ -13,7 +13,7 @@ pub mod matcher;
 pub mod name;
 pub mod route;
 
-pub use cluster::{Cluster, ClusterKind, LbPolicy, Thresholds, UpstreamProtocol};
+pub use cluster::{BindSource, Cluster, ClusterKind, LbPolicy, Thresholds, UpstreamProtocol};
 pub use endpoint::{Endpoint, Endpoints, HealthStatus, Locality, LocalityEndpoints};
 pub use header::HeaderMutation;
 pub use listener::{

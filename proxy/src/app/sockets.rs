@@ -75,6 +75,23 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// The addresses of this network namespace, loopback included: the capture ports are on each.
+pub(super) fn interface_addresses() -> impl Iterator<Item = IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().inspect_err(|error| {
+        tracing::warn!(%error, "cannot list this namespace's addresses");
+    });
+    let addresses = interfaces.into_iter().flatten().filter_map(|i| i.address);
+    let interface = addresses.filter_map(|address| {
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+    });
+    let loopback = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    loopback.into_iter().chain(interface)
+}
+
 /// Waits for the first configuration.
 async fn configured(app: &App) {
     let mut generations = app.parts.store.subscribe();

@@ -186,6 +186,10 @@ impl Accepted {
         };
         let pod = uid.and_then(|uid| worker.pods.by_uid(uid));
         let orig_dst = destination(&origin, local, || socket::orig_dst(stream, local))?;
+        let captured = !matches!(origin, Origin::Listener(_));
+        if captured && worker.connector.is_capture_port(pod.as_ref(), orig_dst) {
+            return Err(Refusal::Loop);
+        }
         Ok(Self {
             peer: client_address(&origin, pod.as_deref(), peer),
             pod,

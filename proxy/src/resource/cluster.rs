@@ -1,6 +1,6 @@
 //! Clusters: where endpoints come from and how they are used.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ pub struct Cluster {
     pub max_concurrent_streams: u32,
     /// Keep-alive probes of upstream TCP connections.
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Source address of upstream connections where the proxy makes its own sockets.
-    pub bind_source: Option<SocketAddr>,
+    /// Source addresses of upstream connections where the proxy makes its own sockets.
+    pub bind_source: BindSource,
     /// Share of healthy hosts, in percent, under which health is left out of account.
     pub panic_threshold: u8,
     /// Whether a cluster was added by CDS (`added_via_api` of `/clusters`).
@@ -149,6 +149,22 @@ pub enum UpstreamProtocol {
     Http2,
     /// What downstream speaks (`use_downstream_protocol_config`).
     UseDownstream,
+}
+
+/// `upstream_bind_config`: at most one source address of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BindSource {
+    /// Towards IPv4 endpoints.
+    pub v4: Option<SocketAddr>,
+    /// Towards IPv6 endpoints.
+    pub v6: Option<SocketAddr>,
+}
+
+impl BindSource {
+    /// The source address of connections to `endpoint`.
+    pub fn towards(self, endpoint: IpAddr) -> Option<SocketAddr> {
+        if endpoint.is_ipv4() { self.v4 } else { self.v6 }
+    }
 }
 
 /// TCP keep-alive probes.

@@ -49,7 +49,7 @@ fn cluster(name: &str) -> Arc<Cluster> {
         max_requests_per_connection: 0,
         max_concurrent_streams: 100,
         tcp_keepalive: None,
-        bind_source: None,
+        bind_source: crate::resource::BindSource::default(),
         panic_threshold: 50,
         added_via_api: true,
         service: None,

@@ -18,6 +18,7 @@ use socket2::SockRef;
 use tokio::net::TcpSocket;
 
 use crate::pods::{LocalPod, LocalPods};
+use crate::resource::BindSource;
 use crate::resource::cluster::TcpKeepalive;
 use crate::socket::Stream;
 
@@ -42,8 +43,8 @@ pub struct ConnectTarget {
     pub connect_timeout: Duration,
     /// Keep-alive probes.
     pub keepalive: Option<TcpKeepalive>,
-    /// Source address where the proxy makes its own sockets.
-    pub bind_source: Option<SocketAddr>,
+    /// Source addresses where the proxy makes its own sockets.
+    pub bind_source: BindSource,
 }
 
 /// How an upstream connection travels.
@@ -173,14 +174,9 @@ impl Connector {
     /// # Errors
     /// [`ConnectError::Loop`] where the endpoint is a capture port of the proxy.
     pub fn transport(&self, target: &ConnectTarget) -> Result<Transport, ConnectError> {
-        let (ip, port) = (target.address.ip(), target.address.port());
         let source = target.source.as_ref();
-        let here = match source {
-            Some(pod) if ip.is_loopback() => Some(pod.clone()),
-            _ => self.pods.by_ip(ip),
-        };
-        let ours = here.is_some() || self.own_addresses.contains(&ip);
-        if ours && is_capture_port(port) {
+        let here = self.pod_at(source, target.address.ip());
+        if self.is_capture_port(source, target.address) {
             return Err(ConnectError::Loop {
                 address: target.address,
             });
@@ -191,16 +187,29 @@ impl Connector {
             (None, None) => Transport::Own,
         })
     }
-}
 
-fn is_capture_port(port: u16) -> bool {
-    port == ListenerRole::Outbound.port() || port == ListenerRole::Inbound.port()
+    /// Whether `address`, as `source` knows it, is a capture port of this proxy: a connection
+    /// to it that was forwarded would come back for ever.
+    pub fn is_capture_port(&self, source: Option<&Arc<LocalPod>>, address: SocketAddr) -> bool {
+        let roles = [ListenerRole::Outbound, ListenerRole::Inbound];
+        let (ip, port) = (address.ip(), address.port());
+        roles.iter().any(|role| role.port() == port)
+            && (self.own_addresses.contains(&ip) || self.pod_at(source, ip).is_some())
+    }
+
+    /// The enrolled pod that has this address; a pod's loopback is its own.
+    fn pod_at(&self, source: Option<&Arc<LocalPod>>, ip: IpAddr) -> Option<Arc<LocalPod>> {
+        match source {
+            Some(pod) if ip.is_loopback() => Some(pod.clone()),
+            _ => self.pods.by_ip(ip),
+        }
+    }
 }
 
 /// The source address that the endpoint is to see, in its own family.
 fn source_address(transport: &Transport, target: &ConnectTarget) -> Option<SocketAddr> {
     if matches!(transport, Transport::Own) {
-        return target.bind_source;
+        return target.bind_source.towards(target.address.ip());
     }
     let client = target.client?;
     let to = target.address.ip();

@@ -6,6 +6,14 @@ use parking_lot::Mutex;
 
 use super::*;
 
+#[test]
+fn a_sidecars_own_addresses_include_loopback() {
+    let own: Vec<_> = interface_addresses().collect();
+    for loopback in ["127.0.0.1", "::1"] {
+        assert!(own.contains(&loopback.parse().unwrap()), "{own:?}");
+    }
+}
+
 #[derive(Default)]
 struct Recorder(Mutex<Vec<u16>>);
 

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::resource::{LbPolicy, Thresholds, UpstreamProtocol};
+use crate::resource::{BindSource, LbPolicy, Thresholds, UpstreamProtocol};
 
 /// Answers from a table that a test may change.
 #[derive(Default)]
@@ -49,7 +49,7 @@ fn cluster(logical: bool, respect_ttl: bool, hosts: &[&str]) -> Arc<Cluster> {
         max_requests_per_connection: 0,
         max_concurrent_streams: 100,
         tcp_keepalive: None,
-        bind_source: None,
+        bind_source: BindSource::default(),
         panic_threshold: 50,
         added_via_api: false,
         service: None,

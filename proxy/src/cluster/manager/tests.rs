@@ -1,6 +1,6 @@
 use super::*;
 use crate::cluster::breaker::Resource;
-use crate::resource::{LbPolicy, LocalityEndpoints, Thresholds, UpstreamProtocol};
+use crate::resource::{BindSource, LbPolicy, LocalityEndpoints, Thresholds, UpstreamProtocol};
 use std::time::Duration;
 
 fn cluster(name: &str) -> Arc<Cluster> {
@@ -18,7 +18,7 @@ fn cluster(name: &str) -> Arc<Cluster> {
         max_requests_per_connection: 0,
         max_concurrent_streams: 0,
         tcp_keepalive: None,
-        bind_source: None,
+        bind_source: BindSource::default(),
         panic_threshold: 0,
         added_via_api: true,
         service: None,

@@ -43,7 +43,7 @@ fn target(address: &str) -> ConnectTarget {
         keep_port: false,
         connect_timeout: Duration::from_secs(5),
         keepalive: None,
-        bind_source: None,
+        bind_source: BindSource::default(),
     }
 }
 
@@ -134,4 +134,46 @@ async fn a_taken_source_port_is_replaced_by_another() {
     let local = stream.local_addr().unwrap();
     assert_eq!(local.ip(), taken.local_addr().unwrap().ip());
     assert_ne!(local.port(), taken.local_addr().unwrap().port());
+}
+
+#[tokio::test]
+async fn the_proxys_own_sockets_are_bound_to_the_clusters_source_of_the_endpoints_family() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let connector = node(&[]).connector;
+    let mut target = target(&server.local_addr().unwrap().to_string());
+    target.bind_source.v4 = Some("127.0.0.6:0".parse().unwrap());
+    for keep_port in [false, true] {
+        target.keep_port = keep_port;
+        target.client = Some("10.1.0.9:4000".parse().unwrap());
+        let stream = connector.connect(&target).await.unwrap();
+        assert_eq!(stream.local_addr().unwrap().ip().to_string(), "127.0.0.6");
+    }
+
+    let Ok(server) = TcpListener::bind("[::1]:0").await else {
+        return;
+    };
+    target.address = server.local_addr().unwrap();
+    let stream = connector.connect(&target).await.unwrap();
+    assert_eq!(stream.local_addr().unwrap().ip().to_string(), "::1");
+}
+
+#[test]
+fn capture_ports_are_the_proxys_own_at_its_addresses_alone() {
+    let node = node(&[&["10.0.0.1"], &["10.0.0.2"]]);
+    let source = node.pods.by_ip("10.0.0.1".parse().unwrap());
+    for (address, from_pod, expected) in [
+        ("10.9.9.9:15006", false, true),
+        ("10.9.9.9:15001", false, true),
+        ("10.9.9.9:15008", false, false),
+        ("10.0.0.2:15006", true, true),
+        ("127.0.0.1:15001", true, true),
+        ("127.0.0.1:15001", false, false),
+        ("10.0.7.7:15006", true, false),
+    ] {
+        let source = source.as_ref().filter(|_| from_pod);
+        let got = node
+            .connector
+            .is_capture_port(source, address.parse().unwrap());
+        assert_eq!(got, expected, "{address}");
+    }
 }

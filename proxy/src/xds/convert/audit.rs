@@ -227,7 +227,11 @@ const READ: &[(&str, &str)] = &[
         "config.cluster.v3.UpstreamConnectionOptions",
         "tcp_keepalive",
     ),
-    ("config.core.v3.BindConfig", "source_address"),
+    (
+        "config.core.v3.BindConfig",
+        "source_address extra_source_addresses",
+    ),
+    ("config.core.v3.ExtraSourceAddress", "address"),
     ("config.cluster.v3.LoadBalancingPolicy", "policies"),
     (
         "config.cluster.v3.LoadBalancingPolicy.Policy",

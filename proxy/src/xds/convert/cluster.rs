@@ -1,10 +1,13 @@
 //! Clusters.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_xds::proto::envoy::config::cluster::v3 as pb;
-use millrace_xds::proto::envoy::config::core::v3::{Metadata, RoutingPriority, TcpKeepalive};
+use millrace_xds::proto::envoy::config::core::v3::{
+    Metadata, RoutingPriority, SocketAddress, TcpKeepalive,
+};
 use millrace_xds::proto::google::protobuf::value::Kind;
 use millrace_xds::proto::google::protobuf::{Struct, UInt32Value};
 use pb::circuit_breakers::Thresholds as PbThresholds;
@@ -13,7 +16,7 @@ use pb::cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily};
 use super::value::{enumeration, positive_duration, u32_or};
 use super::{Cx, Invalid, address, endpoint, listener};
 use crate::resource::cluster::{DnsFamily, DnsHosts, ServiceRef, TcpKeepalive as Keepalive};
-use crate::resource::{Cluster, ClusterKind, Thresholds};
+use crate::resource::{BindSource, Cluster, ClusterKind, Thresholds};
 
 mod balancing;
 mod protocol;
@@ -199,21 +202,43 @@ fn keepalive(m: &TcpKeepalive) -> Keepalive {
     }
 }
 
-fn bind_source(cx: &mut Cx, m: &pb::Cluster) -> Result<Option<std::net::SocketAddr>, Invalid> {
-    let Some(source) = m
-        .upstream_bind_config
-        .as_ref()
-        .and_then(|b| b.source_address.as_ref())
-    else {
-        return Ok(None);
+/// Envoy's default selection: the first address of the endpoint's family.
+fn bind_source(cx: &mut Cx, m: &pb::Cluster) -> Result<BindSource, Invalid> {
+    let mut sources = BindSource::default();
+    let Some(config) = &m.upstream_bind_config else {
+        return Ok(sources);
     };
-    cx.at("upstream_bind_config.source_address", |cx| {
-        let (host, port) = address::tcp(cx, source)?;
-        let ip: std::net::IpAddr = host
-            .parse()
-            .map_err(|_| cx.bad("address", format_args!("{host:?} is not an IP address")))?;
-        Ok(Some(std::net::SocketAddr::new(ip.to_canonical(), port)))
+    cx.at("upstream_bind_config", |cx| {
+        let mut given = Vec::new();
+        if let Some(source) = &config.source_address {
+            given.push(cx.at("source_address", |cx| source_address(cx, source))?);
+        }
+        let extra = &config.extra_source_addresses;
+        given.extend(cx.each(
+            "extra_source_addresses",
+            extra,
+            |cx, extra| match &extra.address {
+                Some(address) => cx.at("address", |cx| source_address(cx, address)),
+                None => Err(cx.bad("address", "is required")),
+            },
+        )?);
+        for address in given {
+            let of_family = match address.ip() {
+                IpAddr::V4(_) => &mut sources.v4,
+                IpAddr::V6(_) => &mut sources.v6,
+            };
+            of_family.get_or_insert(address);
+        }
+        Ok(sources)
     })
+}
+
+fn source_address(cx: &mut Cx, m: &SocketAddress) -> Result<SocketAddr, Invalid> {
+    let (host, port) = address::tcp(cx, m)?;
+    let ip: IpAddr = host
+        .parse()
+        .map_err(|_| cx.bad("address", format_args!("{host:?} is not an IP address")))?;
+    Ok(SocketAddr::new(ip.to_canonical(), port))
 }
 
 /// Istio's `filter_metadata.istio.services[0]`.

@@ -212,6 +212,30 @@ endpoints:
     assert_eq!(found[1].1.health, HealthStatus::Draining);
 }
 
+#[test]
+fn a_cluster_keeps_one_source_address_of_each_family() {
+    let converted = cluster_of(
+        r#"
+name: inbound|9080||
+type: ORIGINAL_DST
+lb_policy: CLUSTER_PROVIDED
+upstream_bind_config:
+  source_address: {address: 127.0.0.6, port_value: 0}
+  extra_source_addresses:
+  - address: {address: "::6", port_value: 0}
+  - address: {address: "::7", port_value: 0}
+"#,
+    )
+    .unwrap();
+    assert_eq!(converted.unsupported, []);
+    let towards = |ip: &str| {
+        let source = converted.value.bind_source.towards(ip.parse().unwrap());
+        source.map(|s| s.to_string())
+    };
+    assert_eq!(towards("10.1.0.7").as_deref(), Some("127.0.0.6:0"));
+    assert_eq!(towards("fd00::7").as_deref(), Some("[::6]:0"));
+}
+
 proptest! {
     #[test]
     fn any_bytes_convert_or_are_refused(bytes: Vec<u8>) {
