@@ -25,6 +25,7 @@ pub use maps::{CounterValue, MapOccupancy, PodTraffic};
 pub use millrace_ebpf_abi::{
     Acceleration, Counter, Direction, EventKind, LogLevel, PodPolicy, PodTelemetry,
 };
+pub use pins::ensure_bpffs;
 pub use policy::{CapturePolicy, ListenerPorts, OnCaptureLoss};
 pub use probe::{Capabilities, Feature, Verdict, probe};
 pub use sys::netns_cookie;

@@ -255,6 +255,7 @@ impl NodeArgs {
             agent_bin: own_path(),
             run_dir: self.paths.run_dir.clone(),
             state_dir: self.paths.state_dir.clone(),
+            bpffs_dir: self.paths.bpffs_dir.clone(),
             agent_args: self.agent_args(&node_name, logging().collect()),
             broker_args,
             proxy_bin,

@@ -1,12 +1,14 @@
 //! The `millrace-agent` binary: reads the command line and hands over to the library.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use caps::Capability;
 use clap::Parser as _;
 use millrace_agent::cli::{Cli, Command, InitArgs};
 use millrace_agent::config::Paths;
-use millrace_agent::{api, app, broker, cleanup, dump, iptables, node, privileges};
+use millrace_agent::{api, app, bpf, broker, cleanup, dump, iptables, node, privileges};
 use millrace_runtime::build_info::BuildInfo;
 use millrace_runtime::signal::Signals;
 use millrace_runtime::telemetry::{self, LevelHandle};
@@ -32,6 +34,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(args) => {
             follow_launcher(args.with_launcher)?;
+            mount_bpffs(&args.paths.bpffs_dir);
             reduce(&privileges::AGENT);
             block_on(app::run(args.config(), level))
         }
@@ -94,8 +97,17 @@ fn follow_launcher(follow: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// While this process still may. Where it may not, loading the programs says what is missing.
+fn mount_bpffs(dir: &Path) {
+    if privileges::require(&[Capability::CAP_SYS_ADMIN]).is_ok()
+        && let Err(error) = bpf::ensure_bpffs(dir)
+    {
+        tracing::warn!(error = %broker::chain(&error), "bpffs is not mounted");
+    }
+}
+
 /// Without the right to give capabilities up there are none worth keeping.
-fn reduce(keep: &[caps::Capability]) {
+fn reduce(keep: &[Capability]) {
     if let Err(error) = privileges::keep_only(keep) {
         tracing::warn!(error = %broker::chain(&error), "capabilities are kept");
     }

@@ -42,6 +42,9 @@ pub struct NodeConfig {
     pub run_dir: PathBuf,
     /// Where state is.
     pub state_dir: PathBuf,
+    /// Where the agent pins its programs; bpffs is mounted there before the agent starts, as the
+    /// agent itself may not.
+    pub bpffs_dir: PathBuf,
     /// Arguments of `millrace-agent run`.
     pub agent_args: Vec<String>,
     /// Arguments of `millrace-agent broker`.

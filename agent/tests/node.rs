@@ -265,3 +265,35 @@ fn a_program_replaced_by_a_rename_is_what_is_started_next() {
         assert_eq!(runs, program, "the new program");
     }
 }
+
+/// Unmounts what the launcher mounted.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_launcher_mounts_bpffs_where_there_is_none() {
+    let node = node!();
+    let bpffs = Mounted(node.node.state_dir().join("no-bpffs-yet"));
+    let launcher = launch_by(
+        agent_command("node"),
+        &node,
+        &stand_in(&node),
+        &bpffs.0,
+        &[],
+    );
+    let end = tokio::time::Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = node.status().await {
+            break status;
+        }
+        assert!(tokio::time::Instant::now() < end, "{}", launcher.log());
+        tokio::task::yield_now().await;
+    };
+    assert!(status.ebpf.available, "{:?}", status.ebpf);
+    assert!(bpffs.0.join("v1/links").exists() || fs::read_dir(&bpffs.0).unwrap().count() > 0);
+}

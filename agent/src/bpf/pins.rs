@@ -148,8 +148,13 @@ fn is_version(path: &Path) -> bool {
         .is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// Mounts bpffs where the pins want to live, if nobody has.
-fn ensure_bpffs(root: &Path) -> Result<(), BpfError> {
+/// Mounts bpffs where the pins want to live, if nobody has. Needs `CAP_SYS_ADMIN`, which the agent gives up
+/// at its start: the launcher calls this before there is an agent, an agent alone before it gives it up.
+///
+/// # Errors
+///
+/// If a directory cannot be made or the kernel refuses the mount.
+pub fn ensure_bpffs(root: &Path) -> Result<(), BpfError> {
     let existing = root
         .ancestors()
         .find(|path| path.exists())

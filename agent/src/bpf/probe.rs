@@ -19,7 +19,7 @@ pub struct Capabilities {
     pub kernel: String,
     /// Where cgroup2 is mounted.
     pub cgroup2: Option<PathBuf>,
-    /// Where bpffs is mounted; the agent mounts it if it is not.
+    /// Where bpffs is mounted; launcher or agent mount it if it is not.
     pub bpffs: Option<PathBuf>,
     /// Everything that was tried.
     pub features: Vec<Feature>,
@@ -112,6 +112,12 @@ pub fn probe() -> Capabilities {
             "no cgroup2 file system in /proc/self/mounts; boot with systemd.unified_cgroup_hierarchy=1 or mount one",
         ),
         host_feature(
+            "bpffs mount",
+            "keeping programs, links and maps while no agent runs",
+            mount_of(&mounts, "bpf").is_some() || may_mount_bpffs(),
+            "no bpf file system in /proc/self/mounts, and this process may not mount one; mount -t bpf bpf /sys/fs/bpf helps",
+        ),
+        host_feature(
             "kernel BTF",
             "socket storage",
             Path::new("/sys/kernel/btf/vmlinux").exists(),
@@ -135,6 +141,12 @@ pub fn probe() -> Capabilities {
         bpffs: mount_of(&mounts, "bpf"),
         features,
     }
+}
+
+fn may_mount_bpffs() -> bool {
+    let known = fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|text| text.split_whitespace().any(|word| word == "bpf"));
+    known && crate::privileges::require(&[caps::Capability::CAP_SYS_ADMIN]).is_ok()
 }
 
 /// First mount point of a file system type, from the text of `/proc/self/mounts` (proc(5)).

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{News, NodeConfig};
+use crate::bpf::ensure_bpffs;
 use crate::privileges::{self, PrivilegeError};
 use crate::supervise::Epoch;
 
@@ -125,6 +126,9 @@ pub(super) fn prepare(config: &NodeConfig) -> anyhow::Result<()> {
         fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
         chown(&own, Some(config.proxy_uid), Some(config.proxy_gid))
             .with_context(|| format!("giving {} to the proxy", own.display()))?;
+    }
+    if let Err(error) = ensure_bpffs(&config.bpffs_dir) {
+        tracing::warn!(error = %crate::broker::chain(&error), "no bpffs, pods will be captured by iptables");
     }
     let link = config.run_dir.join("proxy-admin.sock");
     match symlink("proxy/admin.sock", &link) {
