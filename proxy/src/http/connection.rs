@@ -41,6 +41,9 @@ const CONNECTION_WINDOW: u32 = 2 << 20;
 /// After a refusal the client gets this long to read it before the socket is closed, since
 /// closing with unread bytes sends a reset that may overtake the answer.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long an idle connection may bring one more request when the proxy drains, to be answered with
+/// `connection: close`: closed at once it would break a request that is on its way.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// Headers that hyper parses without allocating.
 const INLINE_HEADERS: u32 = 100;
 /// Smallest read buffer that hyper takes.
@@ -143,13 +146,18 @@ async fn serve_h1(downstream: Rc<Downstream>) {
     let io = TokioIo::new(downstream.io.clone());
     let mut conn = pin!(builder.serve_connection(io, service).with_upgrades());
     let mut watch = Watch::new(&downstream);
-    let mut draining = pin!(downstream.worker.drain.cancelled());
+    let drain = &downstream.worker.drain;
+    let mut waited = pin!(async {
+        drain.cancelled().await;
+        tokio::time::sleep(LAST_REQUEST).await;
+    });
     let mut drained = false;
     let end = poll_fn(|cx| {
         if let Poll::Ready(result) = conn.as_mut().poll(cx) {
             return Poll::Ready(End::of(result));
         }
-        if !drained && draining.as_mut().poll(cx).is_ready() {
+        let last = |cx: &mut _| waited.as_mut().poll(cx).is_ready();
+        if !drained && (last(cx) || (drain.is_cancelled() && downstream.active.get() > 0)) {
             drained = true;
             conn.as_mut().graceful_shutdown();
             if let Poll::Ready(result) = conn.as_mut().poll(cx) {

@@ -17,6 +17,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
 };
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 
 use super::body::ResponseBody;
@@ -85,6 +86,12 @@ impl Stream {
     fn new(downstream: Rc<Downstream>, request: Request<Incoming>) -> Self {
         let (mut parts, body) = request.into_parts();
         let near = parts.extensions.remove::<OnUpgrade>();
+        // RFC 8441: a CONNECT with a protocol is what an upgrade is in HTTP/1.1.
+        let protocol = parts.extensions.remove::<Protocol>();
+        let upgrade = protocol.and_then(|p| HeaderValue::from_str(p.as_str()).ok());
+        if upgrade.is_some() {
+            parts.method = Method::GET;
+        }
         let body = Replay::new(body);
         let uri = std::mem::take(&mut parts.uri).into_parts();
         let authority = uri
@@ -112,7 +119,7 @@ impl Stream {
                 authority,
                 scheme: Scheme::HTTP,
                 headers: parts.headers,
-                upgrade: None,
+                upgrade,
             },
             near,
             internal: false,
@@ -183,7 +190,9 @@ impl Stream {
         }
         headers.remove(header::HOST);
         exchange.grpc = match_route::is_grpc(headers);
-        self.head.upgrade = headers::upgrade_of(&self.head.method, headers);
+        if exchange.version < Version::HTTP_2 {
+            self.head.upgrade = headers::upgrade_of(&self.head.method, headers);
+        }
         headers::strip_request_hops(headers)?;
         let origin = headers::sanitise(headers, &downstream);
         exchange.remote = origin.remote;
@@ -376,33 +385,52 @@ impl Stream {
         exchange.delivery = begun.lease.delivery();
         exchange.body.release();
         exchange.clock.touch();
+        let switched = begun.switched(self.head.upgrade.is_some());
         let response = &mut begun.response;
-        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let protocol = response.headers_mut().remove(header::UPGRADE);
+        let agreed = response.headers_mut().remove(header::UPGRADE);
         headers::strip_response_hops(response.headers_mut());
         let millis = u64::try_from(exchange.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         response
             .headers_mut()
             .insert(SERVICE_TIME, HeaderValue::from(millis));
-        if !switched {
-            return Outcome::Upstream(begun);
+        if switched {
+            return self.switch(*begun, agreed);
         }
+        // To a client that asked by CONNECT any success means that it has its tunnel.
+        if exchange.downstream.h2 && self.head.upgrade.is_some() && response.status().is_success() {
+            self.exchange.details = details::UPGRADE_FAILED;
+            return self.local(StatusCode::BAD_GATEWAY, Bytes::new());
+        }
+        Outcome::Upstream(begun)
+    }
+
+    /// Both sides change to another protocol, each in the form that its HTTP version has.
+    fn switch(&mut self, begun: Begun, agreed: Option<HeaderValue>) -> Outcome {
         let Begun {
             mut response,
             lease,
             active,
-        } = *begun;
+        } = begun;
         let Some(far) = response.extensions_mut().remove::<OnUpgrade>() else {
             return self.failed(&Failure::Terminated { sent: true });
         };
         let mut answer = Response::new(());
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *answer.headers_mut() = std::mem::take(response.headers_mut());
-        if let Some(protocol) = protocol {
-            answer.headers_mut().insert(header::UPGRADE, protocol);
+        let headers = answer.headers_mut();
+        if self.exchange.downstream.h2 {
+            // The answer to the key that `attempt` made up; the client knows neither.
+            if !self.head.headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+                headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+            }
+            headers.remove(header::CONTENT_LENGTH);
+        } else {
+            if let Some(protocol) = agreed.or_else(|| self.head.upgrade.clone()) {
+                headers.insert(header::UPGRADE, protocol);
+            }
+            let connection = HeaderValue::from_static("upgrade");
+            headers.insert(header::CONNECTION, connection);
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         }
-        let connection = HeaderValue::from_static("upgrade");
-        answer.headers_mut().insert(header::CONNECTION, connection);
         Outcome::Tunnel(
             answer,
             Box::new(Far::Upgraded(Box::new((far, lease, active)))),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::{Body, Incoming};
+use hyper::ext::Protocol;
 
 use super::failure::Failure;
 use super::pool::Target;
@@ -38,7 +39,7 @@ pub struct Outgoing {
     pub scheme: Scheme,
     /// All other headers, none of them hop-by-hop.
     pub headers: HeaderMap,
-    /// The protocol to upgrade to (HTTP/1.1 upstream only).
+    /// The protocol to change to.
     pub upgrade: Option<HeaderValue>,
 }
 
@@ -163,7 +164,7 @@ fn classify(failed: SendError, body: &Replay) -> Failure {
 }
 
 /// The request as its protocol has it. HTTP/1.1 carries the host as a header and the path as its
-/// target; HTTP/2 knows no connection headers.
+/// target; HTTP/2 knows no connection headers, and its upgrade is a CONNECT (RFC 8441).
 fn request(head: &Outgoing, h2: bool, body: AttemptBody) -> Result<Request<AttemptBody>, Failure> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
@@ -171,12 +172,24 @@ fn request(head: &Outgoing, h2: bool, body: AttemptBody) -> Result<Request<Attem
     if h2 {
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = absolute(head)?;
+        if let Some(protocol) = &head.upgrade {
+            let protocol = protocol.to_str().map_err(|_| Failure::Downstream)?;
+            *request.method_mut() = Method::CONNECT;
+            request
+                .extensions_mut()
+                .insert(Protocol::from(protocol.to_ascii_lowercase().as_str()));
+        }
     } else {
         *request.uri_mut() = Uri::from(head.path.clone());
         headers.insert(header::HOST, head.authority.clone());
         if let Some(protocol) = &head.upgrade {
             headers.insert(header::UPGRADE, protocol.clone());
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            if protocol.as_bytes().eq_ignore_ascii_case(b"websocket") {
+                headers
+                    .entry(header::SEC_WEBSOCKET_KEY)
+                    .or_insert_with(websocket_key);
+            }
         }
         let body = request.body();
         if !body.is_end_stream() && body.size_hint().exact().is_none() {
@@ -189,6 +202,19 @@ fn request(head: &Outgoing, h2: bool, body: AttemptBody) -> Result<Request<Attem
     }
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+/// A nonce of 16 bytes in base64, which HTTP/1.1 demands and WebSocket over HTTP/2 has not.
+fn websocket_key() -> HeaderValue {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    // Of the last character four bits are beyond the 128.
+    const LAST: &[u8] = b"AQgw";
+    let mut key = *b"========================";
+    for character in &mut key[..21] {
+        *character = ALPHABET[fastrand::usize(..ALPHABET.len())];
+    }
+    key[21] = LAST[fastrand::usize(..LAST.len())];
+    HeaderValue::from_bytes(&key).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn absolute(head: &Outgoing) -> Result<Uri, Failure> {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Response};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use super::attempt::{Lease, Outgoing, attempt};
@@ -61,6 +61,16 @@ pub struct Begun {
     pub lease: Lease,
     /// Counts the request at the host and the breaker until it has ended.
     pub active: (Active, Permit),
+}
+
+impl Begun {
+    /// Whether the upstream changes to the protocol that was asked for, if one was.
+    pub fn switched(&self, asked: bool) -> bool {
+        match self.lease {
+            Lease::H1(_) => self.response.status() == StatusCode::SWITCHING_PROTOCOLS,
+            Lease::H2(_) => asked && self.response.status() == StatusCode::OK,
+        }
+    }
 }
 
 /// Tries until a response begins that is not to be repeated, or no try is left.

@@ -7,9 +7,11 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use millrace_proxy::resource::UpstreamProtocol;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
 
@@ -189,6 +191,16 @@ fn a_websocket_is_tunnelled() {
         }
     });
     let proxy = Setup::new(&[upstream]).start();
+    chat(&proxy);
+    let log = proxy.log();
+    assert!(
+        log[0].contains("GET /chat HTTP/1.1 101 - via_upstream 10 10"),
+        "{log:?}"
+    );
+}
+
+/// A client's WebSocket over HTTP/1.1, through to an echo.
+fn chat(proxy: &Proxy) {
     let mut client = proxy.connect();
     client
         .write_all(b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\nearly")
@@ -204,11 +216,126 @@ fn a_websocket_is_tunnelled() {
     assert_eq!(&echo, b"later");
     client.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(client.read(&mut echo).unwrap(), 0);
-    let log = proxy.log();
-    assert!(
-        log[0].contains("GET /chat HTTP/1.1 101 - via_upstream 10 10"),
-        "{log:?}"
-    );
+}
+
+/// A WebSocket server over HTTP/1.1 that echoes, and whether a key came with the request.
+fn websocket_h1() -> SocketAddr {
+    server(|mut stream| {
+        let head = read_head(&mut stream);
+        assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
+        assert_eq!(header(&head, "upgrade"), Some("websocket"));
+        let key = header(&head, "sec-websocket-key").unwrap();
+        assert_eq!(key.len(), 24, "{key}");
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n";
+        stream.write_all(answer.as_bytes()).unwrap();
+        let mut buffer = [0; 64];
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            stream.write_all(&buffer[..n]).unwrap();
+        }
+    })
+}
+
+/// A WebSocket server over HTTP/2 that echoes.
+fn websocket_h2() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        runtime().block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service = service_fn(|mut request: Request<Incoming>| async move {
+                    assert_eq!(request.method(), "CONNECT");
+                    let protocol = request.extensions().get::<Protocol>().unwrap();
+                    assert_eq!(protocol.as_str(), "websocket");
+                    assert_eq!(request.uri().path(), "/chat");
+                    let upgrade = hyper::upgrade::on(&mut request);
+                    tokio::spawn(async move {
+                        let (mut read, mut write) =
+                            tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+                        tokio::io::copy(&mut read, &mut write).await.unwrap();
+                        write.shutdown().await.unwrap();
+                    });
+                    let answer = Response::builder().header("sec-websocket-accept", "x");
+                    Ok::<_, hyper::Error>(answer.body(Full::new(Bytes::new())).unwrap())
+                });
+                let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                server.enable_connect_protocol();
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+    });
+    address
+}
+
+/// A client's WebSocket over HTTP/2, through to an echo.
+async fn extended_connect(address: SocketAddr) -> Response<Incoming> {
+    let mut send = h2_client(address).await;
+    let mut request = Request::connect("http://a/chat")
+        .body(Full::new(Bytes::new()).boxed())
+        .unwrap();
+    request
+        .extensions_mut()
+        .insert(Protocol::from_static("websocket"));
+    send.ready().await.unwrap();
+    send.send_request(request).await.unwrap()
+}
+
+#[test]
+fn a_websocket_over_http2_is_tunnelled_to_either_protocol() {
+    for (upstream, protocol) in [
+        (websocket_h1(), UpstreamProtocol::Http1),
+        (websocket_h2(), UpstreamProtocol::Http2),
+    ] {
+        let proxy = Setup::new(&[upstream])
+            .cluster(|c| c.protocol = protocol)
+            .start();
+        let address = proxy.address;
+        runtime().block_on(async move {
+            let response = extended_connect(address).await;
+            assert_eq!(response.status(), StatusCode::OK);
+            assert!(response.headers().get("upgrade").is_none());
+            assert!(response.headers().get("sec-websocket-accept").is_none());
+            let upgraded = hyper::upgrade::on(response).await.unwrap();
+            let mut tunnel = TokioIo::new(upgraded);
+            let mut echo = [0; 5];
+            for word in [b"early", b"later"] {
+                tunnel.write_all(word).await.unwrap();
+                tunnel.read_exact(&mut echo).await.unwrap();
+                assert_eq!(&echo, word);
+            }
+            tunnel.shutdown().await.unwrap();
+            assert_eq!(tunnel.read(&mut echo).await.unwrap(), 0);
+        });
+        let log = proxy.log();
+        assert!(
+            log[0].contains("GET /chat HTTP/2 200 - via_upstream 10 10"),
+            "{log:?}"
+        );
+    }
+}
+
+#[test]
+fn a_websocket_becomes_http2_upstream() {
+    let proxy = Setup::new(&[websocket_h2()])
+        .cluster(|c| c.protocol = UpstreamProtocol::Http2)
+        .start();
+    chat(&proxy);
+}
+
+#[test]
+fn an_upstream_that_does_not_switch_fails_a_connect_with_a_protocol() {
+    let proxy = Setup::new(&[responder(|_, _| ok("no"))]).start();
+    let address = proxy.address;
+    let response = runtime().block_on(extended_connect(address));
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+
+    let refused = Setup::new(&[responder(|_, _| ok("no"))])
+        .hcm(|hcm| hcm.upgrades.clear())
+        .start();
+    let response = runtime().block_on(extended_connect(refused.address));
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
 }
 
 #[test]

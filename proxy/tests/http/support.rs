@@ -292,7 +292,7 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         max_requests_per_connection: 0,
         max_concurrent_streams: 100,
         tcp_keepalive: None,
-        bind_source: None,
+        bind_source: BindSource::default(),
         panic_threshold: 0,
         added_via_api: true,
         service: None,
