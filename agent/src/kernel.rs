@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::bpf::{
-    Bpf, BpfConfig, BpfError, CounterValue, LogLevel, PodEnrolment, PodTraffic, Replace,
+    Bpf, BpfConfig, BpfError, CounterValue, Enrolled, LogLevel, PodEnrolment, PodTraffic, Replace,
     netns_cookie, probe,
 };
 use crate::broker::chain;
@@ -63,10 +63,10 @@ impl Kernel {
         }
     }
 
-    /// Ends the capture of every pod whose cookie is not wanted.
-    pub fn withdraw_others(&self, wanted: impl Fn(u64) -> bool) {
+    /// Ends the capture of every pod that is not wanted.
+    pub fn withdraw_others(&self, wanted: impl Fn(&Enrolled) -> bool) {
         let strays = self.with(|bpf| bpf.enrolled()).unwrap_or_default();
-        for pod in strays.iter().filter(|pod| !wanted(pod.netns_cookie)) {
+        for pod in strays.iter().filter(|pod| !wanted(pod)) {
             tracing::info!(
                 netns_cookie = pod.netns_cookie,
                 "pod of an earlier agent is gone"

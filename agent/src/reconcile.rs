@@ -8,6 +8,7 @@ mod carry_out;
 mod view;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,8 @@ use crate::store::Store;
 const RECHECK: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(30);
+/// A pod that could not be adopted this often holds up nobody else.
+const HOPELESS: u32 = 4;
 const RECONNECT: Duration = Duration::from_millis(100);
 
 /// A request through the API.
@@ -98,6 +101,8 @@ pub struct Reconciler {
     broker: Option<BrokerClient>,
     events: Option<mpsc::Receiver<Received<ToAgent>>>,
     told_synced: bool,
+    /// Nothing of an earlier agent is left in the maps.
+    swept: bool,
     pods: BTreeMap<PodUid, Tracked>,
     proxies: Vec<ProxyState>,
     proxy_gone: bool,
@@ -123,6 +128,7 @@ impl Reconciler {
             broker: None,
             events: None,
             told_synced: false,
+            swept: false,
             pods: BTreeMap::new(),
             proxies: Vec::new(),
             proxy_gone: false,
@@ -188,6 +194,7 @@ impl Reconciler {
                 self.broker = Some(client);
                 self.events = Some(events);
                 self.told_synced = false;
+                self.swept = false;
                 for pod in self.pods.values_mut() {
                     pod.adopted = false;
                     pod.not_before = None;
@@ -331,6 +338,7 @@ impl Reconciler {
             }
         }
         self.finish_sync(&desired).await;
+        self.sweep_kernel(&desired);
         again
     }
 
@@ -348,7 +356,7 @@ impl Reconciler {
             .collect()
     }
 
-    /// Once per broker: what nobody wants any more is removed, in the broker and in the maps.
+    /// Once per broker: what nobody wants any more is removed from it.
     async fn finish_sync(&mut self, desired: &BTreeMap<PodUid, Desired>) {
         let settled = desired.keys().all(|uid| {
             let pod = self.pods.get(uid);
@@ -365,22 +373,42 @@ impl Reconciler {
         match swept {
             Ok(()) => {
                 self.told_synced = true;
-                let known: Vec<u64> = self
-                    .pods
-                    .values()
-                    .filter_map(|pod| Some(pod.handle.as_ref()?.cookie))
-                    .collect();
-                if desired.len() == known.len() {
-                    self.kernel
-                        .withdraw_others(|cookie| known.contains(&cookie));
-                    self.kernel.take_over();
-                }
                 let set = self.sets.borrow().clone();
                 self.store.keep(|uid| set.pods.contains_key(uid));
             }
             Err(error) if error.is_fatal() => self.disconnect(&error),
             Err(error) => tracing::warn!(error = %chain(&error), "leftovers are not removed"),
         }
+    }
+
+    /// Takes out of the maps who is not wanted any more, until every wanted pod has been adopted
+    /// once; a pod that keeps failing does not hold that up, but keeps what has its addresses.
+    fn sweep_kernel(&mut self, desired: &BTreeMap<PodUid, Desired>) {
+        if self.swept || !self.told_synced {
+            return;
+        }
+        let tracked = |uid: &PodUid| self.pods.get(uid);
+        let adopted = |uid: &PodUid| tracked(uid).is_some_and(|pod| pod.handle.is_some());
+        let hopeless = |uid: &PodUid| tracked(uid).is_some_and(|pod| pod.retry.tries() >= HOPELESS);
+        if !desired.keys().all(|uid| adopted(uid) || hopeless(uid)) {
+            return;
+        }
+        let cookies: Vec<u64> = self
+            .pods
+            .values()
+            .filter_map(|pod| Some(pod.handle.as_ref()?.cookie))
+            .collect();
+        let waiting: Vec<IpAddr> = desired
+            .iter()
+            .filter(|(uid, _)| !adopted(uid))
+            .flat_map(|(_, desired)| desired.pod.ips.iter().copied())
+            .collect();
+        self.kernel.withdraw_others(|enrolled| {
+            cookies.contains(&enrolled.netns_cookie)
+                || enrolled.ips.iter().any(|ip| waiting.contains(ip))
+        });
+        self.kernel.take_over();
+        self.swept = desired.keys().all(adopted);
     }
 }
 

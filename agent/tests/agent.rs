@@ -367,3 +367,34 @@ async fn what_is_excluded_passes_the_guard_of_a_closed_pod_in_both_modes() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_cannot_be_adopted_does_not_keep_vanished_ones_enrolled() {
+    let node = node!();
+    let service = node
+        .node
+        .listen(SocketAddr::new(node.node.ip(), 0))
+        .unwrap();
+    service.set_nonblocking(true).unwrap();
+    let to = service.local_addr().unwrap();
+    node.describe();
+    let _broker = node.broker();
+    let mut agent = node.agent(&[]);
+    let _served = serve(&node, 0).await;
+    let status = node.until("captured", |pod| pod.healthy).await;
+    assert_eq!(status.capture, CaptureMode::Ebpf, "{status:?}");
+    agent.kill().expect("killed");
+    std::fs::remove_file(node.description()).unwrap();
+    let older = node.node.bpffs_dir().join("v0");
+    std::fs::create_dir_all(older.join("links")).unwrap();
+    std::fs::write(
+        node.node.pods_dir().join("bad.yaml"),
+        "name: bad\nlabels: {millrace.io/dataplane-mode: node}\nnetns: /run/netns/no-such\n",
+    )
+    .unwrap();
+    let _agent = node.agent(&[]);
+    eventually(PATIENCE, "the vanished pod goes direct", || {
+        node.pod.connect(to).is_ok() && service.accept().is_ok()
+    });
+    eventually(PATIENCE, "older programs are let go", || !older.exists());
+}
