@@ -1,7 +1,7 @@
 //! The agent's end of `broker.sock`: numbered calls that may overlap, and events.
 //!
-//! A connection that breaks fails every call under way; `app.rs` then connects anew and adopts
-//! its pods again.
+//! A connection that breaks fails every call under way; the reconciler then connects anew and
+//! adopts its pods again (`reconcile.rs`, `connect()`).
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -50,7 +50,12 @@ pub enum CallError {
 impl CallError {
     /// Whether the connection is of no more use.
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Fault(_))
+        // A message that breaks a limit is not sent: the call failed, the connection is as it was.
+        !matches!(self, Self::Fault(_)) && !self.is_unsendable()
+    }
+
+    fn is_unsendable(&self) -> bool {
+        matches!(self, Self::Handoff(error) if error.is_unsendable())
     }
 }
 

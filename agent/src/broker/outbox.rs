@@ -50,6 +50,13 @@ impl<M: Message + 'static> Outbox<M> {
                     sent = connection.send(&message, &borrowed) => sent,
                     () = closed.cancelled() => return,
                 };
+                if let Err(error) = &sent
+                    && error.is_unsendable()
+                {
+                    // The peer misses what this one message is about, and nothing else.
+                    tracing::error!(%error, "message is left out");
+                    continue;
+                }
                 if let Err(error) = sent {
                     tracing::debug!(%error, "peer cannot be written to");
                     closed.cancel();
@@ -78,5 +85,40 @@ impl<M: Message + 'static> Outbox<M> {
     /// Ends the peer's connection.
     pub(super) fn close(&self) {
         self.closed.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_runtime::handoff::{
+        CaptureMode, Families, MAX_MESSAGE, PodSpec, ProxyRequest, ToProxy,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_that_is_too_long_costs_itself_and_not_the_connection() {
+        let (peer, own) = Connection::<ToProxy, ProxyRequest>::pair().unwrap();
+        let closed = CancellationToken::new();
+        let outbox = Outbox::start(Arc::new(own), closed.clone());
+        let labels = [("key".to_owned(), "x".repeat(MAX_MESSAGE))].into();
+        let pod = PodSpec {
+            labels,
+            ..PodSpec::default()
+        };
+        outbox.post(
+            ToProxy::PodUp {
+                pod: Box::new(pod),
+                families: Families::default(),
+                capture: CaptureMode::None,
+                listeners: Vec::new(),
+                total: 0,
+            },
+            Vec::new(),
+        );
+        outbox.post(ToProxy::Synced, Vec::new());
+        let next = peer.recv().await.unwrap().unwrap();
+        assert_eq!(next.message, ToProxy::Synced);
+        assert!(!closed.is_cancelled());
     }
 }

@@ -55,6 +55,13 @@ pub enum HandoffError {
     FdsLost,
 }
 
+impl HandoffError {
+    /// Whether a message was not sent because it breaks a limit; the connection is as it was.
+    pub fn is_unsendable(&self) -> bool {
+        matches!(self, Self::TooLong(_) | Self::Fds { .. })
+    }
+}
+
 /// A connected hand-off socket that receives `R` and sends `S`.
 #[derive(Debug)]
 pub struct Connection<R, S> {

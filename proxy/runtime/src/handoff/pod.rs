@@ -102,6 +102,9 @@ const MAX_NAME: usize = 253;
 const MAX_UID: usize = 128;
 const MAX_IPS: usize = 16;
 const MAX_PORTS: usize = 256;
+/// Most bytes of a description between processes: with the labels of as many sockets as a message
+/// carries it stays below [`super::MAX_MESSAGE`].
+const MAX_ENCODED: usize = 40 * 1024;
 
 impl PodSpec {
     /// `namespace/name`, the way people refer to the pod.
@@ -161,7 +164,32 @@ impl PodSpec {
         if self.ports.iter().any(|port| port.port == 0) {
             return Err(fail("ports", "port 0 is not a port".to_owned()));
         }
-        Ok(())
+        match self.for_wire().too_long() {
+            Some((field, reason)) => Err(fail(field, reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// The largest field of a description that does not fit into a message, with what to say.
+    fn too_long(&self) -> Option<(&'static str, String)> {
+        let size = |value: serde_json::Result<Vec<u8>>| value.map_or(usize::MAX, |b| b.len());
+        let total = size(serde_json::to_vec(self));
+        if total <= MAX_ENCODED {
+            return None;
+        }
+        let fields = [
+            ("labels", size(serde_json::to_vec(&self.labels))),
+            ("annotations", size(serde_json::to_vec(&self.annotations))),
+            ("ports", size(serde_json::to_vec(&self.ports))),
+            ("node", size(serde_json::to_vec(&self.node))),
+            ("netns", size(serde_json::to_vec(&self.netns))),
+            ("cgroup", size(serde_json::to_vec(&self.cgroup))),
+        ];
+        let (field, length) = fields.into_iter().max_by_key(|(_, length)| *length)?;
+        let reason = format!(
+            "{length} bytes of the description's {total}, which may have {MAX_ENCODED} for the mesh"
+        );
+        Some((field, reason))
     }
 
     /// The same pod with only those annotations that concern the mesh, so that it fits into one

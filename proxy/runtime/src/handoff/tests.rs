@@ -259,3 +259,53 @@ proptest! {
         prop_assert_eq!(decode::<ProxyRequest>(&bytes, 0).unwrap(), message);
     }
 }
+
+#[test]
+fn a_description_that_fits_into_no_message_is_refused_by_its_largest_field() {
+    let many = |value: usize| {
+        (0..600)
+            .map(|index| (format!("istio.io/{index}"), "x".repeat(value)))
+            .collect()
+    };
+    let labels = PodSpec {
+        labels: many(63),
+        ..pod()
+    };
+    assert_eq!(labels.validate().unwrap_err().field, "labels");
+    let annotations = PodSpec {
+        annotations: many(500),
+        ..pod()
+    };
+    assert_eq!(annotations.validate().unwrap_err().field, "annotations");
+    let others = PodSpec {
+        annotations: [("example.com/note".to_owned(), "x".repeat(200_000))].into(),
+        labels: (0..64)
+            .map(|index| (format!("key-{index}"), "x".repeat(63)))
+            .collect(),
+        ..pod()
+    };
+    others.validate().expect("what does not travel may be long");
+    let largest = ToProxy::PodUp {
+        pod: Box::new(PodSpec {
+            labels: [("key".to_owned(), "x".repeat(40_500))].into(),
+            ..pod()
+        }),
+        families: Families { v4: true, v6: true },
+        capture: CaptureMode::Iptables,
+        listeners: vec![
+            ListenerLabel {
+                role: ListenerRole::Outbound,
+                index: u16::MAX,
+                family: ListenerFamily::Dual,
+                cookie: u64::MAX,
+            };
+            MAX_FDS
+        ],
+        total: 1024,
+    };
+    let ToProxy::PodUp { pod, .. } = &largest else {
+        unreachable!()
+    };
+    pod.validate().expect("just short enough");
+    assert!(serde_json::to_vec(&largest).unwrap().len() < MAX_MESSAGE);
+}
