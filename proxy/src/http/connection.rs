@@ -156,8 +156,8 @@ async fn serve_h1(downstream: Rc<Downstream>) {
         if let Poll::Ready(result) = conn.as_mut().poll(cx) {
             return Poll::Ready(End::of(result));
         }
-        let last = |cx: &mut _| waited.as_mut().poll(cx).is_ready();
-        if !drained && (last(cx) || (drain.is_cancelled() && downstream.active.get() > 0)) {
+        let asks = || drain.is_cancelled() && downstream.active.get() > 0;
+        if !drained && (waited.as_mut().poll(cx).is_ready() || asks()) {
             drained = true;
             conn.as_mut().graceful_shutdown();
             if let Poll::Ready(result) = conn.as_mut().poll(cx) {
