@@ -223,9 +223,13 @@ pub struct NodeArgs {
     /// A file or directory whose change starts a new proxy epoch; may be given several times.
     #[arg(long = "proxy-watch")]
     pub proxy_watch: Vec<PathBuf>,
-    /// Seconds that a process may take to end before it is killed.
+    /// Seconds that broker and agent may take to end before they are killed.
     #[arg(long, env = "MILLRACE_STOP_WITHIN", default_value_t = 10)]
     pub stop_within: u64,
+    /// Seconds that the proxy may take to drain and end before it is killed; more than its
+    /// `--drain-time-s`. A second signal to the launcher cuts draining short.
+    #[arg(long, env = "MILLRACE_PROXY_STOP_WITHIN", default_value_t = 60)]
+    pub proxy_stop_within: u64,
 }
 
 impl NodeArgs {
@@ -264,6 +268,7 @@ impl NodeArgs {
             proxy_gid: self.user.proxy_gid,
             proxy_watch: self.proxy_watch.clone(),
             stop_within: Duration::from_secs(self.stop_within),
+            proxy_stop_within: Duration::from_secs(self.proxy_stop_within),
         }
     }
 

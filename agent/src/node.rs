@@ -2,7 +2,7 @@
 //! proxy as siblings, each with the privileges it needs and no more, and starts again what ends.
 //!
 //! It keeps the capabilities because it has to give some to its children; it opens no socket and
-//! parses nothing. SIGTERM and SIGINT end all, SIGHUP starts a new proxy beside the old one and
+//! parses nothing. SIGTERM and SIGINT end all, the proxy first; SIGHUP starts a new proxy beside the old one and
 //! lets the old one drain.
 
 mod child;
@@ -59,8 +59,10 @@ pub struct NodeConfig {
     pub proxy_gid: u32,
     /// Certificates and other files: a change starts a new epoch.
     pub proxy_watch: Vec<PathBuf>,
-    /// How long a process that shall end may take.
+    /// How long broker and agent may take to end.
     pub stop_within: Duration,
+    /// How long the proxy may take, which drains first.
+    pub proxy_stop_within: Duration,
 }
 
 /// What the launcher hears from its children.
@@ -151,11 +153,11 @@ impl Launcher {
         }
     }
 
+    /// The proxy drains first: until it has ended the broker makes the sockets that its remaining
+    /// streams need, and holds those in which new connections wait. A second signal is passed on,
+    /// upon which the proxy ends at once.
     fn stop(&mut self) {
-        let roles: Vec<Role> = self.supervisors.keys().copied().collect();
-        for role in roles {
-            self.event(role, Event::Stop);
-        }
+        self.event(Role::Proxy, Event::Stop);
     }
 
     fn hear(&mut self, news: News) {
@@ -249,14 +251,18 @@ impl Launcher {
             }
             Order::End(epoch) => {
                 if let Some(child) = self.children.get_mut(&(role, epoch)) {
-                    child.terminate(Some(self.config.stop_within));
+                    child.terminate(Some(match role {
+                        Role::Proxy => self.config.proxy_stop_within,
+                        Role::Broker | Role::Agent => self.config.stop_within,
+                    }));
                 }
             }
             Order::Leave { failed } => {
                 self.left += 1;
-                if failed {
-                    self.failed = true;
-                    self.stop();
+                self.failed |= failed;
+                if role == Role::Proxy {
+                    self.event(Role::Agent, Event::Stop);
+                    self.event(Role::Broker, Event::Stop);
                 }
             }
         }

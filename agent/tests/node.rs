@@ -297,3 +297,30 @@ async fn the_launcher_mounts_bpffs_where_there_is_none() {
     assert!(status.ebpf.available, "{:?}", status.ebpf);
     assert!(bpffs.0.join("v1/links").exists() || fs::read_dir(&bpffs.0).unwrap().count() > 0);
 }
+
+#[test]
+fn the_proxy_drains_for_longer_than_others_may_take_and_the_broker_stays_for_it() {
+    let node = node!();
+    let proxy = node.node.run_dir().join("draining");
+    let state = node.node.state_dir().join("proxy");
+    let script = "#!/bin/sh\n\
+        while [ $# -gt 0 ]; do case $1 in --state-dir) dir=$2;; esac; shift; done\n\
+        drain() { sleep 3; for p in $(cat $dir/siblings); do [ -d /proc/$p ] || exit 1; done\n\
+        touch $dir/drained; exit 0; }\n\
+        trap drain TERM\n\
+        touch $dir/started\n\
+        while :; do sleep 0.1; done\n";
+    fs::write(&proxy, script).unwrap();
+    fs::set_permissions(&proxy, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut launcher = launch(&node, &proxy, &["--stop-within", "1"]);
+    eventually(PATIENCE, "the proxy starts", || {
+        state.join("started").exists()
+    });
+    let siblings = [["millrace-agent", " run "], ["millrace-agent", " broker "]]
+        .map(|words| one(&node, &words).to_string());
+    fs::write(state.join("siblings"), siblings.join(" ")).unwrap();
+    let status = launcher.stop(PATIENCE).expect("stopped");
+    assert!(status.success(), "{}", node.log("node"));
+    assert!(state.join("drained").exists(), "{}", node.log("node"));
+    assert_eq!(processes(&node, &["millrace-agent"]), Vec::<u32>::new());
+}

@@ -80,11 +80,11 @@ impl Child {
         self.pid.as_raw()
     }
 
-    /// Asks the process to end; after `within` it is killed.
+    /// Asks the process to end; after `within` it is killed, counted from the first time.
     pub(super) fn terminate(&mut self, within: Option<Duration>) {
         self.signal(Signal::SIGTERM);
         if let Some(within) = within {
-            self.kill_at = Some(Instant::now() + within);
+            self.kill_at.get_or_insert_with(|| Instant::now() + within);
         }
     }
 
