@@ -8,6 +8,7 @@ pub mod body;
 pub mod connection;
 pub mod exchange;
 pub mod framing;
+pub mod header_block;
 pub mod headers;
 pub mod io;
 pub mod local_reply;

@@ -77,7 +77,7 @@ pub async fn serve(
         pod_key,
         h2,
         io: if h2 {
-            SharedIo::new(io)
+            SharedIo::for_streams(io)
         } else {
             SharedIo::for_requests(io)
         },
@@ -232,7 +232,11 @@ fn log_broken(downstream: &Rc<Downstream>, status: u16, details: &'static str) {
         Method::GET,
         empty.clone(),
         empty,
-        Version::HTTP_11,
+        if downstream.h2 {
+            Version::HTTP_2
+        } else {
+            Version::HTTP_11
+        },
         Replay::empty(),
     );
     exchange
@@ -261,7 +265,7 @@ async fn linger(io: &SharedIo, answer: &[u8]) {
 }
 
 /// Watches for requests whose headers take too long and for idle connections. One timer serves
-/// both; it is armed only while there is no request.
+/// both; over HTTP/1 it is armed only while there is no request.
 struct Watch {
     headers: Duration,
     idle: Duration,
@@ -285,12 +289,14 @@ impl Watch {
     }
 
     fn poll(&mut self, downstream: &Downstream, cx: &mut Context<'_>) -> Poll<End> {
-        if downstream.active.get() > 0 {
+        let block = downstream.io.unfinished_block();
+        if downstream.active.get() > 0 && block.is_none() {
             self.deadline = None;
             return Poll::Pending;
         }
-        let mark = downstream.read_mark.get();
-        let partial = !downstream.h2 && downstream.io.bytes_read() > mark;
+        let read = downstream.read_mark.get();
+        let mark = block.unwrap_or(read);
+        let partial = block.is_some() || (!downstream.h2 && downstream.io.bytes_read() > read);
         if self.deadline.is_none() || mark != self.mark || partial != self.partial {
             self.mark = mark;
             self.partial = partial;
@@ -351,8 +357,12 @@ async fn serve_h2(downstream: Rc<Downstream>) {
             }
             return Poll::Ready(());
         }
-        let idle = watch.poll(&downstream, cx).is_ready();
-        if !drained && (idle || draining.as_mut().poll(cx).is_ready()) {
+        let end = watch.poll(&downstream, cx);
+        if let Poll::Ready(End::HeadersTimeout) = end {
+            log_broken(&downstream, 408, details::REQUEST_HEADERS_TIMEOUT);
+            return Poll::Ready(());
+        }
+        if !drained && (end.is_ready() || draining.as_mut().poll(cx).is_ready()) {
             drained = true;
             conn.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();

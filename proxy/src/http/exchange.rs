@@ -95,11 +95,14 @@ pub struct Clock {
     received: u64,
     global: Option<Duration>,
     global_sleep: Option<Pin<Box<Sleep>>>,
+    /// Bound of the request's arrival; zero once there is none.
+    request: Duration,
+    request_sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Clock {
     /// Timeouts of a stream; zero is unbounded.
-    pub fn new(now: Instant, idle: Duration) -> Self {
+    pub fn new(now: Instant, idle: Duration, request: Duration) -> Self {
         Self {
             idle,
             idle_sleep: None,
@@ -107,6 +110,8 @@ impl Clock {
             received: 0,
             global: None,
             global_sleep: None,
+            request,
+            request_sleep: None,
         }
     }
 
@@ -124,6 +129,13 @@ impl Clock {
         self.last = Instant::now();
     }
 
+    /// The response has begun, whether or not all of the request has come.
+    pub fn responding(&mut self) {
+        self.touch();
+        self.request = Duration::ZERO;
+        self.request_sleep = None;
+    }
+
     /// Bound of the time without activity; zero is unbounded.
     pub fn idle(&self) -> Duration {
         self.idle
@@ -139,6 +151,17 @@ impl Clock {
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
             if sleep.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Failure::Timeout);
+            }
+        }
+        if !self.request.is_zero() && !body.is_ended() {
+            // `last` is when the request came until something else happens, and by then this
+            // timer runs.
+            let until = self.last + self.request;
+            let sleep = self
+                .request_sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            if sleep.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Failure::RequestTimeout);
             }
         }
         if self.idle.is_zero() {
@@ -178,7 +201,11 @@ impl Exchange {
         downstream.read_mark.set(downstream.io.bytes_read());
         let logs = !downstream.loggers.is_empty();
         Self {
-            clock: Clock::new(now, downstream.hcm.stream_idle_timeout),
+            clock: Clock::new(
+                now,
+                downstream.hcm.stream_idle_timeout,
+                downstream.hcm.request_timeout,
+            ),
             remote: downstream.info.peer.ip(),
             downstream,
             started: now,

@@ -20,6 +20,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::framing::HeadScan;
+use super::header_block::BlockScan;
 use crate::socket::Stream;
 
 /// A handle on a socket; clones are the same socket.
@@ -42,6 +43,8 @@ struct Inner {
     stream: Mutex<Stream>,
     /// Only on the server's side of HTTP/1.
     scan: Option<Mutex<HeadScan>>,
+    /// Only on the server's side of HTTP/2.
+    blocks: Option<Mutex<BlockScan>>,
     read: AtomicU64,
     written: AtomicU64,
     message: AtomicU64,
@@ -85,18 +88,28 @@ const BYTES_ACKED: usize = 120;
 impl SharedIo {
     /// Takes a stream over.
     pub fn new(stream: Stream) -> Self {
-        Self::build(stream, None)
+        Self::build(stream, None, None)
     }
 
     /// Takes a stream over on which HTTP/1 requests come.
     pub fn for_requests(stream: Stream) -> Self {
-        Self::build(stream, Some(Mutex::default()))
+        Self::build(stream, Some(Mutex::default()), None)
     }
 
-    fn build(stream: Stream, scan: Option<Mutex<HeadScan>>) -> Self {
+    /// Takes a stream over on which HTTP/2 requests come.
+    pub fn for_streams(stream: Stream) -> Self {
+        Self::build(stream, None, Some(Mutex::default()))
+    }
+
+    fn build(
+        stream: Stream,
+        scan: Option<Mutex<HeadScan>>,
+        blocks: Option<Mutex<BlockScan>>,
+    ) -> Self {
         Self(Arc::new(Inner {
             stream: Mutex::new(stream),
             scan,
+            blocks,
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             message: AtomicU64::new(u64::MAX),
@@ -130,6 +143,11 @@ impl SharedIo {
     pub fn take_ambiguous(&self) -> bool {
         let scan = self.0.scan.as_ref();
         scan.is_some_and(|scan| scan.lock().take_ambiguous())
+    }
+
+    /// The number of the HTTP/2 header block that has begun and not ended.
+    pub fn unfinished_block(&self) -> Option<u64> {
+        self.0.blocks.as_ref()?.lock().unfinished()
     }
 
     /// A request has ended.
@@ -204,6 +222,9 @@ impl AsyncRead for SharedIo {
         let bytes = &buf.filled()[before..];
         if let Some(scan) = &self.0.scan {
             scan.lock().feed(bytes);
+        }
+        if let Some(blocks) = &self.0.blocks {
+            blocks.lock().feed(bytes);
         }
         self.0.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))

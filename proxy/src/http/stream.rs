@@ -183,6 +183,12 @@ impl Stream {
                 return Err(bad("http1.multiple_host_headers"));
             }
         } else {
+            if headers.len() > downstream.hcm.max_request_headers_count as usize {
+                return Err(Refused {
+                    status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                    details: details::HEADERS_TOO_LARGE,
+                });
+            }
             headers::join_cookies(headers);
         }
         if self.head.authority.is_empty() {
@@ -384,7 +390,7 @@ impl Stream {
         exchange.upstream_local = begun.lease.local();
         exchange.delivery = begun.lease.delivery();
         exchange.body.release();
-        exchange.clock.touch();
+        exchange.clock.responding();
         let switched = begun.switched(self.head.upgrade.is_some());
         let response = &mut begun.response;
         let agreed = response.headers_mut().remove(header::UPGRADE);

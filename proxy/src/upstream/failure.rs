@@ -44,6 +44,9 @@ pub enum Failure {
     /// The stream was idle for too long.
     #[error("stream timeout")]
     Idle,
+    /// The request did not come to its end in time.
+    #[error("request timeout")]
+    RequestTimeout,
     /// The request itself broke off or was not valid.
     #[error("downstream request failed")]
     Downstream,
@@ -61,7 +64,7 @@ impl Failure {
             | Self::Refused => StatusCode::SERVICE_UNAVAILABLE,
             Self::Protocol(_) => StatusCode::BAD_GATEWAY,
             Self::PerTryTimeout | Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Idle => StatusCode::REQUEST_TIMEOUT,
+            Self::Idle | Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Downstream => StatusCode::BAD_REQUEST,
         }
     }
@@ -77,6 +80,7 @@ impl Failure {
             Self::Protocol(_) => ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
             Self::PerTryTimeout | Self::Timeout => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
             Self::Idle => ResponseFlags::STREAM_IDLE_TIMEOUT,
+            Self::RequestTimeout => ResponseFlags::NONE,
             Self::Downstream => ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
         }
     }
@@ -94,6 +98,7 @@ impl Failure {
             Self::PerTryTimeout => details::PER_TRY_TIMEOUT,
             Self::Timeout => details::RESPONSE_TIMEOUT,
             Self::Idle => details::STREAM_IDLE_TIMEOUT,
+            Self::RequestTimeout => details::REQUEST_OVERALL_TIMEOUT,
             Self::Downstream => details::HTTP1_CODEC_ERROR,
         }
     }
@@ -105,6 +110,7 @@ impl Failure {
             | Self::NoHost
             | Self::Timeout
             | Self::Idle
+            | Self::RequestTimeout
             | Self::Downstream => None,
             Self::Overflow => Some(Outcome::Overflow),
             Self::Connect(_) => Some(Outcome::ConnectFailure),
@@ -118,7 +124,7 @@ impl Failure {
     /// The body of the answer, in Envoy's words.
     pub fn body(&self) -> String {
         match self {
-            Self::NoHost | Self::Timeout | Self::Idle => self.to_string(),
+            Self::NoHost | Self::Timeout | Self::Idle | Self::RequestTimeout => self.to_string(),
             Self::PerTryTimeout => Self::Timeout.to_string(),
             Self::Downstream => String::new(),
             Self::Connect(error) => {

@@ -38,6 +38,88 @@ fn large_headers_get_431_and_the_connection_is_closed() {
     );
 }
 
+/// The status of a GET with these headers over HTTP/2; `None` where the stream was reset.
+fn h2_status(address: std::net::SocketAddr, headers: &[(String, String)]) -> Option<u16> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async move {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut send, conn) = hyper::client::conn::http2::handshake(executor, io)
+            .await
+            .unwrap();
+        tokio::spawn(conn);
+        let mut request = http::Request::get("http://a/");
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let body = http_body_util::Empty::<bytes::Bytes>::new();
+        let response = send.send_request(request.body(body).unwrap()).await;
+        response.ok().map(|response| response.status().as_u16())
+    })
+}
+
+#[test]
+fn large_headers_get_431_over_http2_too() {
+    let upstream = responder(|_, _| ok(""));
+    let proxy = Setup::new(&[upstream]).start();
+    let many = |n| -> Vec<_> { (0..n).map(|n| (format!("x-{n}"), "1".into())).collect() };
+    let large = |kb: usize| vec![("x".to_owned(), "x".repeat(kb << 10))];
+    assert_eq!(h2_status(proxy.address, &many(100)), Some(200));
+    assert_eq!(h2_status(proxy.address, &many(101)), Some(431));
+    assert_eq!(h2_status(proxy.address, &large(59)), Some(200));
+    assert_eq!(h2_status(proxy.address, &large(61)), Some(431));
+    let log = proxy.log();
+    assert!(
+        log[1].contains("HTTP/2 431 DPE request_headers_too_large"),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn headers_that_do_not_end_close_an_http2_connection() {
+    let upstream = responder(|_, _| ok(""));
+    let proxy = Setup::new(&[upstream])
+        .hcm(|hcm| hcm.request_headers_timeout = Duration::from_millis(200))
+        .start();
+    let mut client = proxy.connect();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // HEADERS of stream 1 without END_HEADERS: `:method: GET` alone.
+    bytes.extend([0, 0, 1, 1, 1, 0, 0, 0, 1, 0x82]);
+    client.write_all(&bytes).unwrap();
+    client.read_to_end(&mut Vec::new()).unwrap();
+    let log = proxy.log();
+    assert!(
+        log[0].contains("HTTP/2 408 DPE request_header_timeout"),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn a_request_that_does_not_end_gets_408() {
+    let upstream = server(|mut stream| {
+        read_head(&mut stream);
+        wait_for_end(stream);
+    });
+    let proxy = Setup::new(&[upstream])
+        .hcm(|hcm| hcm.request_timeout = Duration::from_millis(200))
+        .start();
+    let mut client = proxy.connect();
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhi")
+        .unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.ends_with("request timeout"), "{answer}");
+    let log = proxy.log();
+    assert!(log[0].contains(" 408 - request_overall_timeout"), "{log:?}");
+}
+
 #[test]
 fn a_slow_loris_gets_408() {
     let upstream = responder(|_, _| ok(""));
