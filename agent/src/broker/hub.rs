@@ -274,7 +274,12 @@ impl Hub {
                     state.announce_pod(&uid);
                 }
             }
-            None => state.returned.entry(uid).or_default().extend(kept),
+            None => {
+                let let_go = state.keep_returned(uid.clone(), kept);
+                if let_go > 0 {
+                    tracing::warn!(%uid, let_go, "returned sockets are not kept, too many or known");
+                }
+            }
         }
     }
 

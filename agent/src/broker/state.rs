@@ -11,13 +11,22 @@ use std::time::Duration;
 
 use millrace_runtime::handoff::{
     BrokerPod, CaptureMode, Families, IptablesConfig, ListenerLabel, ListenerRole, MAX_FDS,
-    OnCaptureLoss, PodSpec, PodUid, ProxyState, ToAgent, ToProxy,
+    MAX_WORKERS, OnCaptureLoss, PodSpec, PodUid, ProxyState, ToAgent, ToProxy,
 };
 use tokio::time::Instant;
 
 use super::netns::Namespace;
 use super::outbox::Outbox;
 use super::sockets::LabelledListener;
+
+/// Most pods for which returned sockets wait to be adopted: more than a node runs.
+const MAX_RETURNED_PODS: usize = 1024;
+/// Most returned sockets that wait for one pod: those of the widest proxy.
+const MAX_RETURNED_OF_POD: usize = ListenerRole::ALL.len() * MAX_WORKERS as usize;
+/// Most returned sockets that wait, over all pods.
+const MAX_RETURNED: usize = 32 * 1024;
+/// Longest uid that a pod can have; see `PodSpec::validate`.
+const MAX_UID: usize = 128;
 
 /// An adopted pod.
 #[derive(Debug)]
@@ -88,6 +97,32 @@ impl State {
         let mut states: Vec<_> = self.proxies.values().map(|p| p.state.clone()).collect();
         states.sort_by_key(|state| state.epoch);
         states
+    }
+
+    /// Keeps what a proxy gave back for a pod that no agent has adopted yet, as far as there is
+    /// room; says how many sockets were let go.
+    pub(super) fn keep_returned(&mut self, uid: PodUid, sockets: Vec<LabelledListener>) -> usize {
+        let waiting: usize = self.returned.values().map(Vec::len).sum();
+        let given = sockets.len();
+        let known = self.returned.contains_key(&uid);
+        let no_room = !known && self.returned.len() >= MAX_RETURNED_PODS;
+        if given == 0 || no_room || uid.0.len() > MAX_UID {
+            return given;
+        }
+        if waiting >= MAX_RETURNED {
+            return given;
+        }
+        let held = self.returned.entry(uid).or_default();
+        let before = held.len();
+        for socket in sockets {
+            let again = held.iter().any(|l| l.label.cookie == socket.label.cookie);
+            let room = (MAX_RETURNED_OF_POD - held.len())
+                .min(MAX_RETURNED + before - waiting - held.len());
+            if !again && room > 0 {
+                held.push(socket);
+            }
+        }
+        given - (held.len() - before)
     }
 
     /// Tells every agent which proxies there are.
@@ -264,4 +299,57 @@ fn unzip(listeners: &[LabelledListener]) -> (Vec<ListenerLabel>, Vec<Arc<OwnedFd
         .iter()
         .map(|listener| (listener.label, Arc::clone(&listener.socket)))
         .unzip()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use millrace_runtime::handoff::ListenerFamily;
+
+    use super::*;
+
+    fn sockets(file: &Arc<OwnedFd>, cookies: std::ops::Range<u64>) -> Vec<LabelledListener> {
+        cookies
+            .map(|cookie| LabelledListener {
+                label: ListenerLabel {
+                    role: ListenerRole::Inbound,
+                    index: 0,
+                    family: ListenerFamily::Dual,
+                    cookie,
+                },
+                socket: Arc::clone(file),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_a_proxy_gives_back_is_kept_once_and_within_bounds() {
+        let file: Arc<OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
+        let mut state = State::new();
+        let mut give =
+            |uid: &str, cookies| state.keep_returned(uid.into(), sockets(&file, cookies));
+        assert_eq!(give("a", 0..4), 0);
+        assert_eq!(give("a", 2..6), 2, "two are known");
+        assert_eq!(give("none", 0..0), 0);
+        assert_eq!(give(&"x".repeat(200), 0..1), 1);
+        let of_pod = MAX_RETURNED_OF_POD as u64;
+        assert_eq!(give("a", 0..of_pod + 2), 6 + 2, "no pod has so many");
+        let full = MAX_RETURNED / MAX_RETURNED_OF_POD;
+        for pod in 1..full {
+            assert_eq!(give(&format!("pod-{pod}"), 0..of_pod), 0);
+        }
+        assert_eq!(give("more", 0..3), 3);
+        let kept: usize = state.returned.values().map(Vec::len).sum();
+        assert_eq!(kept, MAX_RETURNED);
+        state.returned.clear();
+        for pod in 0..MAX_RETURNED_PODS {
+            assert_eq!(give_one(&mut state, &format!("pod-{pod}"), &file), 0);
+        }
+        assert_eq!(give_one(&mut state, "one-too-many", &file), 1);
+    }
+
+    fn give_one(state: &mut State, uid: &str, file: &Arc<OwnedFd>) -> usize {
+        state.keep_returned(uid.into(), sockets(file, 0..1))
+    }
 }
