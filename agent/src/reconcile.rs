@@ -71,6 +71,8 @@ struct Tracked {
     /// Why eBPF failed for this pod.
     refused: Option<String>,
     detail: String,
+    /// What it goes without although it is captured.
+    lacks: Option<String>,
     problem: Option<String>,
     retry: Backoff,
     not_before: Option<Instant>,
@@ -269,10 +271,11 @@ impl Reconciler {
         }
     }
 
-    /// Lets rules inside pods be compared again, so that what somebody removed comes back.
+    /// Lets rules inside pods be compared again, so that what somebody removed comes back and what
+    /// was lacking is looked for.
     fn recheck(&mut self) {
         for pod in self.pods.values_mut() {
-            if pod.in_force == CaptureMode::Iptables {
+            if pod.in_force == CaptureMode::Iptables || pod.lacks.is_some() {
                 pod.applied = None;
             }
         }
@@ -452,6 +455,7 @@ impl Tracked {
             in_force: CaptureMode::None,
             refused: None,
             detail: String::new(),
+            lacks: None,
             problem: None,
             retry: Backoff::new(RETRY_FIRST, RETRY_MOST),
             not_before: None,

@@ -398,3 +398,38 @@ async fn a_pod_that_cannot_be_adopted_does_not_keep_vanished_ones_enrolled() {
     });
     eventually(PATIENCE, "older programs are let go", || !older.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_pod_without_a_guard_is_unhealthy_and_says_why() {
+    let node = node!();
+    node.describe();
+    let tools = node.node.run_dir().join("tools");
+    std::fs::create_dir_all(&tools).unwrap();
+    for dir in ["/usr/sbin", "/sbin", "/usr/bin", "/bin"] {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let known = name.to_string_lossy().contains("tables") || name == "ip";
+            if known && !tools.join(&name).exists() {
+                std::os::unix::fs::symlink(entry.path(), tools.join(&name)).unwrap();
+            }
+        }
+    }
+    let _broker = node.broker_with(&[("PATH", &tools.display().to_string())]);
+    let _agent = node.agent(&[]);
+    let served = serve(&node, 0).await;
+    for mode in ["ebpf", "iptables"] {
+        node.switch(mode).await;
+        let status = node
+            .until("captured without a guard", |pod| {
+                pod.capture.to_string() == mode && pod.problem.is_some()
+            })
+            .await;
+        let problem = status.problem.clone().unwrap();
+        assert!(problem.contains("nft is not installed"), "{status:?}");
+        assert!(!status.healthy, "{status:?}");
+        captured(&node.pod, &served);
+    }
+    annotate(&node, "millrace.io/on-capture-loss", "open");
+    node.until("an open pod needs no guard", |pod| pod.healthy)
+        .await;
+}

@@ -55,7 +55,7 @@ impl Plan {
     ///
     /// # Errors
     /// When a rule could not be written or removed.
-    pub fn apply(&self) -> Result<String, CaptureError> {
+    pub fn apply(&self) -> Result<Applied, CaptureError> {
         if self.guard.is_none() {
             guard::remove()?;
         }
@@ -74,14 +74,26 @@ impl Plan {
                 (mode, _) => format!("no nat rules, mode {mode}"),
             }
         };
-        match &self.guard {
-            Some(config) => {
-                let guard = guard::install(config)?;
-                Ok(format!("{detail}, {guard}"))
+        let guarded = self.guard.as_ref().map(guard::install);
+        let (detail, problem) = match guarded {
+            None => (detail, None),
+            Some(Ok(())) => (format!("{detail}, guarded by nft"), None),
+            Some(Err(error @ GuardError::NotInstalled)) => {
+                (format!("{detail}, no guard"), Some(error.to_string()))
             }
-            None => Ok(detail),
-        }
+            Some(Err(error)) => return Err(error.into()),
+        };
+        Ok(Applied { detail, problem })
     }
+}
+
+/// What a plan left in the namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Tool and form used, for people.
+    pub detail: String,
+    /// What the pod goes without although it is captured.
+    pub problem: Option<String>,
 }
 
 /// Removes everything of ours from the namespace.

@@ -18,6 +18,12 @@ const TABLE: &str = "millrace_guard";
 /// Why the guard could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
+    /// There is no `nft`.
+    #[error(
+        "no guard for a pod that fails closed: nft is not installed (package nftables); \
+         or set millrace.io/on-capture-loss: open"
+    )]
+    NotInstalled,
     /// `nft` could not be run.
     #[error("nft cannot be run")]
     Exec(#[source] io::Error),
@@ -26,18 +32,17 @@ pub enum GuardError {
     Refused(String),
 }
 
-/// Puts the guard into the calling thread's namespace, replacing an earlier one, and says so.
-/// Where `nft` is not installed there is no guard, and the answer says that.
+/// Puts the guard into the calling thread's namespace, replacing an earlier one.
 ///
 /// # Errors
-/// When `nft` refuses the rules.
-pub fn install(config: &IptablesConfig) -> Result<String, GuardError> {
+/// [`GuardError::NotInstalled`] where there is no `nft`: the pod is captured, but nothing holds
+/// what capture misses; else when `nft` refuses the rules.
+pub fn install(config: &IptablesConfig) -> Result<(), GuardError> {
     match nft(&script(config)) {
-        Ok(()) => Ok("guarded by nft".to_owned()),
         Err(GuardError::Exec(error)) if error.kind() == io::ErrorKind::NotFound => {
-            Ok("no guard: nft is not installed".to_owned())
+            Err(GuardError::NotInstalled)
         }
-        Err(error) => Err(error),
+        result => result,
     }
 }
 

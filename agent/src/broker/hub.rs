@@ -178,7 +178,7 @@ impl Hub {
         mode: CaptureMode,
         on_loss: OnCaptureLoss,
         iptables: Option<IptablesConfig>,
-    ) -> Result<String, HubError> {
+    ) -> Result<capture::Applied, HubError> {
         let _turn = self.turn(uid).await;
         let (netns, families, lost) = {
             let state = self.state.lock();
@@ -195,7 +195,7 @@ impl Hub {
             rules
         });
         let plan = capture::Plan::new(mode, on_loss, rules.clone(), lost);
-        let detail = netns
+        let applied = netns
             .run_async(move || plan.apply())
             .await
             .map_err(in_pod(uid))?
@@ -210,14 +210,14 @@ impl Hub {
             pod.on_loss = on_loss;
             pod.iptables = rules;
             if changed {
-                tracing::info!(pod = %pod.spec.qualified_name(), %mode, detail, "capture changed");
+                tracing::info!(pod = %pod.spec.qualified_name(), %mode, detail = applied.detail, problem = applied.problem, "capture changed");
                 state.tell_proxies(&ToProxy::CaptureChanged {
                     uid: uid.clone(),
                     capture: mode,
                 });
             }
         }
-        Ok(detail)
+        Ok(applied)
     }
 
     /// Drops what proxies returned for pods that the agent does not want.
@@ -448,7 +448,9 @@ impl Hub {
             (Arc::clone(&pod.netns), plan)
         };
         match netns.run_async(move || plan.apply()).await {
-            Ok(Ok(detail)) => tracing::info!(%uid, detail, "rules follow the proxy"),
+            Ok(Ok(applied)) => {
+                tracing::info!(%uid, detail = applied.detail, "rules follow the proxy")
+            }
             Ok(Err(error)) => tracing::warn!(%uid, error = %chain(&error), "rules not changed"),
             Err(error) => tracing::warn!(%uid, error = %chain(&error), "rules not changed"),
         }

@@ -171,8 +171,12 @@ async fn answer(hub: &Hub, request: AgentRequest) -> Result<Answered, BrokerFaul
             iptables,
         } => {
             let rules = iptables.map(|rules| *rules);
-            let detail = hub.capture(&uid, mode, on_loss, rules).await?;
-            AgentAnswer::Captured { mode, detail }
+            let applied = hub.capture(&uid, mode, on_loss, rules).await?;
+            AgentAnswer::Captured {
+                mode,
+                detail: applied.detail,
+                problem: applied.problem,
+            }
         }
         AgentRequest::Synced => {
             hub.agent_synced();

@@ -204,10 +204,15 @@ impl Reconciler {
                 iptables: Some(Box::new(desired.settings.iptables(families))),
             })
             .await?;
-        if let (AgentAnswer::Captured { detail, .. }, Some(pod)) =
-            (answer.answer, self.pods.get_mut(uid))
+        if let (
+            AgentAnswer::Captured {
+                detail, problem, ..
+            },
+            Some(pod),
+        ) = (answer.answer, self.pods.get_mut(uid))
         {
             pod.detail = detail;
+            pod.lacks = problem;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use millrace_runtime::build_info::BuildInfo;
 use millrace_runtime::handoff::{CaptureMode, PodSpec};
 
-use super::Reconciler;
+use super::{Reconciler, Tracked};
 use crate::bpf::Acceleration;
 use crate::config::AgentConfig;
 use crate::kernel::Kernel;
@@ -60,18 +60,11 @@ impl Reconciler {
         let wanted = decision
             .as_ref()
             .map_or(CaptureMode::None, |(mode, _)| *mode);
-        let mut problem = tracked.and_then(|tracked| tracked.problem.clone());
-        if problem.is_none() && enrolled {
-            problem = if tracked.is_none() {
-                Some("not adopted yet, is the broker running?".to_owned())
-            } else if self.proxy_gone || self.proxies.is_empty() {
-                Some("no proxy is connected".to_owned())
-            } else if capture != wanted {
-                Some(format!("to be captured by {wanted}"))
-            } else {
-                None
-            };
-        }
+        let problem = if enrolled {
+            self.problem(tracked, wanted)
+        } else {
+            tracked.and_then(|tracked| tracked.problem.clone())
+        };
         let since = self.store.captured(&pod.uid, capture);
         PodStatus {
             uid: pod.uid.clone(),
@@ -110,6 +103,23 @@ impl Reconciler {
                 .unwrap_or_default(),
             annotation_problems,
         }
+    }
+
+    /// What is wrong with an enrolled pod, the worst of it.
+    fn problem(&self, tracked: Option<&Tracked>, wanted: CaptureMode) -> Option<String> {
+        let Some(tracked) = tracked else {
+            return Some("not adopted yet, is the broker running?".to_owned());
+        };
+        if tracked.problem.is_some() {
+            return tracked.problem.clone();
+        }
+        if self.proxy_gone || self.proxies.is_empty() {
+            return Some("no proxy is connected".to_owned());
+        }
+        if tracked.in_force != wanted {
+            return Some(format!("to be captured by {wanted}"));
+        }
+        tracked.lacks.clone()
     }
 
     fn cookie(&self, pod: &PodSpec) -> Option<u64> {

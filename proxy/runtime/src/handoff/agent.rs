@@ -220,6 +220,9 @@ pub enum AgentAnswer {
         mode: CaptureMode,
         /// Tool and form used, for people.
         detail: String,
+        /// What the pod goes without although it is captured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        problem: Option<String>,
     },
     /// To `List`.
     Pods {
