@@ -112,7 +112,6 @@ pub(crate) fn tcp_chain(name: &str, cluster: &str) -> FilterChain {
         name: name.into(),
         matches: FilterChainMatch::default(),
         filter: NetworkFilter::Tcp(Arc::new(TcpProxy {
-            stat_prefix: name.into(),
             cluster: ClusterSpecifier::Cluster(cluster.into()),
             idle_timeout: Duration::from_hours(1),
             max_connect_attempts: 1,
@@ -134,7 +133,6 @@ pub(crate) fn http_chain(name: &str, protocols: &[&str]) -> FilterChain {
 
 fn http_connection_manager(name: &str) -> HttpConnectionManager {
     HttpConnectionManager {
-        stat_prefix: name.into(),
         codec: Codec::Auto,
         routes: RouteSource::Rds(name.into()),
         server_name: None,
@@ -150,7 +148,6 @@ fn http_connection_manager(name: &str) -> HttpConnectionManager {
         max_request_headers_kb: 60,
         max_request_headers_count: 100,
         max_concurrent_streams: 100,
-        drain_timeout: Duration::from_secs(1),
         normalize_path: false,
         merge_slashes: false,
         strip_any_host_port: false,

@@ -83,7 +83,6 @@ fn the_static_example_is_read_in_its_old_form() {
     let NetworkFilter::Http(hcm) = &listener.filter_chains[0].filter else {
         panic!("not HTTP");
     };
-    assert_eq!(hcm.stat_prefix, "ingress_http");
     let RouteSource::Inline(routes) = &hcm.routes else {
         panic!("not inline");
     };

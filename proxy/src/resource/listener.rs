@@ -95,8 +95,6 @@ pub enum NetworkFilter {
 /// `HttpConnectionManager`, as far as this proxy executes it.
 #[derive(Clone, Debug)]
 pub struct HttpConnectionManager {
-    /// Prefix of its statistics.
-    pub stat_prefix: String,
     /// Which HTTP version downstream speaks.
     pub codec: Codec,
     /// Where its routes come from.
@@ -128,8 +126,6 @@ pub struct HttpConnectionManager {
     pub max_request_headers_count: u32,
     /// Largest count of concurrent HTTP/2 streams.
     pub max_concurrent_streams: u32,
-    /// Grace between GOAWAY and closing.
-    pub drain_timeout: Duration,
     /// Whether paths are normalised (RFC 3986 section 6) before they are matched.
     pub normalize_path: bool,
     /// Whether adjacent slashes are merged.
@@ -163,8 +159,6 @@ pub enum RouteSource {
 /// `TcpProxy`.
 #[derive(Clone, Debug)]
 pub struct TcpProxy {
-    /// Prefix of its statistics.
-    pub stat_prefix: String,
     /// Where connections go; a header-named cluster cannot occur here.
     pub cluster: ClusterSpecifier,
     /// A connection without bytes for this long is closed; zero disables.

@@ -8,7 +8,6 @@ use crate::resource::{
 
 pub(crate) fn listener(name: &str, address: &str, use_original_dst: bool) -> Arc<Listener> {
     let filter = NetworkFilter::Tcp(Arc::new(TcpProxy {
-        stat_prefix: "t".into(),
         cluster: crate::resource::ClusterSpecifier::Cluster("c".into()),
         idle_timeout: Duration::ZERO,
         max_connect_attempts: 1,

@@ -232,7 +232,6 @@ async fn run(
 
 pub(crate) fn hcm() -> HttpConnectionManager {
     HttpConnectionManager {
-        stat_prefix: "test".into(),
         codec: Codec::Auto,
         routes: RouteSource::Rds(ROUTES.into()),
         server_name: Some("istio-envoy".into()),
@@ -248,7 +247,6 @@ pub(crate) fn hcm() -> HttpConnectionManager {
         max_request_headers_kb: 60,
         max_request_headers_count: 100,
         max_concurrent_streams: 0,
-        drain_timeout: Duration::from_secs(5),
         normalize_path: true,
         merge_slashes: false,
         strip_any_host_port: false,

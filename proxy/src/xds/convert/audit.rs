@@ -87,7 +87,7 @@ const READ: &[(&str, &str)] = &[
         "codec_type stat_prefix rds route_config http_filters common_http_protocol_options \
          http_protocol_options http2_protocol_options server_name server_header_transformation \
          max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout \
-         drain_timeout access_log use_remote_address xff_num_trusted_hops generate_request_id \
+         access_log use_remote_address xff_num_trusted_hops generate_request_id \
          preserve_external_request_id forward_client_cert_details upgrade_configs normalize_path \
          merge_slashes path_with_escaped_slashes_action strip_matching_host_port \
          strip_any_host_port",

@@ -170,6 +170,9 @@ fn thresholds(cx: &mut Cx, m: &pb::Cluster) -> Result<[Thresholds; 2], Invalid> 
     let entries = cx.at("circuit_breakers", |cx| {
         cx.each("thresholds", &breakers.thresholds, |cx, entry| {
             let priority: RoutingPriority = enumeration(cx, "priority", entry.priority)?;
+            if priority == RoutingPriority::High {
+                cx.note("priority", "requests count against the default priority");
+            }
             Ok((priority, limits(entry)))
         })
     })?;

@@ -39,7 +39,6 @@ const SKIPPED_FILTERS: [&str; 10] = [
 const STREAM_IDLE: Duration = Duration::from_mins(5);
 const REQUEST_HEADERS: Duration = Duration::from_secs(10);
 const CONNECTION_IDLE: Duration = Duration::from_hours(1);
-const DRAIN: Duration = Duration::from_secs(5);
 const HEADERS_KB: u32 = 60;
 const HEADERS_COUNT: u32 = 100;
 const CONCURRENT_STREAMS: u32 = 1024;
@@ -61,7 +60,6 @@ pub(super) fn convert(cx: &mut Cx, any: &Any) -> Result<Arc<HttpConnectionManage
         return Err(cx.bad("max_request_headers_kb", "must be between 1 and 8192"));
     }
     Ok(Arc::new(HttpConnectionManager {
-        stat_prefix: m.stat_prefix.clone(),
         codec: codec(cx, &m)?,
         routes: routes(cx, &m)?,
         server_name: server_name(cx, &m)?,
@@ -92,7 +90,6 @@ pub(super) fn convert(cx: &mut Cx, any: &Any) -> Result<Arc<HttpConnectionManage
         max_request_headers_kb: headers_kb,
         max_request_headers_count: headers_count(cx, &common)?,
         max_concurrent_streams: concurrent_streams(cx, &m)?,
-        drain_timeout: duration(cx, "drain_timeout", m.drain_timeout.as_ref(), DRAIN)?,
         normalize_path: bool_or(m.normalize_path.as_ref(), false),
         merge_slashes: m.merge_slashes,
         strip_any_host_port: strip_any_host_port(cx, &m),

@@ -33,7 +33,6 @@ pub(super) fn convert(cx: &mut Cx, any: &Any) -> Result<Arc<TcpProxy>, Invalid> 
         return Err(cx.bad("max_connect_attempts", "must be at least 1"));
     }
     Ok(Arc::new(TcpProxy {
-        stat_prefix: m.stat_prefix.clone(),
         cluster: cluster(cx, &m)?,
         idle_timeout: duration(cx, "idle_timeout", m.idle_timeout.as_ref(), IDLE_TIMEOUT)?,
         max_connect_attempts: attempts,

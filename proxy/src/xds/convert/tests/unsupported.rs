@@ -51,17 +51,30 @@ eds_cluster_config: {eds_config: {ads: {}}}
 lb_policy: RING_HASH
 outlier_detection: {consecutive_5xx: 7}
 health_checks: [{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {}}]
-circuit_breakers: {thresholds: [{retry_budget: {}}]}
+circuit_breakers: {thresholds: [{retry_budget: {}}, {priority: HIGH, max_retries: 9}]}
 ",
     ));
     assert_eq!(
         found,
         [
+            "circuit_breakers.thresholds[].priority 1",
             "circuit_breakers.thresholds[].retry_budget 1",
             "health_checks 1",
             "lb_policy 1",
             "outlier_detection 1",
         ]
+    );
+}
+
+#[test]
+fn connection_managers() {
+    let yaml = LISTENER.replace(
+        "upgrade_configs:",
+        "drain_timeout: 9s\n      upgrade_configs:",
+    );
+    assert_eq!(
+        fields(listener_of(&yaml)),
+        ["filter_chains[].filters[].typed_config.drain_timeout 1"]
     );
 }
 
