@@ -8,6 +8,7 @@ use crate::cluster::host::Active;
 use crate::cluster::{ClusterEntry, Host, Permit};
 use crate::flags::ResponseFlags;
 use crate::listener::DownstreamInfo;
+use crate::resource::listener::TrafficDirection;
 use crate::resource::{ClusterKind, ClusterName, ClusterSpecifier, TcpProxy, WeightedClusters};
 use crate::upstream::connect::{ConnectError, ConnectTarget, UpstreamStream};
 use crate::worker::Worker;
@@ -176,7 +177,10 @@ fn target(cluster: &ClusterEntry, host: &Host, info: &DownstreamInfo) -> Connect
         address: host.address(),
         source: info.pod.clone(),
         client: Some(info.peer),
-        keep_port: true,
+        // An inbound connection is delivered to the very address that it came for, in the same
+        // namespace. With the client's port too both would be one connection to the kernel: the SYN
+        // would reach the socket that is there, or conntrack would redirect it as it did the first.
+        keep_port: info.direction == TrafficDirection::Outbound || info.orig_dst != host.address(),
         connect_timeout: cluster.config.connect_timeout,
         keepalive: cluster.config.tcp_keepalive,
         bind_source: cluster.config.bind_source,
