@@ -1,6 +1,7 @@
 //! A process of the mesh is killed while clients ask: none of them notices when it is pilot, agent or
 //! broker, and when it is the proxy new connections wait.
 
+use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -246,6 +247,33 @@ fn rules_change_under_load_and_no_request_fails() -> anyhow::Result<()> {
         load.stop()?.ensure_flawless().context(capture)?;
     }
     Ok(())
+}
+
+#[test]
+fn capture_is_switched_under_load_and_no_request_fails() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    let mut kept = scene.client.connect(scene.service.at(Scene::TCP))?;
+    let load = scene.load()?;
+    let pods = [
+        (&scene.near, &**scene.client),
+        (&scene.near, &scene.backends[0].pod),
+        (&scene.far, &scene.backends[1].pod),
+    ];
+    kept.set_read_timeout(Some(SOON))?;
+    for mode in ["iptables", "ebpf", "iptables", "ebpf"] {
+        for (node, pod) in pods {
+            node.switch(pod, mode)?;
+            load.more(SOME / 2)?;
+            // A connection that is older than the change carries bytes as before.
+            kept.write_all(mode.as_bytes())?;
+            let mut echoed = vec![0; mode.len()];
+            let echo = kept.read_exact(&mut echoed);
+            echo.with_context(|| format!("{} switched to {mode}", pod.name()))?;
+            assert_eq!(echoed, mode.as_bytes());
+        }
+    }
+    load.stop()?.ensure_flawless()
 }
 
 #[test]
