@@ -22,7 +22,7 @@ use crate::kernel::Kernel;
 use crate::pods::{PodSource, PutError, describe};
 use crate::reconcile::Command;
 use crate::redirect::Wish;
-use crate::status::View;
+use crate::status::{NodeStatus, PodStatus, View};
 
 /// What the routes need.
 #[derive(Clone)]
@@ -44,39 +44,40 @@ pub struct Api {
 impl Api {
     /// The route table.
     pub fn routes(self) -> Routes {
-        self.pod_routes().merge(self.process_routes())
+        self.view_routes()
+            .merge(self.pod_routes())
+            .merge(self.process_routes())
     }
 
-    fn pod_routes(&self) -> Routes {
-        let api = || self.clone();
-        let (status, list, one, put, delete, capture, refresh) =
-            (api(), api(), api(), api(), api(), api(), api());
+    fn view_routes(&self) -> Routes {
+        let (status, list, one) = (self.clone(), self.clone(), self.clone());
         Routes::new()
             .get(
                 "/status",
                 "the node: capture, broker, proxies, problems",
                 move |_| {
-                    let view = status.view.borrow().clone();
-                    async move { Reply::json(200, &view.node) }
+                    let api = status.clone();
+                    async move { Reply::json(200, &api.node()) }
                 },
             )
             .get(
                 "/pods",
                 "every pod: captured how, why, since when, healthy",
                 move |_| {
-                    let view = list.view.borrow().clone();
-                    async move { Reply::json(200, &view.pods) }
+                    let api = list.clone();
+                    async move { Reply::json(200, &api.pods(|_| true)) }
                 },
             )
             .get("/pods/{uid}", "one pod", move |request| {
-                let view = one.view.borrow().clone();
-                async move {
-                    match view.pods.iter().find(|p| p.uid.0 == request.param("uid")) {
-                        Some(pod) => Reply::json(200, pod),
-                        None => unknown(&request),
-                    }
-                }
+                let api = one.clone();
+                async move { api.pod(&request) }
             })
+    }
+
+    fn pod_routes(&self) -> Routes {
+        let (put, delete, capture, refresh) =
+            (self.clone(), self.clone(), self.clone(), self.clone());
+        Routes::new()
             .route(
                 Method::POST,
                 "/pods",
@@ -146,6 +147,27 @@ impl Api {
             })
     }
 
+    fn node(&self) -> NodeStatus {
+        let view = self.view.borrow().clone();
+        view.node.with_maps(&self.kernel)
+    }
+
+    fn pods(&self, wanted: impl Fn(&PodStatus) -> bool) -> Vec<PodStatus> {
+        let view = self.view.borrow().clone();
+        view.pods
+            .iter()
+            .filter(|pod| wanted(pod))
+            .map(|pod| pod.with_events(&self.kernel))
+            .collect()
+    }
+
+    fn pod(&self, request: &Request) -> Response {
+        match self.pods(|pod| pod.uid.0 == request.param("uid")).first() {
+            Some(pod) => Reply::json(200, pod),
+            None => unknown(request),
+        }
+    }
+
     async fn put(&self, body: &Bytes) -> Response {
         let text = String::from_utf8_lossy(body);
         let pods = match describe::pods(&text) {
@@ -165,9 +187,7 @@ impl Api {
             }
         }
         self.refresh().await;
-        let view = self.view.borrow().clone();
-        let added: Vec<_> = view.pods.iter().filter(|p| uids.contains(&p.uid)).collect();
-        Reply::json(200, &added)
+        Reply::json(200, &self.pods(|pod| uids.contains(&pod.uid)))
     }
 
     async fn delete(&self, request: &Request) -> Response {
@@ -204,13 +224,7 @@ impl Api {
             return Reply::json(503, &json!({"error": "the agent is stopping"}));
         }
         match carried_out.await {
-            Ok(true) => {
-                let view = self.view.borrow().clone();
-                match view.pods.iter().find(|p| p.uid.0 == request.param("uid")) {
-                    Some(pod) => Reply::json(200, pod),
-                    None => unknown(request),
-                }
-            }
+            Ok(true) => self.pod(request),
             Ok(false) => unknown(request),
             Err(_) => Reply::json(503, &json!({"error": "the agent is stopping"})),
         }
@@ -222,8 +236,7 @@ impl Api {
         if sent.is_err() || carried_out.await.is_err() {
             return Reply::json(503, &json!({"error": "the agent is stopping"}));
         }
-        let view = self.view.borrow().clone();
-        Reply::json(200, &view.node)
+        Reply::json(200, &self.node())
     }
 
     fn levels(&self) -> Response {

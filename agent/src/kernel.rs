@@ -3,21 +3,33 @@
 //! Shared by the reconciler, which enrols pods, and the API, which reads counters and sets the
 //! log level. No call waits for anything but the kernel.
 
+mod events;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::bpf::{
-    Bpf, BpfConfig, BpfError, CounterValue, Enrolled, LogLevel, PodEnrolment, PodTraffic, Replace,
-    netns_cookie, probe,
+    Bpf, BpfConfig, BpfError, CounterValue, Enrolled, LogLevel, MapOccupancy, PodEnrolment,
+    PodTraffic, Replace, netns_cookie, probe,
 };
 use crate::broker::chain;
 use crate::config::AgentConfig;
+use events::Tally;
+
+pub use events::CaptureEvents;
+
+/// How old a count of the maps' elements may be: counting reads every key.
+const COUNTED: Duration = Duration::from_secs(5);
 
 /// The loaded programs, or why there are none; cheap to clone.
 #[derive(Clone)]
 pub struct Kernel {
     loaded: Arc<Mutex<Result<Bpf, String>>>,
+    events: Tally,
+    occupancy: Arc<Mutex<Option<(Instant, Vec<MapOccupancy>)>>>,
 }
 
 impl Kernel {
@@ -27,15 +39,19 @@ impl Kernel {
             tracing::warn!(reason, "no eBPF capture on this node");
             reason
         });
-        Self {
-            loaded: Arc::new(Mutex::new(loaded)),
-        }
+        Self::of(loaded)
     }
 
     /// A kernel without programs.
     pub fn without(reason: &str) -> Self {
+        Self::of(Err(reason.to_owned()))
+    }
+
+    fn of(loaded: Result<Bpf, String>) -> Self {
         Self {
-            loaded: Arc::new(Mutex::new(Err(reason.to_owned()))),
+            loaded: Arc::new(Mutex::new(loaded)),
+            events: Tally::default(),
+            occupancy: Arc::default(),
         }
     }
 
@@ -57,6 +73,7 @@ impl Kernel {
     /// # Errors
     /// Says what stays.
     pub fn withdraw(&self, netns_cookie: u64) -> Result<(), String> {
+        self.events.forget(netns_cookie);
         match &mut *self.loaded.lock() {
             Ok(bpf) => bpf.withdraw(netns_cookie).map_err(|error| chain(&error)),
             Err(_) => Ok(()),
@@ -112,6 +129,25 @@ impl Kernel {
         self.with(|bpf| bpf.traffic())
     }
 
+    /// Connections of the pod that were not captured as they should have been.
+    pub fn capture_events(&self, netns_cookie: u64) -> CaptureEvents {
+        self.events.of(netns_cookie)
+    }
+
+    /// How full the programs' maps are, counted at most every [`COUNTED`]; nothing without
+    /// programs.
+    pub fn occupancy(&self) -> Vec<MapOccupancy> {
+        let mut known = self.occupancy.lock();
+        match &*known {
+            Some((at, maps)) if at.elapsed() < COUNTED => maps.clone(),
+            _ => {
+                let maps = self.with(|bpf| bpf.occupancy()).unwrap_or_default();
+                *known = Some((Instant::now(), maps.clone()));
+                maps
+            }
+        }
+    }
+
     /// How much the programs say.
     ///
     /// # Errors
@@ -143,10 +179,14 @@ impl Kernel {
             Err(reason) => tracing::debug!(reason, "the programs write no log"),
         }
         if let Ok(mut events) = self.with(|bpf| bpf.events()) {
+            let tally = self.events.clone();
             tokio::spawn(async move {
                 loop {
                     match events.next().await {
-                        Ok(event) => tracing::debug!(?event, "kernel event"),
+                        Ok(event) => {
+                            tracing::debug!(?event, "kernel event");
+                            tally.count(&event);
+                        }
                         Err(error) => {
                             tracing::warn!(%error, "events of the programs are not read any more");
                             return;

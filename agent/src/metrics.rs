@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
-use crate::bpf::Direction;
+use crate::bpf::{Direction, MapOccupancy};
 use crate::kernel::Kernel;
 use crate::status::View;
 
@@ -96,6 +96,8 @@ impl NodeCollector {
                 ConstCounter::new(value.value).encode(encoder)?;
             }
         }
+        self.encode_maps(encoder)?;
+        self.encode_events(encoder, view)?;
         let Ok(traffic) = self.kernel.traffic() else {
             return Ok(());
         };
@@ -121,9 +123,67 @@ impl NodeCollector {
     }
 }
 
+impl NodeCollector {
+    fn encode_maps(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
+        let maps = self.kernel.occupancy();
+        let read: [(&str, &str, fn(&MapOccupancy) -> i64); 2] = [
+            (
+                "millrace_ebpf_map_elements",
+                "Elements in a map of the kernel programs",
+                |map| i64::try_from(map.used).unwrap_or(i64::MAX),
+            ),
+            (
+                "millrace_ebpf_map_capacity",
+                "Elements that a map of the kernel programs can hold",
+                |map| i64::from(map.capacity),
+            ),
+        ];
+        for (name, help, read) in read {
+            let gauge = ConstGauge::new(0_i64);
+            let mut family = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            for map in &maps {
+                let labels = [("map", map.map)];
+                let encoder = family.encode_family(&labels)?;
+                ConstGauge::new(read(map)).encode(encoder)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_events(&self, encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
+        let counter = ConstCounter::new(0_u64);
+        let mut family = encoder.encode_descriptor(
+            "millrace_pod_capture_events",
+            "Connections of a pod that eBPF did not capture as it should",
+            None,
+            counter.metric_type(),
+        )?;
+        for pod in &view.pods {
+            let Some(cookie) = pod.netns_cookie else {
+                continue;
+            };
+            let events = self.kernel.capture_events(cookie);
+            for (event, count) in [
+                ("went_direct", events.went_direct),
+                ("refused", events.refused),
+                ("not_captured", events.not_captured),
+            ] {
+                let labels = [
+                    ("namespace", pod.namespace.as_str()),
+                    ("pod", pod.name.as_str()),
+                    ("event", event),
+                ];
+                let encoder = family.encode_family(&labels)?;
+                ConstCounter::new(count).encode(encoder)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 type Read = fn(&crate::bpf::PodTelemetry) -> u64;
 
-const TRAFFIC: [(&str, &str, Read); 5] = [
+const TRAFFIC: [(&str, &str, Read); 6] = [
     (
         "millrace_pod_tcp_connections_opened",
         "TCP connections that the pod's applications opened or accepted",
@@ -143,6 +203,11 @@ const TRAFFIC: [(&str, &str, Read); 5] = [
         "millrace_pod_tcp_received_bytes",
         "Bytes that the pod's applications received",
         |sums| sums.received_bytes,
+    ),
+    (
+        "millrace_pod_tcp_rtt_microseconds",
+        "Sum of the smoothed round-trip times at close; divide by the connections closed",
+        |sums| sums.rtt_us_sum,
     ),
     (
         "millrace_pod_tcp_retransmits",

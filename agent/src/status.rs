@@ -1,6 +1,7 @@
 //! What the agent tells about its node and pods: on `agent.sock`, to `millctl` and in dumps.
 //!
-//! Plain data, written by `reconcile.rs` after every change and read by `api.rs`.
+//! Plain data, written by `reconcile.rs` after every change and read by `api.rs`, which adds what
+//! the kernel counts.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,6 +10,7 @@ use millrace_runtime::build_info::BuildInfo;
 use millrace_runtime::handoff::{CaptureMode, Families, OnCaptureLoss, PodUid, ProxyState};
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::{CaptureEvents, Kernel};
 use crate::pods::SourceProblem;
 use crate::redirect::Wish;
 
@@ -53,6 +55,20 @@ pub struct PodStatus {
     pub detail: String,
     /// Annotations that could not be read.
     pub annotation_problems: Vec<String>,
+    /// Connections that eBPF did not capture as it should, since the agent's start.
+    #[serde(default)]
+    pub capture_events: CaptureEvents,
+}
+
+/// How full a map of the eBPF programs is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapStatus {
+    /// Its name.
+    pub map: String,
+    /// Elements in it.
+    pub used: usize,
+    /// Elements that it can hold.
+    pub capacity: u32,
 }
 
 /// One way of capturing and whether this node can do it.
@@ -91,6 +107,39 @@ pub struct NodeStatus {
     pub pods: PodCounts,
     /// Descriptions that could not be used.
     pub problems: Vec<SourceProblem>,
+    /// Maps of the eBPF programs; none where these are not loaded.
+    #[serde(default)]
+    pub maps: Vec<MapStatus>,
+}
+
+impl NodeStatus {
+    /// The same with how full the maps are now.
+    #[must_use]
+    pub fn with_maps(&self, kernel: &Kernel) -> Self {
+        let maps = kernel.occupancy().into_iter().map(|map| MapStatus {
+            map: map.map.to_owned(),
+            used: map.used,
+            capacity: map.capacity,
+        });
+        Self {
+            maps: maps.collect(),
+            ..self.clone()
+        }
+    }
+}
+
+impl PodStatus {
+    /// The same with what the programs have reported up to now.
+    #[must_use]
+    pub fn with_events(&self, kernel: &Kernel) -> Self {
+        Self {
+            capture_events: self
+                .netns_cookie
+                .map(|cookie| kernel.capture_events(cookie))
+                .unwrap_or_default(),
+            ..self.clone()
+        }
+    }
 }
 
 /// Numbers of pods.

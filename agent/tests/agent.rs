@@ -433,3 +433,45 @@ async fn a_closed_pod_without_a_guard_is_unhealthy_and_says_why() {
     node.until("an open pod needs no guard", |pod| pod.healthy)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_could_not_capture_is_in_the_pods_status() {
+    let node = node!(("millrace.io/on-capture-loss", "open"));
+    let service = node
+        .node
+        .listen(SocketAddr::new(node.node.ip(), 0))
+        .unwrap();
+    let to = service.local_addr().unwrap();
+    node.describe();
+    let _broker = node.broker();
+    let _agent = node.agent(&[]);
+    let served = serve(&node, 0).await;
+    let before = node.until("captured", |pod| pod.healthy).await;
+    assert_eq!(before.capture_events.last, None, "{before:?}");
+    served.alive.abort();
+    drop(served.listeners);
+    drop(served.inbound);
+    service.set_nonblocking(true).unwrap();
+    eventually(PATIENCE, "the pod goes direct", || {
+        node.pod.connect(to).is_ok() && service.accept().is_ok()
+    });
+    let status = node
+        .until("counted", |pod| pod.capture_events.went_direct > 0)
+        .await;
+    let events = status.capture_events;
+    assert!(events.last.is_some(), "{events:?}");
+    let reason = events.last_reason.unwrap();
+    assert!(reason.contains(&to.to_string()), "{reason}");
+    let maps = node.status().await.unwrap().maps;
+    let policies = maps.iter().find(|map| map.map == "POLICIES").unwrap();
+    assert!(policies.used == 1 && policies.capacity > 1, "{policies:?}");
+    let metrics = node.ask(Method::GET, "/metrics", "").await.unwrap().text();
+    for line in [
+        "millrace_pod_capture_events_total{namespace=\"default\",pod=\"app\",event=\"went_direct\"}",
+        "millrace_ebpf_map_elements{map=\"POLICIES\"} 1",
+        "millrace_ebpf_map_capacity{map=\"POLICIES\"}",
+        "millrace_pod_tcp_rtt_microseconds_total{",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}

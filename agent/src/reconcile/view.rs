@@ -8,7 +8,7 @@ use millrace_runtime::handoff::{CaptureMode, PodSpec};
 use super::{Reconciler, Tracked};
 use crate::bpf::Acceleration;
 use crate::config::AgentConfig;
-use crate::kernel::Kernel;
+use crate::kernel::{CaptureEvents, Kernel};
 use crate::redirect::{self, CaptureSettings};
 use crate::status::{Ability, NodeStatus, PodCounts, PodStatus, View, rfc3339};
 
@@ -85,23 +85,14 @@ impl Reconciler {
                 format!("millrace-agent/{}", self.config.node_name)
             },
             netns_cookie: self.cookie(pod),
-            families: self
-                .pods
-                .get(&pod.uid)
-                .and_then(|tracked| Some(tracked.handle.as_ref()?.families)),
+            families: tracked.and_then(|tracked| Some(tracked.handle.as_ref()?.families)),
             on_capture_loss: settings.on_loss,
-            acceleration: match settings.acceleration {
-                Acceleration::Auto => "auto",
-                Acceleration::On => "on",
-                Acceleration::Off => "off",
-            }
-            .to_owned(),
-            detail: self
-                .pods
-                .get(&pod.uid)
+            acceleration: acceleration(settings.acceleration).to_owned(),
+            detail: tracked
                 .map(|tracked| tracked.detail.clone())
                 .unwrap_or_default(),
             annotation_problems,
+            capture_events: CaptureEvents::default(),
         }
     }
 
@@ -127,6 +118,14 @@ impl Reconciler {
     }
 }
 
+fn acceleration(setting: Acceleration) -> &'static str {
+    match setting {
+        Acceleration::Auto => "auto",
+        Acceleration::On => "on",
+        Acceleration::Off => "off",
+    }
+}
+
 /// A view without pods.
 pub(super) fn empty(config: &AgentConfig, kernel: &Kernel, started: &str) -> View {
     let ability = kernel.ability();
@@ -147,6 +146,7 @@ pub(super) fn empty(config: &AgentConfig, kernel: &Kernel, started: &str) -> Vie
             synced: false,
             pods: PodCounts::default(),
             problems: Vec::new(),
+            maps: Vec::new(),
         },
         pods: Vec::new(),
     }
