@@ -16,6 +16,9 @@ use super::split::Split;
 /// How long a rule may take to reach the proxies.
 const REACH: Duration = Duration::from_secs(10);
 
+/// The service whose rules change.
+const REVIEWS: &str = "reviews.default.svc.cluster.local";
+
 /// One rule, and what it leads to.
 pub(super) struct Step {
     pub(super) title: &'static str,
@@ -23,8 +26,8 @@ pub(super) struct Step {
     files: &'static [&'static str],
     /// Which pods answer, with which share.
     shares: &'static [(&'static str, f64)],
-    /// Clusters that the route names, by version.
-    versions: &'static [&'static str],
+    /// Versions that the route names, with their weights out of 100.
+    versions: &'static [(&'static str, u32)],
     /// Whether reviews v1 has three replicas from here on.
     scale: bool,
 }
@@ -34,21 +37,21 @@ pub(super) const STEPS: [Step; 5] = [
         title: "Everything to reviews v1 (RouteRule)",
         files: &["rules/all-v1.yaml"],
         shares: &[("reviews-v1", 1.0)],
-        versions: &["v1"],
+        versions: &[("v1", 100)],
         scale: false,
     },
     Step {
         title: "Half to v1, half to v3 (RouteRule)",
         files: &["rules/split-50-50.yaml"],
         shares: &[("reviews-v1", 0.5), ("reviews-v3", 0.5)],
-        versions: &["v1", "v3"],
+        versions: &[("v1", 50), ("v3", 50)],
         scale: false,
     },
     Step {
         title: "A canary: 99 % to v1, 1 % to v3 (RouteRule)",
         files: &["rules/split-99-1.yaml"],
         shares: &[("reviews-v1", 0.99), ("reviews-v3", 0.01)],
-        versions: &["v1", "v3"],
+        versions: &[("v1", 99), ("v3", 1)],
         scale: false,
     },
     Step {
@@ -58,7 +61,7 @@ pub(super) const STEPS: [Step; 5] = [
             "rules/virtual-service-50-50.yaml",
         ],
         shares: &[("reviews-v1", 0.5), ("reviews-v3", 0.5)],
-        versions: &["v1", "v3"],
+        versions: &[("v1", 50), ("v3", 50)],
         scale: false,
     },
     Step {
@@ -72,7 +75,7 @@ pub(super) const STEPS: [Step; 5] = [
             ("reviews-v1-2", 1.0 / 3.0),
             ("reviews-v1-3", 1.0 / 3.0),
         ],
-        versions: &["v1"],
+        versions: &[("v1", 100)],
         scale: true,
     },
 ];
@@ -127,16 +130,17 @@ fn apply(step: &Step, mesh: &Mesh, narrator: &Narrator) -> anyhow::Result<()> {
         .apply("reviews-rule.yaml", &texts.join("\n---\n"))
 }
 
-/// Waits until every proxy has clusters for exactly the step's versions and hosts, and returns what
-/// the first one shows.
+/// Waits until every proxy routes as the step says and has its clusters' hosts, and returns what the
+/// first one shows.
 fn admin_page(step: &Step, bookinfo: &Bookinfo) -> anyhow::Result<String> {
     let mut first = None;
     for node in &bookinfo.nodes {
         // The proxy of a node knows what its pods use; reviews is called from the first one.
         let page = until(REACH, || {
+            routes_as(step, &node.admin("/routes")?.text())?;
             let page = node.admin("/clusters")?.text();
             let shown = reviews_lines(&page);
-            for version in step.versions {
+            for (version, _) in step.versions {
                 let hosts = bookinfo.apps.iter().filter(|app| {
                     let labels = &app.pod.options().labels;
                     labels.get("app").is_some_and(|name| name == "reviews")
@@ -164,10 +168,34 @@ fn admin_page(step: &Step, bookinfo: &Bookinfo) -> anyhow::Result<String> {
     first.context("no node")
 }
 
+/// Fails unless the route of reviews names the step's versions with their weights, and no other.
+fn routes_as(step: &Step, page: &str) -> anyhow::Result<()> {
+    let cluster = |version: &str| format!("outbound|{PORT}|{version}|{REVIEWS}");
+    let expected = match step.versions {
+        [(version, _)] => cluster(version),
+        several => {
+            let parts: Vec<String> = several
+                .iter()
+                .map(|(version, weight)| format!("{} {weight}/100", cluster(version)))
+                .collect();
+            parts.join(", ")
+        }
+    };
+    let mut routes = page
+        .lines()
+        .filter(|line| line.contains(&format!("::{REVIEWS}:{PORT} (")));
+    let suffix = format!("::{expected}");
+    match routes.next() {
+        Some(route) if route.ends_with(&suffix) => Ok(()),
+        Some(route) => bail!("the route is still {route}"),
+        None => bail!("no route of {REVIEWS} is shown"),
+    }
+}
+
 /// The lines of interest: each host of each reviews cluster with how often it was asked.
 fn reviews_lines(page: &str) -> Vec<String> {
     page.lines()
-        .filter(|line| line.contains("reviews.default.svc.cluster.local"))
+        .filter(|line| line.contains(REVIEWS))
         .filter(|line| line.contains("::rq_total::") || line.contains("::health_flags::"))
         .map(str::to_owned)
         .collect()
