@@ -62,6 +62,7 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     let log_writer = log_writer.context("starting the access log writer")?;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
+    tasks.spawn(age(app.parts.telemetry.clone()));
 
     let interest = xds::Interest::new();
     let plan = Plan::new(&config)?;
@@ -98,6 +99,14 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     tasks.shutdown().await;
     drop((log_writer, not_ready));
     Ok(())
+}
+
+/// Lets metrics age for as long as the process lives.
+async fn age(telemetry: Arc<Telemetry>) {
+    loop {
+        tokio::time::sleep(crate::metrics::AGE).await;
+        telemetry.age();
+    }
 }
 
 /// A signal while draining ends the wait.

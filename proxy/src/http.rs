@@ -39,7 +39,7 @@ pub struct Downstream {
     pub inline_routes: Option<Arc<RouteTable>>,
     /// Its access logs.
     pub loggers: Loggers,
-    /// Number of its pod within the worker; 0 where there is none.
+    /// Number of its pod; 0 where there is none.
     pub pod_key: u64,
     /// Whether it speaks HTTP/2.
     pub h2: bool,

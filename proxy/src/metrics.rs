@@ -12,9 +12,11 @@ mod tests;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -23,7 +25,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use crate::access_log::{Loggers, Sinks};
 use crate::resource::AccessLog;
 use labels::{HttpKey, HttpLabels, TcpKey, TcpLabels};
-use series::{HttpSeries, Shelf, TcpSeries};
+use series::{HttpSeries, HttpSum, Shelf, TcpSeries, TcpSum};
 
 /// Telemetry of the process: the series of all workers and the access logs.
 #[derive(Default)]
@@ -31,6 +33,8 @@ pub struct Telemetry {
     http: Mutex<Shelf<HttpLabels, HttpSeries>>,
     tcp: Mutex<Shelf<TcpLabels, TcpSeries>>,
     sinks: Sinks,
+    /// Counts [`Telemetry::age`]; a worker lets its handles go when it changes.
+    ages: AtomicU64,
 }
 
 /// One worker's telemetry.
@@ -40,8 +44,7 @@ pub struct WorkerTelemetry {
     http: RefCell<HashMap<HttpKey, Arc<HttpSeries>>>,
     tcp: RefCell<HashMap<TcpKey, Arc<TcpSeries>>>,
     loggers: RefCell<HashMap<usize, Opened>>,
-    sources: RefCell<HashMap<String, u64>>,
-    next_source: Cell<u64>,
+    age: Cell<u64>,
 }
 
 /// Access logs of a configuration, as long as that lives.
@@ -52,6 +55,8 @@ struct Opened {
 
 /// A worker forgets its handles when it has this many; the counts stay.
 const MAX_HANDLES: usize = 16_384;
+/// Time between two calls of [`Telemetry::age`].
+pub const AGE: Duration = Duration::from_mins(10);
 /// Compiled access logs of configurations that are gone are swept beyond this number.
 const MAX_LOGGERS: usize = 256;
 
@@ -66,6 +71,14 @@ impl Telemetry {
         &self.sinks
     }
 
+    /// Keeps memory bounded, to be called every [`AGE`]: workers let go what they hold of
+    /// series, and what none has written for an hour is forgotten.
+    pub fn age(&self) {
+        self.http.lock().age();
+        self.tcp.lock().age();
+        self.ages.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A worker's part.
     pub fn worker(self: &Arc<Self>, worker: usize) -> WorkerTelemetry {
         WorkerTelemetry {
@@ -74,20 +87,37 @@ impl Telemetry {
             http: RefCell::default(),
             tcp: RefCell::default(),
             loggers: RefCell::default(),
-            sources: RefCell::default(),
-            next_source: Cell::new(1),
+            age: Cell::new(self.ages.load(Ordering::Relaxed)),
         }
+    }
+}
+
+type AllTotals = (
+    BTreeMap<HttpLabels, HttpSum>,
+    BTreeMap<TcpLabels, TcpSum>,
+    u64,
+    u64,
+);
+
+impl Telemetry {
+    fn totals(&self) -> AllTotals {
+        let (mut http, mut tcp) = (self.http.lock(), self.tcp.lock());
+        let expired = http.expired() + tcp.expired();
+        let overflowed = http.overflowed() + tcp.overflowed();
+        (http.totals(), tcp.totals(), expired, overflowed)
     }
 }
 
 impl WorkerTelemetry {
     /// The series of requests with this key; `labels` is called when the key is new.
     pub fn http(&self, key: HttpKey, labels: impl FnOnce() -> HttpLabels) -> Arc<HttpSeries> {
+        self.renew();
         handle(&self.http, key, || self.shared.http.lock().open(labels()))
     }
 
     /// The series of connections with this key; `labels` is called when the key is new.
     pub fn tcp(&self, key: TcpKey, labels: impl FnOnce() -> TcpLabels) -> Arc<TcpSeries> {
+        self.renew();
         handle(&self.tcp, key, || self.shared.tcp.lock().open(labels()))
     }
 
@@ -117,17 +147,13 @@ impl WorkerTelemetry {
         loggers
     }
 
-    /// A small number that stands for a name (a pod's uid) within this worker, for use in keys.
-    /// 0 stands for nobody.
-    pub fn intern(&self, name: &str) -> u64 {
-        let mut known = self.sources.borrow_mut();
-        if let Some(id) = known.get(name) {
-            return *id;
+    /// Lets handles go that may be of pods and hosts long gone; those in use are resolved anew.
+    fn renew(&self) {
+        let age = self.shared.ages.load(Ordering::Relaxed);
+        if self.age.replace(age) != age {
+            self.http.borrow_mut().clear();
+            self.tcp.borrow_mut().clear();
         }
-        let id = self.next_source.get();
-        self.next_source.set(id + 1);
-        known.insert(name.to_owned(), id);
-        id
     }
 }
 
@@ -161,10 +187,21 @@ impl fmt::Debug for TelemetryCollector {
 impl Collector for TelemetryCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         // The locks are held for the copies alone, never while text is made.
-        let http = self.0.http.lock().totals();
+        let (http, tcp, expired, overflowed) = self.0.totals();
         series::encode_http(&http, &mut encoder)?;
-        let tcp = self.0.tcp.lock().totals();
         series::encode_tcp(&tcp, &mut encoder)?;
+        series::encode_counter(
+            &mut encoder,
+            "millrace_proxy_series_expired",
+            "Combinations of labels forgotten as nothing was counted under them for an hour",
+            expired,
+        )?;
+        series::encode_counter(
+            &mut encoder,
+            "millrace_proxy_series_overflowed",
+            "Series counted under overflow labels as there were too many",
+            overflowed,
+        )?;
         series::encode_counter(
             &mut encoder,
             "millrace_proxy_access_log_dropped_lines",

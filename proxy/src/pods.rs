@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use millrace_runtime::handoff::{CaptureMode, Families, Family, PodSpec, PodUid, SocketKind};
@@ -31,7 +32,11 @@ pub struct LocalPod {
     delivery: [SocketPool; 2],
     datagram: [SocketPool; 2],
     gone: CancellationToken,
+    number: u64,
 }
+
+/// Number of the last pod that was made.
+static LAST: AtomicU64 = AtomicU64::new(0);
 
 impl LocalPod {
     /// A pod whose pools ask through `wants`.
@@ -45,6 +50,7 @@ impl LocalPod {
             delivery: pools(SocketKind::Delivery),
             datagram: pools(SocketKind::Datagram),
             gone: CancellationToken::new(),
+            number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             families,
             capture,
             spec,
@@ -59,6 +65,7 @@ impl LocalPod {
             delivery: self.delivery.clone(),
             datagram: self.datagram.clone(),
             gone: self.gone.clone(),
+            number: self.number,
             families,
             capture,
             spec,
@@ -90,6 +97,11 @@ impl LocalPod {
     pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
         let mut ips = self.spec.ips.iter();
         ips.find(|ip| ip.is_ipv4() == like.is_ipv4()).copied()
+    }
+
+    /// A number that no other pod of this process has, for use in keys; never 0.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Cancelled when the pod is no longer served: idle connections from and to it are to be

@@ -64,10 +64,7 @@ pub async fn serve(
             None => return,
         },
     };
-    let pod_key = info
-        .pod
-        .as_ref()
-        .map_or(0, |pod| worker.telemetry.intern(&pod.spec.uid.0));
+    let pod_key = info.pod.as_ref().map_or(0, |pod| pod.number());
     let loggers = worker.telemetry.loggers(&hcm, &hcm.access_log);
     let downstream = Rc::new(Downstream {
         inline_routes: inline_routes(&worker, &hcm),

@@ -11,6 +11,9 @@ use crate::flags::ResponseFlags;
 use crate::resource::cluster::ServiceRef;
 use crate::resource::endpoint::WorkloadRef;
 
+/// Value of labels beyond the largest number of series.
+const OTHER: &str = "overflow";
+
 /// Who reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reporter {
@@ -49,7 +52,7 @@ pub struct HttpKey {
 pub struct TcpKey {
     /// Who reports.
     pub reporter: Reporter,
-    /// The local pod, as `WorkerTelemetry::intern` numbers it.
+    /// The local pod by its number; 0 where there is none.
     pub pod: u64,
     /// The other end where it is a local pod, likewise.
     pub peer: u64,
@@ -246,6 +249,50 @@ impl Peers {
         put(encoder, "destination_service", host)?;
         put(encoder, "destination_service_name", name)?;
         put(encoder, "destination_service_namespace", namespace)
+    }
+}
+
+impl Peers {
+    fn other(reporter: Reporter) -> Self {
+        let other: Arc<str> = Arc::from(OTHER);
+        let workload = Workload {
+            name: other.clone(),
+            namespace: other.clone(),
+            service: other.clone(),
+            revision: other.clone(),
+        };
+        Self {
+            reporter,
+            source: Some(workload.clone()),
+            destination: Some(workload),
+            service: Some((other.clone(), other.clone(), other)),
+        }
+    }
+}
+
+/// Labels that may stand for any others of their kind.
+pub(super) trait Overflow {
+    /// What a series is counted under when there are too many: who the peers are is lost.
+    fn overflow(&self) -> Self;
+}
+
+impl Overflow for HttpLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            peers: Peers::other(self.peers.reporter),
+            grpc_status: None,
+            flags: OTHER.into(),
+            ..self.clone()
+        }
+    }
+}
+
+impl Overflow for TcpLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            peers: Peers::other(self.peers.reporter),
+            flags: OTHER.into(),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
-use super::labels::{HttpLabels, TcpLabels};
+use super::labels::{HttpLabels, Overflow, TcpLabels};
 
 /// Envoy's histogram buckets, for milliseconds and bytes alike.
 const BUCKETS: [f64; 19] = [
@@ -172,6 +172,13 @@ pub(super) struct TcpSum {
     received: u64,
 }
 
+#[cfg(test)]
+impl TcpSum {
+    pub(super) fn opened(&self) -> u64 {
+        self.opened
+    }
+}
+
 impl Totals for TcpSeries {
     type Sum = TcpSum;
 
@@ -183,43 +190,112 @@ impl Totals for TcpSeries {
     }
 }
 
-/// All series of one kind: those that a worker still writes and the totals of those that none
-/// does any more.
+/// Combinations of labels that are kept at most.
+pub(super) const MAX_SERIES: usize = 20_000;
+/// Fewest handles between two looks for those that no worker writes any more.
+const FOLD: usize = 1024;
+/// Ages that a combination of labels is kept without a worker's writing it.
+pub(super) const KEPT_AGES: u32 = 6;
+
+/// All series of one kind: those that a worker still writes, and of every combination of labels
+/// the total of those that none does any more. Memory is bounded whether or not anybody scrapes.
 pub(super) struct Shelf<L, S: Totals> {
     live: Vec<(L, Arc<S>)>,
-    done: BTreeMap<L, S::Sum>,
+    known: BTreeMap<L, Total<S::Sum>>,
+    /// How many handles there may be before those that nobody writes are folded.
+    fold_at: usize,
+    /// Combinations that were forgotten.
+    expired: u64,
+    /// Handles that were given for the overflow's labels.
+    overflowed: u64,
+}
+
+#[derive(Default)]
+struct Total<Sum> {
+    sum: Sum,
+    /// Ages since a worker wrote it.
+    idle: u32,
 }
 
 impl<L, S: Totals> Default for Shelf<L, S> {
     fn default() -> Self {
         Self {
             live: Vec::new(),
-            done: BTreeMap::new(),
+            known: BTreeMap::new(),
+            fold_at: FOLD,
+            expired: 0,
+            overflowed: 0,
         }
     }
 }
 
-impl<L: Ord + Clone, S: Totals> Shelf<L, S> {
-    pub(super) fn open(&mut self, labels: L) -> Arc<S> {
+impl<L: Ord + Clone + Overflow, S: Totals> Shelf<L, S> {
+    pub(super) fn open(&mut self, mut labels: L) -> Arc<S> {
+        if self.live.len() >= self.fold_at {
+            self.fold();
+        }
+        if self.known.len() >= MAX_SERIES && !self.known.contains_key(&labels) {
+            self.overflowed += 1;
+            labels = labels.overflow();
+        }
+        self.known.entry(labels.clone()).or_default().idle = 0;
         let series = Arc::new(S::default());
         self.live.push((labels, series.clone()));
         series
     }
 
-    pub(super) fn totals(&mut self) -> BTreeMap<L, S::Sum> {
-        let done = &mut self.done;
+    /// Adds handles that no worker has any more to the totals.
+    fn fold(&mut self) {
+        let known = &mut self.known;
         self.live.retain(|(labels, series)| {
             let written = Arc::strong_count(series) > 1;
             if !written {
-                series.add_to(done.entry(labels.clone()).or_default());
+                let total = known.entry(labels.clone()).or_default();
+                series.add_to(&mut total.sum);
             }
             written
         });
-        let mut totals = self.done.clone();
+        self.fold_at = (self.live.len() * 2).max(FOLD);
+    }
+
+    /// Forgets what no worker has written for [`KEPT_AGES`] calls.
+    pub(super) fn age(&mut self) {
+        self.fold();
+        for total in self.known.values_mut() {
+            total.idle += 1;
+        }
+        for (labels, _) in &self.live {
+            if let Some(total) = self.known.get_mut(labels) {
+                total.idle = 0;
+            }
+        }
+        let before = self.known.len();
+        self.known.retain(|_, total| total.idle <= KEPT_AGES);
+        self.expired += (before - self.known.len()) as u64;
+    }
+
+    pub(super) fn totals(&mut self) -> BTreeMap<L, S::Sum> {
+        self.fold();
+        let known = self.known.iter();
+        let mut totals: BTreeMap<_, _> = known.map(|(l, t)| (l.clone(), t.sum.clone())).collect();
         for (labels, series) in &self.live {
             series.add_to(totals.entry(labels.clone()).or_default());
         }
         totals
+    }
+
+    /// How many handles and combinations of labels there are.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.live.len(), self.known.len())
+    }
+
+    pub(super) fn expired(&self) -> u64 {
+        self.expired
+    }
+
+    pub(super) fn overflowed(&self) -> u64 {
+        self.overflowed
     }
 }
 

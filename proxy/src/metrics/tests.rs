@@ -128,3 +128,51 @@ fn a_workload_is_named_as_istio_names_it() {
         assert_eq!(&*workload.revision, "latest");
     }
 }
+
+fn labels(n: usize) -> TcpLabels {
+    let mut peers = peers();
+    if let Some(source) = &mut peers.source {
+        source.name = n.to_string().into();
+    }
+    TcpLabels {
+        peers,
+        flags: "-".into(),
+    }
+}
+
+#[test]
+fn memory_is_bounded_without_a_scrape() {
+    let telemetry = Telemetry::new();
+    let worker = telemetry.worker(0);
+    let (handles, all) = (3 * MAX_HANDLES, 3 * MAX_HANDLES as u64);
+    for n in 0..handles {
+        let key = TcpKey {
+            pod: n as u64 + 1,
+            ..key()
+        };
+        worker.tcp(key, || labels(n)).opened();
+    }
+    let (live, known) = telemetry.tcp.lock().sizes();
+    assert!(live <= 2 * MAX_HANDLES, "{live}");
+    assert!(known <= series::MAX_SERIES + 1, "{known}");
+    let (_, totals, _, overflowed) = telemetry.totals();
+    assert_eq!(totals.values().map(TcpSum::opened).sum::<u64>(), all);
+    assert_eq!(overflowed, all - series::MAX_SERIES as u64);
+    assert!(encode(&telemetry).contains("source_workload=\"overflow\""));
+}
+
+#[test]
+fn what_is_not_written_is_forgotten_and_what_is_stays() {
+    let telemetry = Telemetry::new();
+    let worker = telemetry.worker(0);
+    let other = TcpKey { pod: 2, ..key() };
+    worker.tcp(other, || labels(2)).opened();
+    for _ in 0..series::KEPT_AGES + 3 {
+        worker.tcp(key(), || labels(1)).opened();
+        telemetry.age();
+    }
+    let (_, totals, expired, _) = telemetry.totals();
+    assert_eq!(expired, 1);
+    let left: Vec<_> = totals.values().map(TcpSum::opened).collect();
+    assert_eq!(left, [u64::from(series::KEPT_AGES) + 3]);
+}

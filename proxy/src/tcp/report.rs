@@ -122,8 +122,8 @@ impl Report {
         let cluster = self.cluster.as_deref();
         let key = TcpKey {
             reporter: Reporter::Source,
-            pod: Ends::number(worker, ends.here.as_ref()),
-            peer: Ends::number(worker, ends.other.as_ref()),
+            pod: Ends::number(ends.here.as_ref()),
+            peer: Ends::number(ends.other.as_ref()),
             cluster: cluster.map(ClusterEntry::id),
             host: self.host.as_ref().map(|h| h.id()),
             flags: self.flags,
@@ -171,8 +171,8 @@ impl Ends {
         }
     }
 
-    fn number(worker: &Worker, pod: Option<&Arc<LocalPod>>) -> u64 {
-        pod.map_or(0, |p| worker.telemetry.intern(&p.spec.uid.0))
+    fn number(pod: Option<&Arc<LocalPod>>) -> u64 {
+        pod.map_or(0, |pod| pod.number())
     }
 
     fn source(&self, inbound: bool) -> Option<Workload> {
