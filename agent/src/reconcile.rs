@@ -294,7 +294,7 @@ impl Reconciler {
             .filter(|pod| redirect::enrolled(pod).is_ok());
         enrolled
             .map(|pod| {
-                let (settings, _) = CaptureSettings::read(&pod.annotations);
+                let (settings, _) = CaptureSettings::read(pod);
                 let refused = self
                     .pods
                     .get(&pod.uid)

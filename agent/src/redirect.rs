@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bpf::{self, Acceleration, CapturePolicy};
 
-/// Label by which a pod (or its namespace) opts in.
+/// Label by which a pod or its namespace opts in.
 pub const DATAPLANE_MODE: &str = "millrace.io/dataplane-mode";
 /// Annotation that forces a capture mode.
 pub const CAPTURE: &str = "millrace.io/capture";
@@ -77,13 +77,19 @@ impl Choice {
     }
 }
 
-/// Whether the pod opted in, with the reason if not.
+/// Whether the pod opted in, by its own label or, where it has none, by its namespace's; with the
+/// reason if not.
 pub fn enrolled(pod: &PodSpec) -> Result<(), String> {
-    match pod.labels.get(DATAPLANE_MODE).map(String::as_str) {
-        Some("node") => Ok(()),
-        Some("none") => Err(format!("label {DATAPLANE_MODE}=none excludes it")),
-        Some(other) => Err(format!(
-            "label {DATAPLANE_MODE}={other} is not the node's affair"
+    let own = pod.labels.get(DATAPLANE_MODE).map(|mode| (mode, ""));
+    let label = own.or_else(|| {
+        let mode = pod.namespace_labels.get(DATAPLANE_MODE)?;
+        Some((mode, " of its namespace"))
+    });
+    match label.map(|(mode, whose)| (mode.as_str(), whose)) {
+        Some(("node", _)) => Ok(()),
+        Some(("none", whose)) => Err(format!("label {DATAPLANE_MODE}=none{whose} excludes it")),
+        Some((other, whose)) => Err(format!(
+            "label {DATAPLANE_MODE}={other}{whose} is not the node's affair"
         )),
         None => Err(format!("no label {DATAPLANE_MODE}=node")),
     }
@@ -147,11 +153,13 @@ pub struct CaptureSettings {
 }
 
 impl CaptureSettings {
-    /// Reads a pod's annotations. What cannot be read keeps its default, which captures and fails
-    /// closed, and is named in the returned problems.
-    pub fn read(annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
+    /// Reads a pod's annotations; its namespace's stand in for those of Millrace's own that the pod
+    /// does not have. What cannot be read keeps its default, which captures and fails closed, and
+    /// is named in the returned problems.
+    pub fn read(pod: &PodSpec) -> (Self, Vec<String>) {
         let mut reader = Reader {
-            annotations,
+            annotations: &pod.annotations,
+            of_namespace: &pod.namespace_annotations,
             problems: Vec::new(),
         };
         let settings = Self {
@@ -241,6 +249,7 @@ pub fn handover(to: CaptureMode) -> &'static [Step] {
 
 struct Reader<'a> {
     annotations: &'a BTreeMap<String, String>,
+    of_namespace: &'a BTreeMap<String, String>,
     problems: Vec<String>,
 }
 
@@ -248,11 +257,14 @@ const ISTIO: &str = "traffic.sidecar.istio.io/";
 
 impl Reader<'_> {
     fn one<T>(&mut self, key: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let text = self.annotations.get(key)?.trim();
+        let own = self.annotations.get(key).map(|text| (text, ""));
+        let inherited = || Some((self.of_namespace.get(key)?, " of the namespace"));
+        let (text, whose) = own.or_else(inherited)?;
+        let text = text.trim();
         let parsed = parse(text);
         if parsed.is_none() {
             self.problems.push(format!(
-                "annotation {key}: {text:?} is not a value it can have"
+                "annotation {key}{whose}: {text:?} is not a value it can have"
             ));
         }
         parsed
@@ -356,6 +368,37 @@ mod tests {
     }
 
     #[test]
+    fn the_namespace_decides_where_the_pod_says_nothing() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+            pairs.iter().map(owned).collect()
+        };
+        let pod = |labels: &[(&str, &str)], annotations: &[(&str, &str)]| PodSpec {
+            labels: map(labels),
+            annotations: map(annotations),
+            namespace_labels: map(&[(DATAPLANE_MODE, "node")]),
+            namespace_annotations: map(&[
+                (CAPTURE, "iptables"),
+                (ON_CAPTURE_LOSS, "open"),
+                (ACCELERATION, "maybe"),
+                ("traffic.sidecar.istio.io/excludeOutboundPorts", "3306"),
+            ]),
+            ..PodSpec::default()
+        };
+        assert_eq!(enrolled(&pod(&[], &[])), Ok(()));
+        assert!(enrolled(&pod(&[(DATAPLANE_MODE, "none")], &[])).is_err());
+        let (settings, problems) = CaptureSettings::read(&pod(&[], &[]));
+        assert_eq!(settings.capture, Some(Wish::Iptables));
+        assert_eq!(settings.on_loss, OnCaptureLoss::Open);
+        assert_eq!(settings.exclude_outbound_ports, [0_u16; 0], "the pod's own");
+        assert!(problems[0].contains("of the namespace"), "{problems:?}");
+        let own = [(CAPTURE, "ebpf"), (ON_CAPTURE_LOSS, "closed")];
+        let (settings, _) = CaptureSettings::read(&pod(&[], &own));
+        assert_eq!(settings.capture, Some(Wish::Ebpf));
+        assert_eq!(settings.on_loss, OnCaptureLoss::Closed);
+    }
+
+    #[test]
     fn annotations_are_read_and_bad_ones_named() {
         let annotations: BTreeMap<String, String> = [
             (CAPTURE, "iptables"),
@@ -373,7 +416,10 @@ mod tests {
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
-        let (settings, problems) = CaptureSettings::read(&annotations);
+        let (settings, problems) = CaptureSettings::read(&PodSpec {
+            annotations,
+            ..PodSpec::default()
+        });
         assert_eq!(settings.capture, Some(Wish::Iptables));
         assert_eq!(settings.on_loss, OnCaptureLoss::Closed);
         assert_eq!(settings.exclude_outbound_ports, [3306, 6379]);

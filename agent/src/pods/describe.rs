@@ -35,6 +35,10 @@ struct Description {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    #[serde(default, alias = "namespaceLabels")]
+    namespace_labels: BTreeMap<String, String>,
+    #[serde(default, alias = "namespaceAnnotations")]
+    namespace_annotations: BTreeMap<String, String>,
     #[serde(default)]
     ips: Vec<IpAddr>,
     #[serde(default)]
@@ -62,6 +66,8 @@ impl From<Description> for PodSpec {
             service_account: d.service_account,
             labels: d.labels,
             annotations: d.annotations,
+            namespace_labels: d.namespace_labels,
+            namespace_annotations: d.namespace_annotations,
             ips: d.ips,
             node: d.node,
             netns: d.netns,
@@ -179,6 +185,17 @@ ports:
         assert_eq!(pods[0].qualified_name(), "shop/reviews-v1");
         assert_eq!(pods[0].service_account, "reviews");
         assert_eq!(pods[0].ports[0].port, 9080);
+        let namespace = "namespaceLabels: {millrace.io/dataplane-mode: node}\n\
+            namespace_annotations: {millrace.io/capture: iptables}\n";
+        let pods = super::pods(&format!("{GOOD}{namespace}")).unwrap();
+        assert_eq!(
+            pods[0].namespace_labels["millrace.io/dataplane-mode"],
+            "node"
+        );
+        assert_eq!(
+            pods[0].namespace_annotations["millrace.io/capture"],
+            "iptables"
+        );
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Reconciler {
         pod: &PodSpec,
         decision: Result<(CaptureMode, String), String>,
     ) -> PodStatus {
-        let (settings, annotation_problems) = CaptureSettings::read(&pod.annotations);
+        let (settings, annotation_problems) = CaptureSettings::read(pod);
         let tracked = self.pods.get(&pod.uid);
         let capture = tracked.map_or(CaptureMode::None, |tracked| tracked.in_force);
         let enrolled = decision.is_ok();

@@ -66,6 +66,12 @@ pub struct PodSpec {
     /// Annotations; between processes only those that concern the mesh travel.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// Labels of its namespace, which decide where its own say nothing; for the agent alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespace_labels: BTreeMap<String, String>,
+    /// Annotations of its namespace, likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespace_annotations: BTreeMap<String, String>,
     /// Addresses, the primary one first.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
@@ -199,6 +205,8 @@ impl PodSpec {
         let mut pod = self.clone();
         pod.annotations
             .retain(|key, _| mesh_key(key.split('/').next().unwrap_or_default()));
+        pod.namespace_labels.clear();
+        pod.namespace_annotations.clear();
         pod
     }
 }
