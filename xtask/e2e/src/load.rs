@@ -12,7 +12,7 @@ use millrace_testkit::mesh::MeshPod;
 use millrace_testkit::until;
 
 /// How long the load may take to get further.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

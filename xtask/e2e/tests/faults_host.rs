@@ -46,7 +46,7 @@ fn falls_back(wrapper: &[&str], arguments: &[&str], reason: &str) -> anyhow::Res
     let client = node.pod(PodOptions::named("client").annotation(CAPTURE, "ebpf"))?;
 
     let status = node.pod_status(&client)?;
-    println!("{}", status["reason"]);
+    eprintln!("{}", status["reason"]);
     assert_eq!(status["capture"], "iptables", "{status}");
     let told = status["reason"].as_str().unwrap_or_default();
     assert!(told.contains(reason), "not told {reason:?}: {told}");
@@ -143,7 +143,7 @@ fn with_neither_ebpf_nor_iptables_the_pod_is_told_why_it_is_not_captured() -> an
     says("problem", "not installed");
 
     let summary = summary(&node)?;
-    println!("{summary}");
+    eprintln!("{summary}");
     assert!(summary.starts_with("nothing can be captured"), "{summary}");
     assert!(
         summary.contains("CAP_BPF") && summary.contains("iptables"),
@@ -173,14 +173,14 @@ fn whoever_is_not_root_is_told_what_is_lacking() -> anyhow::Result<()> {
     require!(cluster);
     for command in ["node", "broker"] {
         let (code, said) = as_nobody(&[command])?;
-        println!("{command}: {}", said.trim());
+        eprintln!("{command}: {}", said.trim());
         assert_eq!(code, Some(1), "{command}: {said}");
         assert!(said.contains("lacks CAP_SYS_ADMIN"), "{command}: {said}");
         assert!(said.contains("root"), "{command}: {said}");
         assert_eq!(said.lines().count(), 1, "{command}: {said}");
     }
     let (code, said) = as_nobody(&["init"])?;
-    println!("init: {}", said.trim());
+    eprintln!("init: {}", said.trim());
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("you must be root"), "{said}");
 
@@ -188,7 +188,7 @@ fn whoever_is_not_root_is_told_what_is_lacking() -> anyhow::Result<()> {
     assert_eq!(code, Some(0), "{said}");
     let probed: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
     let summary = probed["summary"].as_str().unwrap_or_default();
-    println!("probe: {summary}");
+    eprintln!("probe: {summary}");
     assert!(summary.starts_with("nothing can be captured"), "{summary}");
     assert!(summary.contains("lacks CAP_BPF"), "{summary}");
     Ok(())

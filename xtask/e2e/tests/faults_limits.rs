@@ -159,13 +159,13 @@ fn clean_up_leaves_nothing_in_pods_nor_on_the_node() -> anyhow::Result<()> {
                 // What captures pods ends first, else it would capture them again.
                 scene.near.stop()?;
             }
-            println!("{what}: {}", scene.near.stdout(cleanup)?.trim());
+            eprintln!("{what}: {}", scene.near.stdout(cleanup)?.trim());
 
             let left = left_inside(&scene.client)?;
             assert!(left.is_empty(), "{what}: {left:#?}");
             let pins = fs::read_dir(scene.near.bpffs_dir())?;
             // The kernel puts `maps.debug` and `progs.debug` into every bpffs.
-            let own = |name: &String| !name.ends_with(".debug");
+            let own = |name: &String| name.strip_suffix(".debug").is_none();
             let pins = pins.filter_map(|pin| pin.ok()?.file_name().into_string().ok());
             let pins: Vec<_> = pins.filter(own).collect();
             assert!(pins.is_empty(), "{what}: {pins:?}");

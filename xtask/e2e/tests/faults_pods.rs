@@ -139,7 +139,7 @@ fn a_request_to_a_pod_that_vanishes_is_answered_with_503_and_never_reaches_its_s
         let address = first.pod.ip();
         drop(first);
         let answer = caught.receive("GET")?;
-        println!(
+        eprintln!(
             "{capture}, across nodes {across}: told after {:?}",
             begun.elapsed()
         );
@@ -261,7 +261,7 @@ fn load_goes_on_while_other_pods_of_the_service_vanish() -> anyhow::Result<()> {
         drop(doomed.servers);
         load.more(200)?;
         let outcome = load.stop()?;
-        println!(
+        eprintln!(
             "{} failed of {}, the slowest answer took {:?}: {:?}",
             outcome.failures.len(),
             outcome.answered,

@@ -54,7 +54,7 @@ fn nobody_notices(role: Role) -> anyhow::Result<()> {
         }
         load.more(SOME)?;
         let outcome = load.stop()?;
-        println!(
+        eprintln!(
             "{capture}: {role:?} killed twice, {} requests answered, the slowest in {:?}",
             outcome.answered, outcome.slowest
         );
@@ -118,7 +118,7 @@ fn new_connections_wait(
         let mut first = scene.connect().context("connecting without a proxy")?;
         let answer = first.send(&Request::get(Scene::HOST, "/first"))?;
         assert_eq!(answer.status, 200, "{capture}: {}", answer.text());
-        println!(
+        eprintln!(
             "{capture}: the first new connection waited {:?}",
             gone.elapsed()
         );
@@ -127,7 +127,7 @@ fn new_connections_wait(
         lives.push((gone, None));
     }
     let outcome = load.stop()?;
-    println!(
+    eprintln!(
         "{capture}: proxy of {} killed 3 times, {} answered, the slowest in {:?}, {} old ones failed: {:?}",
         node.name(),
         outcome.answered,
