@@ -4,6 +4,7 @@
 mod forwarding;
 mod keep_alive;
 mod limits;
+mod pods;
 mod protocols;
 mod smuggling;
 mod support;

@@ -10,7 +10,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use millrace_proxy::resource::UpstreamProtocol;
+use millrace_proxy::resource::{HttpConnectionManager, UpstreamProtocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
@@ -392,4 +392,62 @@ fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096
+}
+
+/// A server of raw TCP that echoes.
+fn echo() -> SocketAddr {
+    server(|mut stream| {
+        let mut buffer = [0; 64];
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            stream.write_all(&buffer[..n]).unwrap();
+        }
+    })
+}
+
+#[test]
+fn connect_opens_a_tunnel_to_raw_tcp() {
+    let allowed = |hcm: &mut HttpConnectionManager| hcm.upgrades.push("connect".into());
+    let proxy = Setup::new(&[echo()]).hcm(allowed).start();
+    let mut client = proxy.connect();
+    client
+        .write_all(b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\nearly")
+        .unwrap();
+    let head = read_head(&mut client);
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(header(&head, "transfer-encoding"), None);
+    let mut got = [0; 5];
+    client.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"early");
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.read(&mut got).unwrap(), 0);
+
+    let address = proxy.address;
+    runtime().block_on(async move {
+        let mut send = h2_client(address).await;
+        let request = Request::connect("a:80")
+            .body(Full::new(Bytes::new()).boxed())
+            .unwrap();
+        let response = send.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let mut tunnel = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        tunnel.write_all(b"later").await.unwrap();
+        let mut got = [0; 5];
+        tunnel.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"later");
+    });
+    let log = proxy.log();
+    assert!(
+        log[0].contains("HTTP/1.1 200 - via_upstream 5 5 main"),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn connect_that_is_not_allowed_is_refused() {
+    let proxy = Setup::new(&[echo()]).start();
+    let answer = exchange(
+        proxy.address,
+        b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
 }

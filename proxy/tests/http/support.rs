@@ -2,7 +2,7 @@
 //! raw peers on both sides of it.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,11 +16,14 @@ use millrace_proxy::listener::DownstreamInfo;
 use millrace_proxy::listener::server_first::ServerFirst;
 use millrace_proxy::listener::stats::ListenerStats;
 use millrace_proxy::metrics::{Telemetry, TelemetryCollector};
+use millrace_proxy::pods::{LocalPod, LocalPods, Want};
 use millrace_proxy::resource::*;
 use millrace_proxy::snapshot::{Resources, Store};
 use millrace_proxy::socket::Stream;
 use millrace_proxy::worker::Parts;
+use millrace_runtime::handoff::{CaptureMode, Families, Family, PodSpec, SocketKind};
 use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +39,8 @@ pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     pub(crate) manager: Arc<Manager>,
     pub(crate) store: Arc<Store>,
+    /// Pods of the proxy's node.
+    pub(crate) pods: Arc<LocalPods>,
     resources: Resources,
     telemetry: Arc<Telemetry>,
     log: PathBuf,
@@ -111,9 +116,10 @@ impl Proxy {
                 .insert(cluster.name.clone(), Arc::new(cluster));
         }
         store.publish(&resources, &manager);
+        let pods = Arc::new(LocalPods::default());
         let parts = Parts {
             store: store.clone(),
-            pods: Arc::default(),
+            pods: pods.clone(),
             own_addresses: Arc::from([]),
             telemetry: telemetry.clone(),
             stats: ListenerStats::default(),
@@ -135,6 +141,7 @@ impl Proxy {
             address,
             manager,
             store,
+            pods,
             resources,
             telemetry,
             log,
@@ -152,6 +159,25 @@ impl Proxy {
 
     pub(crate) fn drain(&self) {
         self.drain.cancel();
+    }
+
+    /// A pod of this node at `ip`, with sockets into it; what it asks for goes to the receiver.
+    pub(crate) fn add_pod(&self, uid: &str, ip: IpAddr) -> mpsc::UnboundedReceiver<Want> {
+        let (wants, asked) = mpsc::unbounded_channel();
+        let spec = PodSpec {
+            uid: uid.into(),
+            name: uid.into(),
+            namespace: "default".into(),
+            ips: vec![ip],
+            ..PodSpec::default()
+        };
+        let pod = LocalPod::new(spec, Families::default(), CaptureMode::Ebpf, &wants);
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let sockets = (0..4).map(|_| socket().unwrap().into());
+        pod.pool(SocketKind::Delivery, Family::V4)
+            .fill(sockets.collect());
+        self.pods.insert(&Arc::new(pod));
+        asked
     }
 
     /// Publishes the resources after a change.
