@@ -24,12 +24,15 @@ pub use events::CaptureEvents;
 /// How old a count of the maps' elements may be: counting reads every key.
 const COUNTED: Duration = Duration::from_secs(5);
 
+/// When the elements of the maps were counted, and what came of it.
+type Counted = (Instant, Vec<MapOccupancy>);
+
 /// The loaded programs, or why there are none; cheap to clone.
 #[derive(Clone)]
 pub struct Kernel {
     loaded: Arc<Mutex<Result<Bpf, String>>>,
     events: Tally,
-    occupancy: Arc<Mutex<Option<(Instant, Vec<MapOccupancy>)>>>,
+    occupancy: Arc<Mutex<Option<Counted>>>,
 }
 
 impl Kernel {

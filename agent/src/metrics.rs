@@ -126,7 +126,7 @@ impl NodeCollector {
 impl NodeCollector {
     fn encode_maps(&self, encoder: &mut DescriptorEncoder<'_>) -> Encoded {
         let maps = self.kernel.occupancy();
-        let read: [(&str, &str, fn(&MapOccupancy) -> i64); 2] = [
+        let gauges: [(&str, &str, ReadMap); 2] = [
             (
                 "millrace_ebpf_map_elements",
                 "Elements in a map of the kernel programs",
@@ -138,7 +138,7 @@ impl NodeCollector {
                 |map| i64::from(map.capacity),
             ),
         ];
-        for (name, help, read) in read {
+        for (name, help, read) in gauges {
             let gauge = ConstGauge::new(0_i64);
             let mut family = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             for map in &maps {
@@ -180,6 +180,8 @@ impl NodeCollector {
         Ok(())
     }
 }
+
+type ReadMap = fn(&MapOccupancy) -> i64;
 
 type Read = fn(&crate::bpf::PodTelemetry) -> u64;
 

@@ -256,9 +256,9 @@ impl Hub {
     }
 
     /// Takes listening sockets back from a proxy.
-    pub(super) fn give_back(&self, uid: PodUid, labels: Vec<ListenerLabel>, fds: Vec<OwnedFd>) {
+    pub(super) fn give_back(&self, uid: &PodUid, labels: Vec<ListenerLabel>, fds: Vec<OwnedFd>) {
         let mut state = self.state.lock();
-        let wanted = state.pods.get(&uid).map(|pod| pod.netns.cookie());
+        let wanted = state.pods.get(uid).map(|pod| pod.netns.cookie());
         let mut kept = Vec::with_capacity(fds.len());
         for (label, fd) in labels.into_iter().zip(fds) {
             match sockets::examine(label, fd, wanted) {
@@ -268,18 +268,15 @@ impl Hub {
                 }
             }
         }
-        match state.pods.get_mut(&uid) {
-            Some(pod) => {
-                if pod.take_on(kept) {
-                    state.announce_pod(&uid);
-                }
+        if let Some(pod) = state.pods.get_mut(uid) {
+            if pod.take_on(kept) {
+                state.announce_pod(uid);
             }
-            None => {
-                let let_go = state.keep_returned(uid.clone(), kept);
-                if let_go > 0 {
-                    tracing::warn!(%uid, let_go, "returned sockets are not kept, too many or known");
-                }
-            }
+            return;
+        }
+        let let_go = state.keep_returned(uid, kept);
+        if let_go > 0 {
+            tracing::warn!(%uid, let_go, "returned sockets are not kept, too many or known");
         }
     }
 
@@ -449,7 +446,7 @@ impl Hub {
         };
         match netns.run_async(move || plan.apply()).await {
             Ok(Ok(applied)) => {
-                tracing::info!(%uid, detail = applied.detail, "rules follow the proxy")
+                tracing::info!(%uid, detail = applied.detail, "rules follow the proxy");
             }
             Ok(Err(error)) => tracing::warn!(%uid, error = %chain(&error), "rules not changed"),
             Err(error) => tracing::warn!(%uid, error = %chain(&error), "rules not changed"),

@@ -289,7 +289,7 @@ async fn message(
     match received.message {
         ProxyRequest::Hello { .. } => return false,
         ProxyRequest::Heartbeat => {}
-        ProxyRequest::Return { uid, listeners } => hub.give_back(uid, listeners, received.fds),
+        ProxyRequest::Return { uid, listeners } => hub.give_back(&uid, listeners, received.fds),
         ProxyRequest::Ready => {
             // Beside the reader: filling many pods must not look like silence.
             let hub = Arc::clone(hub);

@@ -101,10 +101,10 @@ impl State {
 
     /// Keeps what a proxy gave back for a pod that no agent has adopted yet, as far as there is
     /// room; says how many sockets were let go.
-    pub(super) fn keep_returned(&mut self, uid: PodUid, sockets: Vec<LabelledListener>) -> usize {
+    pub(super) fn keep_returned(&mut self, uid: &PodUid, sockets: Vec<LabelledListener>) -> usize {
         let waiting: usize = self.returned.values().map(Vec::len).sum();
         let given = sockets.len();
-        let known = self.returned.contains_key(&uid);
+        let known = self.returned.contains_key(uid);
         let no_room = !known && self.returned.len() >= MAX_RETURNED_PODS;
         if given == 0 || no_room || uid.0.len() > MAX_UID {
             return given;
@@ -112,7 +112,7 @@ impl State {
         if waiting >= MAX_RETURNED {
             return given;
         }
-        let held = self.returned.entry(uid).or_default();
+        let held = self.returned.entry(uid.clone()).or_default();
         let before = held.len();
         for socket in sockets {
             let again = held.iter().any(|l| l.label.cookie == socket.label.cookie);
@@ -328,7 +328,7 @@ mod tests {
         let file: Arc<OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
         let mut state = State::new();
         let mut give =
-            |uid: &str, cookies| state.keep_returned(uid.into(), sockets(&file, cookies));
+            |uid: &str, cookies| state.keep_returned(&uid.into(), sockets(&file, cookies));
         assert_eq!(give("a", 0..4), 0);
         assert_eq!(give("a", 2..6), 2, "two are known");
         assert_eq!(give("none", 0..0), 0);
@@ -350,6 +350,6 @@ mod tests {
     }
 
     fn give_one(state: &mut State, uid: &str, file: &Arc<OwnedFd>) -> usize {
-        state.keep_returned(uid.into(), sockets(file, 0..1))
+        state.keep_returned(&uid.into(), sockets(file, 0..1))
     }
 }
