@@ -22,6 +22,8 @@ use crate::wait::until;
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 const START: Duration = Duration::from_secs(30);
+/// The proxy drains first, within the launcher's own limit of a minute.
+const END: Duration = Duration::from_secs(75);
 const CAPTURE: Duration = Duration::from_secs(20);
 
 /// One of a node's processes.
@@ -118,7 +120,7 @@ impl MeshNode {
     /// Ends the node's processes as an uninstall does; what they made stays.
     pub fn stop(&self) -> anyhow::Result<()> {
         match self.launcher.lock().as_mut() {
-            Some(launcher) => launcher.stop(START).map(drop),
+            Some(launcher) => launcher.stop(END).map(drop),
             None => Ok(()),
         }
     }
