@@ -106,17 +106,17 @@ fn inspect_http(bytes: &[u8]) -> Progress {
     if method.is_empty() || !method.iter().all(|&b| is_token(b)) {
         return raw;
     }
-    let line = rest
-        .iter()
-        .position(|&b| b == b'\n')
-        .map(|end| &rest[..end]);
-    match line {
-        Some(line) => match line.strip_suffix(b"\r").unwrap_or(line) {
-            l if l.ends_with(b" HTTP/1.1") => Progress::Done(Detected::http("http/1.1")),
-            l if l.ends_with(b" HTTP/1.0") => Progress::Done(Detected::http("http/1.0")),
-            _ => raw,
-        },
-        None if rest.iter().any(u8::is_ascii_control) && !rest.ends_with(b"\r") => raw,
+    let end = rest.iter().position(|&b| b == b'\n');
+    let line = &rest[..end.unwrap_or(rest.len())];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    // Also once the line is complete: what is decided must not depend on how its bytes came.
+    if line.iter().any(u8::is_ascii_control) {
+        return raw;
+    }
+    match end {
+        Some(_) if line.ends_with(b" HTTP/1.1") => Progress::Done(Detected::http("http/1.1")),
+        Some(_) if line.ends_with(b" HTTP/1.0") => Progress::Done(Detected::http("http/1.0")),
+        Some(_) => raw,
         // A request line this long is left to the codec, which answers 431 rather than closing.
         None if bytes.len() >= MAX_INSPECTED - 2 => Progress::Done(Detected::http("http/1.1")),
         None => Progress::More,

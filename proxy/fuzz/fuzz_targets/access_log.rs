@@ -1,0 +1,8 @@
+//! Runs [`bodies::access_log`] under libfuzzer: `cargo +nightly fuzz run access_log`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+#[allow(dead_code, reason = "each target runs one of them")]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::access_log(data));
