@@ -13,7 +13,7 @@ pub(super) fn routes(table: Routes, context: &Arc<Context>) -> Routes {
     let context = context.clone();
     table.get(
         "/simulate",
-        "what would become of a call: ?to=ip:port, &namespace= (and &pod= for inbound), \
+        "what would become of a call: ?to=ip:port, &namespace= (and &pod= for inbound) or &listener=, \
          &from=ip:port, &host= &path= &method= &header=name:value, &random=",
         move |request| {
             let response = decide(&context, &request);

@@ -2,7 +2,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-/// Headers to add, replace and remove, in Envoy's order: removals after additions of the
+/// Headers to remove, replace and add, in Envoy's order: removals before additions of the
 /// same level, levels from the most specific to the least.
 #[derive(Clone, Debug, Default)]
 pub struct HeaderMutation {

@@ -1,6 +1,6 @@
 //! Whether a failed try is repeated, and when.
 //!
-//! Pure: [`RetryState`] holds what a request may still do; `upstream::retry` asks it after each
+//! Pure: [`RetryState`] holds what a request may still do; `upstream::router` asks it after each
 //! try.
 
 use std::time::Duration;
