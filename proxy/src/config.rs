@@ -207,8 +207,8 @@ fn workers(asked: u16) -> Result<u16, InvalidArgs> {
     }
 }
 
-fn mode(args: Args) -> Result<Mode, InvalidArgs> {
-    if let Some(path) = args.config_path {
+fn mode(mut args: Args) -> Result<Mode, InvalidArgs> {
+    if let Some(path) = args.config_path.take() {
         return Ok(Mode::File {
             path,
             node_id: args.service_node,
@@ -227,32 +227,11 @@ fn mode(args: Args) -> Result<Mode, InvalidArgs> {
     let address = (args.xds_addr.clone()).ok_or(missing("--xds-addr", "MILLRACE_XDS_ADDR"))?;
     check_address(&address)?;
     let ip = args.node_ip.map(|ip| ip.to_canonical());
-    let role = if args.sidecar { "sidecar" } else { "node" };
-    let node_id = match (&args.service_node, args.sidecar) {
-        (Some(id), _) => id.clone(),
-        (None, true) => {
-            let names = args.pod_name.as_ref().zip(args.pod_namespace.as_ref());
-            let (pod, namespace) =
-                names.ok_or(missing("--pod-name and --pod-namespace", "POD_NAME"))?;
-            let domain =
-                (args.domain.clone()).unwrap_or_else(|| format!("{namespace}.svc.cluster.local"));
-            node_id(role, ip, &format!("{pod}.{namespace}"), &domain)
-        }
-        (None, false) => {
-            let node = args.node_name.as_ref();
-            let node = node.ok_or(missing("--node-name", "NODE_NAME"))?;
-            node_id(
-                role,
-                ip,
-                node,
-                args.domain.as_deref().unwrap_or("cluster.local"),
-            )
-        }
-    };
+    let node_id = own_id(&args, ip, missing)?;
     let xds = Xds {
         address,
         node_id,
-        node_cluster: args.service_cluster.unwrap_or_else(|| role.to_owned()),
+        node_cluster: (args.service_cluster.clone()).unwrap_or_else(|| role(&args).to_owned()),
         node_name: args.node_name,
         cluster_domain: cluster_domain(args.domain.as_deref()).to_owned(),
         state_dir: args.state_dir,
@@ -269,6 +248,39 @@ fn mode(args: Args) -> Result<Mode, InvalidArgs> {
             xds,
         }
     })
+}
+
+fn role(args: &Args) -> &'static str {
+    if args.sidecar { "sidecar" } else { "node" }
+}
+
+/// Who this proxy is to the control plane: as it is told, else put together from its names.
+fn own_id(
+    args: &Args,
+    ip: Option<IpAddr>,
+    missing: impl Fn(&'static str, &'static str) -> InvalidArgs,
+) -> Result<String, InvalidArgs> {
+    if let Some(id) = &args.service_node {
+        return Ok(id.clone());
+    }
+    let domain = args.domain.as_deref();
+    if args.sidecar {
+        let names = args.pod_name.as_ref().zip(args.pod_namespace.as_ref());
+        let (pod, namespace) =
+            names.ok_or(missing("--pod-name and --pod-namespace", "POD_NAME"))?;
+        let default = format!("{namespace}.svc.cluster.local");
+        let domain = domain.unwrap_or(&default);
+        return Ok(node_id(
+            role(args),
+            ip,
+            &format!("{pod}.{namespace}"),
+            domain,
+        ));
+    }
+    let node = args.node_name.as_ref();
+    let node = node.ok_or(missing("--node-name", "NODE_NAME"))?;
+    let domain = domain.unwrap_or("cluster.local");
+    Ok(node_id(role(args), ip, node, domain))
 }
 
 /// A sidecar's domain begins with its namespace: `default.svc.cluster.local`.

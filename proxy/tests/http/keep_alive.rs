@@ -116,11 +116,13 @@ fn a_post_that_was_received_is_not_sent_twice() {
 
 #[test]
 fn a_connection_closed_while_idle_is_found_dead() {
-    let upstream = server(|mut stream| {
+    let (closed, was_closed) = std::sync::mpsc::channel();
+    let upstream = server(move |mut stream| {
         read_head(&mut stream);
         stream.write_all(&ok("x")).unwrap();
         let mut rest = Vec::new();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
+        closed.send(()).unwrap();
         stream.read_to_end(&mut rest).ok();
         assert!(rest.is_empty(), "nothing is sent on a closed connection");
     });
@@ -131,7 +133,8 @@ fn a_connection_closed_while_idle_is_found_dead() {
             .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
             .unwrap();
         assert_eq!(read_message(&mut client).1, b"x");
-        std::thread::sleep(Duration::from_millis(5));
+        // Over loopback the FIN has then arrived.
+        was_closed.recv().unwrap();
     }
 }
 
