@@ -1,0 +1,8 @@
+//! Runs [`bodies::documents`] under libfuzzer: `cargo +nightly fuzz run documents`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+#[allow(dead_code, reason = "each target runs one of them")]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::documents(data));
