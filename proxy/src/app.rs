@@ -69,7 +69,7 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     let (control, handle) = app.configuration(&plan, &interest)?;
     tasks.spawn(control.run(stop.clone()));
     let admin = app.admin(&plan, build, (handle, level));
-    ports::serve(&app, &config, (admin, plan.admin_addr), &mut tasks, &stop).await?;
+    ports::serve(&app, &config, (admin, plan.admin_addr), &mut tasks, &stop)?;
 
     let (trigger, watcher) = drain::channel();
     let (workers, threads) = Workers::start(usize::from(config.workers), &app.parts, &watcher)

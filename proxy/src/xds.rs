@@ -4,8 +4,8 @@
 //! warms and tells what to subscribe to; each change becomes one snapshot. [`disk`] keeps the
 //! last good state over restarts; [`status`] shows all of it to the admin port.
 
-pub mod convert;
 pub mod client;
+pub mod convert;
 pub mod disk;
 pub mod interest;
 pub mod refs;

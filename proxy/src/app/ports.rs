@@ -17,7 +17,7 @@ use crate::config::{Config, Mode};
 
 /// Binds the ports and serves them until `stop` is cancelled. The admin port is served on a
 /// Unix socket in the run directory too.
-pub(super) async fn serve(
+pub(super) fn serve(
     app: &App,
     config: &Config,
     (admin, admin_addr): (Admin, Option<SocketAddr>),

@@ -11,6 +11,10 @@ use super::route::{ClusterSpecifier, RouteConfiguration};
 
 /// A listener. In node mode the sockets are the broker's and `address` is only matched against
 /// original destinations; alone from a file the proxy binds it.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of Envoy's message and independent of the others"
+)]
 #[derive(Clone, Debug)]
 pub struct Listener {
     /// Its name.
@@ -93,6 +97,10 @@ pub enum NetworkFilter {
 }
 
 /// `HttpConnectionManager`, as far as this proxy executes it.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of Envoy's message and independent of the others"
+)]
 #[derive(Clone, Debug)]
 pub struct HttpConnectionManager {
     /// Which HTTP version downstream speaks.
