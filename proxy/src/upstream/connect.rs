@@ -206,6 +206,16 @@ impl Connector {
     }
 }
 
+/// Source ports of deliveries that do not keep the client's. In the destination's namespace a
+/// delivery has the client's address, as the client's own captured connections have: with one port
+/// in common the kernel takes a SYN of the one for a packet of the other. So they stay above the
+/// range that clients take theirs from (`net.ipv4.ip_local_port_range`, 32768 to 60999).
+const DELIVERY_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+
+/// Tries before the kernel chooses a port; more than one connection in two would have to be taken
+/// for all of them to fail once in sixteen times.
+const DELIVERY_PORT_TRIES: usize = 4;
+
 /// The source address that the endpoint is to see, in its own family.
 fn source_address(transport: &Transport, target: &ConnectTarget) -> Option<SocketAddr> {
     if matches!(transport, Transport::Own) {
@@ -234,6 +244,17 @@ async fn open(transport: &Transport, target: &ConnectTarget) -> Result<Stream, C
             }
             Err(error) => return Err(ConnectError::from_io(address, error)),
             Ok(stream) => return Ok(stream),
+        }
+    }
+    if let (Some(source), Transport::Delivery(_)) = (source, transport) {
+        for _ in 0..DELIVERY_PORT_TRIES {
+            let source = SocketAddr::new(source.ip(), fastrand::u16(DELIVERY_PORTS));
+            let socket = unconnected(transport, address).await?;
+            match connect_from(socket, Some(source), address).await {
+                Err(error) if is_taken(&error) => {}
+                Err(error) => return Err(ConnectError::from_io(address, error)),
+                Ok(stream) => return Ok(stream),
+            }
         }
     }
     let socket = unconnected(transport, address).await?;

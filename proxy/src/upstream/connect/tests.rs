@@ -134,6 +134,8 @@ async fn a_taken_source_port_is_replaced_by_another() {
     let local = stream.local_addr().unwrap();
     assert_eq!(local.ip(), taken.local_addr().unwrap().ip());
     assert_ne!(local.port(), taken.local_addr().unwrap().port());
+    // Never one that the client itself may be using towards the same endpoint.
+    assert!(DELIVERY_PORTS.contains(&local.port()), "{local}");
 }
 
 #[tokio::test]
