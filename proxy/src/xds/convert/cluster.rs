@@ -161,7 +161,8 @@ fn dns(cx: &mut Cx, m: &pb::Cluster) -> Result<DnsHosts, Invalid> {
     })
 }
 
-/// Limits of default and of high priority; the last entry of a priority counts.
+/// Limits of default and of high priority; the last entry of a priority counts. High ones take
+/// effect through a route of high priority alone, which is where the lack of it is listed.
 fn thresholds(cx: &mut Cx, m: &pb::Cluster) -> Result<[Thresholds; 2], Invalid> {
     let mut both = [Thresholds::default(); 2];
     let Some(breakers) = &m.circuit_breakers else {
@@ -170,9 +171,6 @@ fn thresholds(cx: &mut Cx, m: &pb::Cluster) -> Result<[Thresholds; 2], Invalid> 
     let entries = cx.at("circuit_breakers", |cx| {
         cx.each("thresholds", &breakers.thresholds, |cx, entry| {
             let priority: RoutingPriority = enumeration(cx, "priority", entry.priority)?;
-            if priority == RoutingPriority::High {
-                cx.note("priority", "requests count against the default priority");
-            }
             Ok((priority, limits(entry)))
         })
     })?;

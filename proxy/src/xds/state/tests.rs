@@ -285,6 +285,13 @@ fn what_takes_all_other_connections_comes_after_the_listeners_it_came_with() {
 name: default/virtualOutbound
 address: {socket_address: {address: 0.0.0.0, port_value: 15001}}
 use_original_dst: true
+default_filter_chain:
+  filters:
+  - name: t
+    typed_config:
+      \"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+      stat_prefix: t
+      cluster: c
 ";
     let rest = raw(&TypeUrl::LISTENER, "default/virtualOutbound", yaml, "1");
     let resources = [rest, listener("default/http", "r")];

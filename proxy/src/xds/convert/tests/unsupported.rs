@@ -57,7 +57,6 @@ circuit_breakers: {thresholds: [{retry_budget: {}}, {priority: HIGH, max_retries
     assert_eq!(
         found,
         [
-            "circuit_breakers.thresholds[].priority 1",
             "circuit_breakers.thresholds[].retry_budget 1",
             "health_checks 1",
             "lb_policy 1",
