@@ -1,6 +1,7 @@
 //! EDS: the addresses behind a cluster.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use millrace_xds::proto::ClusterLoadAssignment;
 use millrace_xds::proto::envoy::config::core::v3 as core;
@@ -11,6 +12,7 @@ use super::cluster::{self, Source};
 use super::wrap::{istio_metadata, object, socket, text, uint};
 use crate::model::endpoint::Endpoint;
 use crate::model::names::ClusterName;
+use crate::model::service::Service;
 use crate::model::workload::{Workload, has_all};
 
 /// The clusters of a sidecar that take their endpoints from EDS.
@@ -30,7 +32,7 @@ pub(super) fn assignment(translator: &Translator<'_>, name: &str) -> Option<Clus
         .snapshot
         .endpoints_of(&source.service.name, source.port.port);
     let mut zones: BTreeMap<&str, Vec<proto::LbEndpoint>> = BTreeMap::new();
-    for endpoint in endpoints {
+    for endpoint in once_per_pod(source.service, endpoints) {
         let fits = source.labels.is_empty()
             || endpoint
                 .workload
@@ -57,6 +59,22 @@ pub(super) fn assignment(translator: &Translator<'_>, name: &str) -> Option<Clus
         cluster_name: name.to_owned(),
         endpoints: endpoints.collect(),
         ..Default::default()
+    })
+}
+
+/// A pod of two families stands once, in the family of the service's first address as kube-proxy
+/// serves it: twice it would weigh double, and a client would be seen under either of its addresses.
+fn once_per_pod<'a>(
+    service: &Service,
+    endpoints: &'a [Endpoint],
+) -> impl Iterator<Item = &'a Endpoint> {
+    let v4 = service.addresses.first().is_none_or(IpAddr::is_ipv4);
+    let is_first = move |address: &IpAddr| address.is_ipv4() == v4;
+    let any_first = endpoints.iter().any(|e| is_first(&e.address));
+    endpoints.iter().filter(move |endpoint| {
+        let pod = endpoint.workload.as_ref();
+        let has_first = any_first && pod.is_some_and(|pod| pod.addresses.iter().any(is_first));
+        is_first(&endpoint.address) || !has_first
     })
 }
 
