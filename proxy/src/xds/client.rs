@@ -32,8 +32,11 @@ use crate::snapshot::{Resources, Store};
 #[cfg(test)]
 mod tests;
 
-/// Time between a change and its being written to disk, so that a burst is written once.
-const SAVE_AFTER: Duration = Duration::from_millis(500);
+/// Time between a change and its being written to disk, so that a burst is written once. Short:
+/// a proxy that dies before it was written and finds no control plane serves the rules before it.
+const SAVE_AFTER: Duration = Duration::from_millis(20);
+/// Time between two writes, so that constant change does not keep the disk busy.
+const SAVE_EVERY: Duration = Duration::from_millis(500);
 /// Events taken into one change at most; more wait for the next.
 const BURST: usize = 64;
 
@@ -109,6 +112,8 @@ struct Disk {
     node: String,
     /// When the next write is due.
     due: Option<Instant>,
+    /// No write begins earlier.
+    not_before: Instant,
     writing: Option<JoinHandle<()>>,
 }
 
@@ -129,6 +134,7 @@ impl Config {
                 path,
                 node,
                 due: None,
+                not_before: Instant::now(),
                 writing: None,
             }
         });
@@ -324,7 +330,8 @@ impl Control {
             let snapshot = self.store.publish(&resources, &self.manager);
             tracing::debug!(generation = snapshot.generation(), "configuration swapped");
             if let Some(disk) = &mut self.disk {
-                disk.due.get_or_insert(now + SAVE_AFTER);
+                let due = (now + SAVE_AFTER).max(disk.not_before);
+                disk.due.get_or_insert(due);
             }
         }
         self.subscribe(settled.wanted);
@@ -383,6 +390,7 @@ impl Control {
             return;
         }
         disk.due = None;
+        disk.not_before = Instant::now() + SAVE_EVERY;
         let saved = self.handle.state.lock().saved();
         let (path, node) = (disk.path.clone(), disk.node.clone());
         let freshness = self.handle.freshness.clone();
