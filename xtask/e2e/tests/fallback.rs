@@ -1,6 +1,5 @@
 //! Where eBPF does not work, pods are captured by iptables, and the agent says why.
 
-use anyhow::Context as _;
 use millrace_e2e::{CAPTURE, Service, observe_soon};
 use millrace_testkit::mesh::Mesh;
 use millrace_testkit::{Cluster, PodOptions, require};
@@ -13,9 +12,9 @@ fn without_a_bpffs_pods_are_captured_by_iptables() -> anyhow::Result<()> {
     require!(cluster);
     let cluster = Cluster::new()?;
     let mesh = Mesh::start(&cluster)?;
-    // Pins cannot be made there, so the programs could not outlive the agent.
-    let nowhere = cluster.id().state_dir().join("no-bpffs");
-    let nowhere = nowhere.to_str().context("a path in UTF-8")?;
+    // No directory can be made there, so nothing can be pinned and the programs could not outlive
+    // the agent.
+    let nowhere = "/proc/no-bpffs";
     let node = mesh.node_with("n1", &["--bpffs-dir", nowhere])?;
     let service = Service::new("echo", 1)
         .port("http", HTTP)
