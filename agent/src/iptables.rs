@@ -14,4 +14,4 @@ mod tests;
 
 pub use apply::{Applied, IptablesError, available, install, remove, verify};
 pub use check::{Drift, intact};
-pub use rules::{Ruleset, rulesets};
+pub use rules::{Ruleset, rulesets, rulesets_at};

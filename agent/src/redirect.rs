@@ -239,7 +239,8 @@ pub enum Step {
 /// The steps to a mode, in an order in which the pod is captured at every moment: the new way is
 /// in place before the old one goes. Both in place together are harmless: what eBPF has sent to
 /// the listener goes to 127.0.0.1, which the nat rules leave alone, and what they have redirected
-/// arrives at the listener that `sk_lookup` would choose.
+/// arrives at the listener that `sk_lookup` would choose. Nor can connections of both be taken for
+/// one another: the rules send to the pod's own address (`iptables::rulesets_at`).
 pub fn handover(to: CaptureMode) -> &'static [Step] {
     match to {
         CaptureMode::Ebpf => &[Step::EnrollEbpf, Step::TellBroker],

@@ -3,6 +3,8 @@
 //! Runs in the calling thread's namespace. The rules of an open pod are in place only while a
 //! proxy is there to serve them.
 
+use std::net::{IpAddr, UdpSocket};
+
 use millrace_runtime::handoff::{CaptureMode, IptablesConfig, OnCaptureLoss};
 
 use super::guard::{self, GuardError};
@@ -24,6 +26,8 @@ pub enum CaptureError {
 pub struct Plan {
     rules: Option<IptablesConfig>,
     guard: Option<IptablesConfig>,
+    /// The pod's own.
+    addresses: Vec<IpAddr>,
     mode: CaptureMode,
     suspended: bool,
 }
@@ -35,6 +39,7 @@ impl Plan {
         mode: CaptureMode,
         on_loss: OnCaptureLoss,
         config: Option<IptablesConfig>,
+        addresses: Vec<IpAddr>,
         lost: bool,
     ) -> Self {
         let suspended = lost && on_loss == OnCaptureLoss::Open;
@@ -43,6 +48,7 @@ impl Plan {
         Self {
             rules: (mode == CaptureMode::Iptables && !suspended).then(|| config.clone()),
             guard: closed.then_some(config),
+            addresses,
             mode,
             suspended,
         }
@@ -60,11 +66,12 @@ impl Plan {
             guard::remove()?;
         }
         let detail = if let Some(rules) = &self.rules {
+            let sets = iptables::rulesets_at(rules, &self.present());
             // Rules that are as they should be are left alone: this runs again and again.
-            if iptables::verify(rules).is_ok() {
+            if iptables::verify(&sets).is_ok() {
                 "nat rules in place".to_owned()
             } else {
-                let applied = iptables::install(rules)?;
+                let applied = iptables::install(&sets)?;
                 format!("nat rules written by {}", applied.tools.join(" and "))
             }
         } else {
@@ -84,6 +91,13 @@ impl Plan {
             Some(Err(error)) => return Err(error.into()),
         };
         Ok(Applied { detail, problem })
+    }
+
+    /// The addresses that the namespace really has: rules send connections there, and those to
+    /// any other would leave the pod.
+    fn present(&self) -> Vec<IpAddr> {
+        let binds = |address: &&IpAddr| UdpSocket::bind((**address, 0)).is_ok();
+        self.addresses.iter().filter(binds).copied().collect()
     }
 }
 

@@ -180,13 +180,14 @@ impl Hub {
         iptables: Option<IptablesConfig>,
     ) -> Result<capture::Applied, HubError> {
         let _turn = self.turn(uid).await;
-        let (netns, families, lost) = {
+        let (netns, families, addresses, lost) = {
             let state = self.state.lock();
             let pod = state
                 .pods
                 .get(uid)
                 .ok_or_else(|| HubError::Unknown(uid.clone()))?;
-            (Arc::clone(&pod.netns), pod.families, state.lost)
+            let addresses = pod.spec.ips.clone();
+            (Arc::clone(&pod.netns), pod.families, addresses, state.lost)
         };
         // In every mode: the guard of a closed pod has to let pass what capture leaves alone.
         let rules = (mode != CaptureMode::None).then(|| {
@@ -194,7 +195,7 @@ impl Hub {
             rules.ipv6 &= families.v6;
             rules
         });
-        let plan = capture::Plan::new(mode, on_loss, rules.clone(), lost);
+        let plan = capture::Plan::new(mode, on_loss, rules.clone(), addresses, lost);
         let applied = netns
             .run_async(move || plan.apply())
             .await
@@ -440,8 +441,13 @@ impl Hub {
             if pod.on_loss == OnCaptureLoss::Closed || pod.capture != CaptureMode::Iptables {
                 return;
             }
-            let plan =
-                capture::Plan::new(pod.capture, pod.on_loss, pod.iptables.clone(), state.lost);
+            let plan = capture::Plan::new(
+                pod.capture,
+                pod.on_loss,
+                pod.iptables.clone(),
+                pod.spec.ips.clone(),
+                state.lost,
+            );
             (Arc::clone(&pod.netns), plan)
         };
         match netns.run_async(move || plan.apply()).await {

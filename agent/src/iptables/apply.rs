@@ -8,10 +8,10 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use millrace_runtime::handoff::{Family, IptablesConfig};
+use millrace_runtime::handoff::Family;
 
 use super::check;
-use super::rules::{CHAINS, Ruleset, TABLES, rulesets};
+use super::rules::{CHAINS, Ruleset, TABLES};
 
 /// Why rules could not be written or removed.
 #[derive(Debug, thiserror::Error)]
@@ -57,13 +57,12 @@ pub struct Applied {
     pub tools: Vec<String>,
 }
 
-/// Writes the rules of `config`, replacing an earlier configuration of ours.
+/// Writes rule sets of one configuration, replacing an earlier one of ours.
 ///
 /// # Errors
 /// When no tool works or the kernel refuses a rule; chains that one table's transaction did not
 /// reach stay as they were.
-pub fn install(config: &IptablesConfig) -> Result<Applied, IptablesError> {
-    let sets = rulesets(config);
+pub fn install(sets: &[Ruleset]) -> Result<Applied, IptablesError> {
     // Both families are looked up first: one without the other would leave a bypass.
     let tools: Vec<Tool> = sets
         .iter()
@@ -84,14 +83,14 @@ pub fn install(config: &IptablesConfig) -> Result<Applied, IptablesError> {
     })
 }
 
-/// Whether the rules of `config` are in place, unaltered.
+/// Whether the rules are in place, unaltered.
 ///
 /// # Errors
 /// When no tool works, or with the rules that are missing.
-pub fn verify(config: &IptablesConfig) -> Result<(), IptablesError> {
-    for set in rulesets(config) {
+pub fn verify(sets: &[Ruleset]) -> Result<(), IptablesError> {
+    for set in sets {
         let tool = Tool::find(set.family)?;
-        check::intact(&set, &tool.save()?).map_err(|drift| IptablesError::NotThere {
+        check::intact(set, &tool.save()?).map_err(|drift| IptablesError::NotThere {
             tool: tool.name(),
             missing: drift.missing.join("; "),
         })?;

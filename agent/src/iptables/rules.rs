@@ -92,14 +92,25 @@ fn line(script: &mut String, text: std::fmt::Arguments<'_>) {
 
 /// The rule sets of `config`: IPv4 and, where it is asked for, IPv6.
 pub fn rulesets(config: &IptablesConfig) -> Vec<Ruleset> {
-    let mut sets = vec![ruleset(config, Family::V4)];
+    rulesets_at(config, &[])
+}
+
+/// The rule sets of a pod whose listeners are reached at `addresses`, the first of each family;
+/// where there is none, at the loopback address that `REDIRECT` chooses.
+///
+/// The eBPF programs send a pod's connections to loopback, from the pod's address. If the rules did
+/// so too, connections of both ways could share a tuple while one follows the other, and
+/// conntrack would give the younger another source port, under which nobody knows its destination.
+pub fn rulesets_at(config: &IptablesConfig, addresses: &[IpAddr]) -> Vec<Ruleset> {
+    let first = |v4: bool| addresses.iter().copied().find(|a| a.is_ipv4() == v4);
+    let mut sets = vec![ruleset(config, Family::V4, first(true))];
     if config.ipv6 {
-        sets.push(ruleset(config, Family::V6));
+        sets.push(ruleset(config, Family::V6, first(false)));
     }
     sets
 }
 
-fn ruleset(config: &IptablesConfig, family: Family) -> Ruleset {
+fn ruleset(config: &IptablesConfig, family: Family, at: Option<IpAddr>) -> Ruleset {
     let loopback = match family {
         Family::V4 => "127.0.0.1/32",
         Family::V6 => "::1/128",
@@ -107,7 +118,7 @@ fn ruleset(config: &IptablesConfig, family: Family) -> Ruleset {
     let tables = if config.seed_era {
         vec![seed_era(config, loopback)]
     } else {
-        let mut tables = vec![modern(config, family, loopback)];
+        let mut tables = vec![modern(config, family, loopback, at)];
         if config.redirect_dns {
             tables.push(zones(config, family));
         }
@@ -145,7 +156,18 @@ fn seed_era(config: &IptablesConfig, loopback: &str) -> Table {
     }
 }
 
-fn modern(config: &IptablesConfig, family: Family, loopback: &str) -> Table {
+/// The target that sends a connection of the pod to a listener.
+fn to_listener(at: Option<IpAddr>, port: u16) -> String {
+    match at {
+        Some(address) => format!(
+            "DNAT --to-destination {}",
+            std::net::SocketAddr::new(address, port)
+        ),
+        None => format!("REDIRECT --to-ports {port}"),
+    }
+}
+
+fn modern(config: &IptablesConfig, family: Family, loopback: &str, at: Option<IpAddr>) -> Table {
     let mut table = Table {
         name: "nat",
         chains: vec![INBOUND, REDIRECT, IN_REDIRECT, OUTPUT],
@@ -156,7 +178,7 @@ fn modern(config: &IptablesConfig, family: Family, loopback: &str) -> Table {
         rules: vec![
             Rule::new(
                 REDIRECT,
-                format!("-p tcp -j REDIRECT --to-ports {}", config.proxy_port),
+                format!("-p tcp -j {}", to_listener(at, config.proxy_port)),
             ),
             Rule::new(
                 IN_REDIRECT,
@@ -169,7 +191,7 @@ fn modern(config: &IptablesConfig, family: Family, loopback: &str) -> Table {
     };
     table.rules.extend(inbound(config, family));
     table.rules.extend(own_traffic(config, family, loopback));
-    table.rules.extend(outbound(config, family, loopback));
+    table.rules.extend(outbound(config, family, loopback, at));
     if config.redirect_dns {
         table.chains.push(OUTPUT_DNS);
         table.jumps.push(Rule::new(
@@ -239,7 +261,12 @@ fn own_traffic(config: &IptablesConfig, family: Family, loopback: &str) -> Vec<R
     in_chain(OUTPUT, specs)
 }
 
-fn outbound(config: &IptablesConfig, family: Family, loopback: &str) -> Vec<Rule> {
+fn outbound(
+    config: &IptablesConfig,
+    family: Family,
+    loopback: &str,
+    at: Option<IpAddr>,
+) -> Vec<Rule> {
     let mut specs = Vec::new();
     for port in &config.outbound_ports_exclude {
         specs.push(format!("-p tcp -m tcp --dport {port} -j RETURN"));
@@ -247,8 +274,8 @@ fn outbound(config: &IptablesConfig, family: Family, loopback: &str) -> Vec<Rule
     if config.redirect_dns {
         for server in dns_servers(config, family, "-d") {
             specs.push(format!(
-                "{server}-p tcp -m tcp --dport 53 -j REDIRECT --to-ports {}",
-                config.dns_port
+                "{server}-p tcp -m tcp --dport 53 -j {}",
+                to_listener(at, config.dns_port)
             ));
         }
     }

@@ -59,3 +59,30 @@ fn a_missing_jump_is_named() {
     let drift = intact(&seed_era(), &saved).unwrap_err();
     assert_eq!(drift.missing, ["-t nat -A OUTPUT -p tcp -j ISTIO_OUTPUT"]);
 }
+
+#[test]
+fn a_pod_is_sent_to_its_listeners_at_its_own_address_where_no_ebpf_connection_goes() {
+    let config = IptablesConfig {
+        ipv6: true,
+        redirect_dns: true,
+        ..IptablesConfig::default()
+    };
+    let addresses = ["10.244.1.3", "fd00:244:1::3"].map(|ip| ip.parse().unwrap());
+    let script = |sets: Vec<Ruleset>| -> Vec<String> {
+        sets.iter().map(|set| set.script(|_, _| false)).collect()
+    };
+    let both = script(rulesets_at(&config, &addresses));
+    for (script, host) in both.iter().zip(["10.244.1.3", "[fd00:244:1::3]"]) {
+        for port in [config.proxy_port, config.dns_port] {
+            assert!(
+                script.contains(&format!("-j DNAT --to-destination {host}:{port}\n")),
+                "{script}"
+            );
+        }
+    }
+    let one = script(rulesets_at(&config, &addresses[..1]));
+    let plain = script(rulesets(&config));
+    assert_eq!(one[0], both[0]);
+    assert_eq!(one[1], plain[1], "no IPv6 address");
+    assert!(!plain[0].contains("DNAT"));
+}
