@@ -136,7 +136,8 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let applied = iptables::install(&iptables::rulesets(&config)).context("writing the capture rules")?;
+    let applied =
+        iptables::install(&iptables::rulesets(&config)).context("writing the capture rules")?;
     tracing::info!(tools = ?applied.tools, seed_era = config.seed_era, "capture rules are in place");
     Ok(())
 }
