@@ -36,7 +36,7 @@ mod tests;
 /// a proxy that dies before it was written and finds no control plane serves the rules before it.
 const SAVE_AFTER: Duration = Duration::from_millis(20);
 /// Time between two writes, so that constant change does not keep the disk busy.
-const SAVE_EVERY: Duration = Duration::from_millis(500);
+const SAVE_EVERY: Duration = Duration::from_millis(100);
 /// Events taken into one change at most; more wait for the next.
 const BURST: usize = 64;
 
@@ -79,6 +79,10 @@ pub struct Freshness {
     pub last_update: Option<std::time::SystemTime>,
     /// Last write of the state file.
     pub last_saved: Option<std::time::SystemTime>,
+    /// Changes of what is served so far.
+    pub changes: u64,
+    /// How many of them the state file has.
+    pub saved_changes: u64,
 }
 
 /// The owner; to be run.
@@ -329,6 +333,7 @@ impl Control {
         if let Some(resources) = resources {
             let snapshot = self.store.publish(&resources, &self.manager);
             tracing::debug!(generation = snapshot.generation(), "configuration swapped");
+            self.handle.freshness.lock().changes += 1;
             if let Some(disk) = &mut self.disk {
                 let due = (now + SAVE_AFTER).max(disk.not_before);
                 disk.due.get_or_insert(due);
@@ -391,11 +396,11 @@ impl Control {
         }
         disk.due = None;
         disk.not_before = Instant::now() + SAVE_EVERY;
-        let saved = self.handle.state.lock().saved();
         let (path, node) = (disk.path.clone(), disk.node.clone());
-        let freshness = self.handle.freshness.clone();
+        let handle = self.handle.clone();
+        let saved = handle.to_save();
         disk.writing = Some(tokio::task::spawn_blocking(move || {
-            write(&path, &node, &saved, &freshness);
+            write(&path, &node, &saved, &handle.freshness);
         }));
     }
 
@@ -409,15 +414,35 @@ impl Control {
             tracing::warn!(%error, "writing the state file was interrupted");
         }
         if disk.due.is_some() {
-            let saved = self.handle.state.lock().saved();
+            let saved = self.handle.to_save();
             write(&disk.path, &disk.node, &saved, &self.handle.freshness);
         }
     }
 }
 
-fn write(path: &std::path::Path, node: &str, saved: &[Saved], freshness: &Mutex<Freshness>) {
-    match disk::save(path, node, saved) {
-        Ok(()) => freshness.lock().last_saved = Some(std::time::SystemTime::now()),
+/// What the state file is to hold, and how many changes that includes.
+struct ToSave {
+    resources: Vec<Saved>,
+    changes: u64,
+}
+
+impl Handle {
+    /// Called by the owner alone, so no change comes between the two reads.
+    fn to_save(&self) -> ToSave {
+        ToSave {
+            resources: self.state.lock().saved(),
+            changes: self.freshness.lock().changes,
+        }
+    }
+}
+
+fn write(path: &std::path::Path, node: &str, save: &ToSave, freshness: &Mutex<Freshness>) {
+    match disk::save(path, node, &save.resources) {
+        Ok(()) => {
+            let mut freshness = freshness.lock();
+            freshness.last_saved = Some(std::time::SystemTime::now());
+            freshness.saved_changes = save.changes;
+        }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(path = %path.display(), error, "state is not saved");

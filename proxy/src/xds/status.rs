@@ -127,6 +127,7 @@ impl Handle {
             },
             "last_update": freshness.last_update.map(text),
             "last_saved": freshness.last_saved.map(text),
+            "saved": freshness.saved_changes == freshness.changes,
         })
     }
 

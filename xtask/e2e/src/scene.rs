@@ -117,7 +117,9 @@ impl Scene {
         self.mesh.pilot().apply("rule.yaml", yaml)
     }
 
-    /// All requests to this version of the service.
+    /// All requests to this version of the service; returns once the client's proxy serves this rule
+    /// alone and has written it down. An answer of that version would not show it: without a rule every
+    /// version answers.
     pub fn only(&self, version: &str) -> anyhow::Result<()> {
         self.rule(&format!(
             "{SUBSETS}---
@@ -128,7 +130,27 @@ spec:
   hosts: [echo]
   http: [{{route: [{{destination: {{host: echo, subset: {version}}}}}]}}]
 "
-        ))
+        ))?;
+        let subset = |version: &str| format!("outbound|{}|{version}|echo.", Self::HTTP);
+        until(SOON, || {
+            let dump = self
+                .near
+                .admin("/config_dump?resource=dynamic_route_configs")?;
+            let routes = dump.json()?;
+            let text = routes["configs"].to_string();
+            let others = ["v1", "v2"].iter().filter(|other| **other != version);
+            ensure!(
+                text.contains(&subset(version))
+                    && !others.into_iter().any(|o| text.contains(&subset(o))),
+                "the rule has not arrived: {text}"
+            );
+            ensure!(
+                routes["freshness"]["saved"] == true,
+                "{}",
+                routes["freshness"]
+            );
+            Ok(())
+        })
     }
 
     /// Starts clients of every kind.

@@ -214,6 +214,11 @@ async fn a_bad_resource_is_refused_by_name_and_its_last_good_version_serves() {
         "{nacked}"
     );
     assert_eq!(running.handle.rejected().len(), 1);
+    assert_eq!(
+        running.handle.freshness()["saved"],
+        false,
+        "there is no file to be saved in"
+    );
     running.end().await;
 }
 
@@ -239,7 +244,13 @@ async fn the_last_good_state_serves_without_a_control_plane() {
     running.ready.wait().await;
     let freshness = running.handle.freshness();
     assert_eq!(freshness["serving"], "saved state");
+    let handle = running.handle.clone();
     running.end().await;
+    assert_eq!(
+        handle.freshness()["saved"],
+        true,
+        "at its end nothing is left to write"
+    );
 
     std::fs::write(&file, "millrace-state/1 x y\nz").unwrap();
     let running = start("http://127.0.0.1:9", Some(file));
