@@ -126,6 +126,7 @@ fn left_inside(pod: &Pod) -> anyhow::Result<Vec<String>> {
 #[test]
 fn clean_up_leaves_nothing_in_pods_nor_on_the_node() -> anyhow::Result<()> {
     require!(cluster);
+    require!(tool "bpftool");
     for capture in CAPTURES {
         // With the node's processes and, as after an uninstall that went wrong, without them.
         for running in [true, false] {

@@ -14,8 +14,11 @@ use crate::workspace::{cache_dir, find_program, tools_dir};
 const VERSION: &str = "0.13.0";
 /// The LLVM versions that this version of the linker can be built with, best first.
 const LLVM: [u32; 3] = [23, 22, 21];
-/// What linking libLLVM wants besides it.
-const HEADERS: [&str; 2] = ["zlib1g-dev", "libzstd-dev"];
+/// What linking libLLVM wants besides it: a header, and the Debian package it is in.
+const LIBRARIES: [(&str, &str); 2] = [
+    ("/usr/include/zlib.h", "zlib1g-dev"),
+    ("/usr/include/zstd.h", "libzstd-dev"),
+];
 
 /// A linker that reads bitcode of LLVM `llvm`: the one in the cache, else one on `PATH`.
 pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
@@ -55,8 +58,13 @@ fn install(llvm: u32) -> anyhow::Result<PathBuf> {
     let Some((version, library)) = library(llvm) else {
         bail!("no shared LLVM {llvm} is installed (Debian: libllvm{llvm})");
     };
-    if super::packages::has_apt() && !Path::new("/usr/include/zlib.h").is_file() {
-        super::packages::install(&HEADERS)?;
+    let missing: Vec<&str> = LIBRARIES
+        .iter()
+        .filter(|(header, _)| !Path::new(header).is_file())
+        .map(|(_, package)| *package)
+        .collect();
+    if super::packages::has_apt() && !missing.is_empty() {
+        super::packages::install(&missing)?;
     }
     // The linker's build looks for `lib/libLLVM.so` below a prefix; Debian has only the versioned
     // name unless the whole of llvm-dev is installed.

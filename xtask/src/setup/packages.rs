@@ -11,7 +11,8 @@ use crate::ui;
 use crate::workspace::find_program;
 
 /// What is run, and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
+    ("bpftool", "bpftool"),
     ("cc", "build-essential"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
