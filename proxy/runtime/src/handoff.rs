@@ -1,5 +1,5 @@
-//! The socket protocol between agent and broker (`broker.sock`) and between proxy and broker
-//! (`proxy.sock`).
+//! The socket protocol between agent and broker (`broker.sock`), between proxy and broker
+//! (`proxy.sock`) and between proxy and agent (`accel.sock`).
 //!
 //! Unix `SOCK_SEQPACKET` sockets; every message is one JSON document of at most [`MAX_MESSAGE`]
 //! bytes with at most [`MAX_FDS`] file descriptors attached by `SCM_RIGHTS`. A message states how
@@ -7,6 +7,7 @@
 //! descriptors are closed. Nothing here opens or configures a socket of a pod: the broker makes
 //! them, this module carries them.
 
+pub mod accel;
 pub mod agent;
 pub mod connection;
 pub mod listener;
@@ -19,11 +20,14 @@ mod tests;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use accel::{AccelCall, AccelReply, Acceleration, PromotionRequest, PromotionResult, Refusal};
 pub use agent::{
     Adopted, AgentAnswer, AgentCall, AgentRequest, BrokerFault, BrokerPod, IptablesConfig,
     OnCaptureLoss, ProxyState, ToAgent,
 };
-pub use connection::{AgentConnection, BrokerConnection, Connection, HandoffError, Received};
+pub use connection::{
+    AccelConnection, AgentConnection, BrokerConnection, Connection, HandoffError, Received,
+};
 pub use listener::{BindOptions, Listener, PeerCred, PeerPolicy};
 pub use pod::{CaptureMode, Families, Family, InvalidPod, PodPort, PodSpec, PodUid};
 pub use proxy::{

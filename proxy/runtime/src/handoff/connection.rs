@@ -18,7 +18,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{
-    AgentCall, DecodeError, MAX_FDS, MAX_MESSAGE, Message, ProxyRequest, ToAgent, ToProxy, decode,
+    AccelCall, AccelReply, AgentCall, DecodeError, MAX_FDS, MAX_MESSAGE, Message, ProxyRequest,
+    ToAgent, ToProxy, decode,
 };
 
 /// A message with the descriptors that belong to it.
@@ -73,6 +74,8 @@ pub struct Connection<R, S> {
 pub type BrokerConnection = Connection<ToProxy, ProxyRequest>;
 /// The agent's end of `broker.sock`.
 pub type AgentConnection = Connection<ToAgent, AgentCall>;
+/// The proxy's end of `accel.sock`.
+pub type AccelConnection = Connection<AccelReply, AccelCall>;
 
 impl<R: Message, S: Message> Connection<R, S> {
     /// Connects to the socket at `path`. Must be called within a tokio runtime.
