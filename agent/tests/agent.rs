@@ -421,11 +421,10 @@ async fn a_closed_pod_without_a_guard_is_unhealthy_and_says_why() {
         node.switch(mode).await;
         let status = node
             .until("captured without a guard", |pod| {
-                pod.capture.to_string() == mode && pod.problem.is_some()
+                let problem = pod.problem.as_deref().unwrap_or_default();
+                pod.capture.to_string() == mode && problem.contains("nft is not installed")
             })
             .await;
-        let problem = status.problem.clone().unwrap();
-        assert!(problem.contains("nft is not installed"), "{status:?}");
         assert!(!status.healthy, "{status:?}");
         captured(&node.pod, &served);
     }

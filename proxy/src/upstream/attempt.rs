@@ -2,9 +2,9 @@
 //!
 //! A request is not lost because the upstream closed an idle connection. When a reused connection
 //! dies before a byte of the response, the request is sent again on a new one if the upstream
-//! cannot have received it: hyper gives back what it has not written, and of what was written the
-//! kernel knows whether the upstream acknowledged any. Where it did, only a request that may be
-//! executed twice is repeated (RFC 9110 section 9.2.2).
+//! cannot have read it: hyper gives back what it has not written, and of what was written the
+//! kernel knows whether the upstream had closed the connection before it came. Where that is not
+//! certain, only a request that may be executed twice is repeated (RFC 9110 section 9.2.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -240,9 +240,8 @@ impl H1Conn {
         let unsent = failed
             .take_message()
             .filter(|_| self.io.bytes_written() == written);
-        let unacked = || self.io.bytes_acked().is_ok_and(|acked| acked <= written);
         SendError {
-            unreceived: unsent.is_some() || unacked(),
+            unreceived: unsent.is_some() || self.io.is_unread_after(written),
             unsent,
             answered: self.io.bytes_read() != read,
             error: failed.into_error(),

@@ -78,9 +78,10 @@ fn no_request_fails_when_idle_connections_are_closed_at_random() {
     assert_eq!(failures(proxy.address, false), 0);
     assert!(executed.swap(0, Ordering::Relaxed) >= 800);
     let failed = failures(proxy.address, true);
-    // A POST that the server's kernel acknowledged between the server's last look and its
-    // close() may have been read for all that anybody can know: it fails, and is not repeated.
-    assert!(failed <= 3, "{failed} of 800 failed");
+    // A POST that meets a reset, or comes between the server's last look and its close(), may
+    // have been read for all that anybody can know: it fails, and is not repeated. About a
+    // hundred connections are reset here, most of them while nothing is under way.
+    assert!(failed <= 50, "{failed} of 800 failed");
     assert_eq!(
         executed.load(Ordering::Relaxed) + failed,
         800,
@@ -112,6 +113,36 @@ fn a_post_that_was_received_is_not_sent_twice() {
     drop(client);
     let log = proxy.log();
     assert!(log[1].contains(" 503 UC "), "{log:?}");
+}
+
+#[test]
+fn a_post_of_which_a_part_was_read_is_not_sent_twice() {
+    let executed = Arc::new(AtomicU64::new(0));
+    let counted = executed.clone();
+    let upstream = server(move |mut stream| {
+        // Quick answers put the connection into the mode in which acknowledgements are delayed.
+        for _ in 0..8 {
+            if read_message(&mut stream).0.is_empty() {
+                return;
+            }
+            stream.write_all(&ok("warm")).unwrap();
+        }
+        let mut part = [0; 20];
+        stream.read_exact(&mut part).unwrap();
+        counted.fetch_add(1, Ordering::Relaxed);
+        // Closing with the rest unread resets the connection, and nothing was acknowledged.
+    });
+    let proxy = Setup::new(&[upstream]).start();
+    let mut client = proxy.connect();
+    let post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+    for _ in 0..8 {
+        client.write_all(post).unwrap();
+        assert_eq!(read_message(&mut client).1, b"warm");
+    }
+    client.write_all(post).unwrap();
+    let (head, _) = read_message(&mut client);
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    assert_eq!(executed.load(Ordering::Relaxed), 1);
 }
 
 #[test]

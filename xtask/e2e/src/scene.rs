@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use millrace_testkit::http::{Client, Request, Response};
 use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
 use millrace_testkit::{Cluster, PodOptions, until};
@@ -109,6 +109,10 @@ impl Scene {
             let from = answer.headers.first("x-server").unwrap_or("-");
             ensure!(from == server, "{} from {from}", answer.status);
             Ok(())
+        })
+        .with_context(|| {
+            let clusters = self.near.admin("/clusters").map(|page| page.text());
+            format!("{server} never answered: {clusters:?}\n{}", self.near.log())
         })
     }
 
