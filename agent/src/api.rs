@@ -267,7 +267,7 @@ impl Api {
             Err(error) => return Reply::json(400, &json!({"error": error, "field": "bpf"})),
         };
         if let Some(filter) = &body.level
-            && let Err(error) = self.level.set(filter)
+            && let Err(error) = self.level.set(&bpf::with_programs(filter))
         {
             return Reply::json(400, &json!({"error": chain(&error), "field": "level"}));
         }

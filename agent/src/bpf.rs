@@ -20,7 +20,7 @@ mod sys;
 pub use enrolment::{Enrolled, PodEnrolment};
 pub use error::BpfError;
 pub use loader::{Adoption, Bpf, BpfConfig, Replace};
-pub use log::{BpfEvent, EventStream, LogPump};
+pub use log::{BpfEvent, EventStream, LogPump, with_programs};
 pub use maps::{CounterValue, MapOccupancy, PodTraffic};
 pub use millrace_ebpf_abi::{
     Acceleration, Counter, Direction, EventKind, LogLevel, PodPolicy, PodTelemetry,

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
-    let level = telemetry::init(&cli.log, cli.log_format)?;
+    let level = telemetry::init(&bpf::with_programs(&cli.log), cli.log_format)?;
     millrace_runtime::limits::raise_open_files();
     match cli.command {
         Command::Run(args) => {

@@ -17,6 +17,19 @@ use tokio::io::unix::AsyncFd;
 use super::BpfError;
 use super::pins::Pins;
 
+/// The target of the programs' messages.
+const TARGET: &str = "millrace_ebpf";
+
+/// The agent's log filter with the programs' messages let through: their own level decides which of
+/// them are made at all. A filter that names them is left as it is.
+pub fn with_programs(filter: &str) -> String {
+    if filter.contains(TARGET) {
+        filter.to_owned()
+    } else {
+        format!("{filter},{TARGET}=trace")
+    }
+}
+
 /// Reader of the programs' log messages.
 pub struct LogPump {
     logger: AsyncFd<EbpfLogger<IntoTracing>>,
@@ -64,17 +77,26 @@ impl Log for IntoTracing {
     }
 
     fn log(&self, record: &Record<'_>) {
-        let message = record.args();
+        let message = readable(&record.args().to_string());
         match record.level() {
-            Level::Error => tracing::error!(target: "millrace_ebpf", "{message}"),
-            Level::Warn => tracing::warn!(target: "millrace_ebpf", "{message}"),
-            Level::Info => tracing::info!(target: "millrace_ebpf", "{message}"),
-            Level::Debug => tracing::debug!(target: "millrace_ebpf", "{message}"),
-            Level::Trace => tracing::trace!(target: "millrace_ebpf", "{message}"),
+            Level::Error => tracing::error!(target: TARGET, "{message}"),
+            Level::Warn => tracing::warn!(target: TARGET, "{message}"),
+            Level::Info => tracing::info!(target: TARGET, "{message}"),
+            Level::Debug => tracing::debug!(target: TARGET, "{message}"),
+            Level::Trace => tracing::trace!(target: TARGET, "{message}"),
         }
     }
 
     fn flush(&self) {}
+}
+
+/// A message whose outcome is named: the programs can only print the number of its counter.
+fn readable(message: &str) -> String {
+    let named = message.rsplit_once(" outcome ").and_then(|(what, number)| {
+        let counter = Counter::ALL.get(number.trim().parse::<usize>().ok()?)?;
+        Some(format!("{what} outcome {}", counter.outcome()))
+    });
+    named.unwrap_or_else(|| message.to_owned())
 }
 
 /// Something that the programs could not capture.
@@ -164,4 +186,29 @@ fn parse(bytes: &[u8]) -> Option<BpfEvent> {
         },
         destination: (std::net::IpAddr::from(addr), port).into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_messages_pass_every_filter_that_does_not_name_them() {
+        assert_eq!(with_programs("info"), "info,millrace_ebpf=trace");
+        let own = "info,millrace_ebpf=warn";
+        assert_eq!(with_programs(own), own);
+    }
+
+    #[test]
+    fn outcomes_are_named() {
+        let number = Counter::ConnectExcludedPort as u32;
+        let message = format!("connect passed: netns 7 outcome {number}");
+        assert_eq!(
+            readable(&message),
+            "connect passed: netns 7 outcome excluded_port"
+        );
+        for other in ["something else", "x outcome 99999", "x outcome y"] {
+            assert_eq!(readable(other), other);
+        }
+    }
 }
