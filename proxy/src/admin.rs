@@ -4,6 +4,7 @@
 //! Envoy's where Envoy has them. Everything runs on the control thread, so a look never delays
 //! a request.
 
+mod acceleration;
 mod access_log;
 mod clusters;
 mod config;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::acceleration::Accelerator;
 use crate::bootstrap::Bootstrap;
 use crate::listener::stats::ListenerStats;
 use crate::snapshot::Store;
@@ -49,6 +51,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// Counters of connections that no chain took.
     pub listener_stats: ListenerStats,
+    /// Connections of applications that are accelerated.
+    pub accelerator: Accelerator,
     /// This build.
     pub build: BuildInfo,
     /// Cancelled to stop accepting.
@@ -76,6 +80,7 @@ pub fn routes(admin: Admin) -> Routes {
     let table = config::routes(table, &context);
     let table = stats::routes(table, &context);
     let table = simulate::routes(table, &context);
+    let table = acceleration::routes(table, &context);
     let table = control::routes(table, &context);
     match context.access_log() {
         Some(log) => table.observed(move |method, uri, status| log.record(method, uri, status)),

@@ -23,6 +23,9 @@ use millrace_runtime::{drain, limits};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::acceleration::Accelerator;
+use crate::acceleration::client::Client;
+use crate::acceleration::stats::AccelerationCollector;
 use crate::admin::Admin;
 use crate::bootstrap::{self, Bootstrap};
 use crate::cluster::Manager;
@@ -57,7 +60,8 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     tracing::info!(%build, mode = %config.mode, epoch = config.epoch, workers = config.workers,
         open_files, "starting");
     let mut signals = Signals::install().context("installing signal handlers")?;
-    let app = App::new(&config, &build);
+    let accelerator = Accelerator::new();
+    let app = App::new(&config, &build, accelerator.0.clone());
     let log_writer = app.parts.telemetry.sinks().start();
     let log_writer = log_writer.context("starting the access log writer")?;
     let stop = CancellationToken::new();
@@ -76,6 +80,10 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
         .context("starting workers")?;
     drop(watcher);
     sockets::serve(&app, &config, workers, interest, &mut tasks).await?;
+    if let Mode::Node { run_dir, .. } = &config.mode {
+        let pods = app.parts.pods.clone();
+        tasks.spawn(Client::new(run_dir.join("accel.sock"), accelerator, pods).run());
+    }
 
     tokio::select! {
         signal = signals.stop() => tracing::info!(%signal, "draining"),
@@ -124,7 +132,7 @@ struct App {
 }
 
 impl App {
-    fn new(config: &Config, build: &BuildInfo) -> Self {
+    fn new(config: &Config, build: &BuildInfo, accelerator: Accelerator) -> Self {
         let own: Vec<IpAddr> = match &config.mode {
             Mode::Sidecar { ip, .. } => sockets::interface_addresses().chain(*ip).collect(),
             Mode::Node { .. } | Mode::File { .. } => Vec::new(),
@@ -133,6 +141,7 @@ impl App {
         let metrics = Metrics::new(build);
         metrics.register(|registry| {
             registry.register_collector(Box::new(TelemetryCollector(telemetry.clone())));
+            registry.register_collector(Box::new(AccelerationCollector(accelerator.clone())));
         });
         Self {
             parts: Parts {
@@ -142,6 +151,7 @@ impl App {
                 telemetry,
                 stats: ListenerStats::default(),
                 server_first: ServerFirst::default(),
+                accelerator,
             },
             manager: Arc::new(Manager::new()),
             ready: Ready::new(),
@@ -187,6 +197,7 @@ impl App {
             level: Some(level),
             metrics: self.metrics.clone(),
             listener_stats: self.parts.stats.clone(),
+            accelerator: self.parts.accelerator.clone(),
             build,
             drain_listeners: self.lifecycle.drain_listeners.clone(),
             quit: self.lifecycle.quit.clone(),

@@ -36,6 +36,7 @@ impl Fixture {
                 telemetry: Telemetry::new(),
                 stats: ListenerStats::default(),
                 server_first: ServerFirst::default(),
+                accelerator: crate::acceleration::Accelerator::none(),
             },
             manager: Manager::new(),
         }

@@ -21,6 +21,8 @@ pub mod tcp;
 
 pub mod http;
 
+pub mod acceleration;
+
 pub mod upstream;
 
 pub mod route;

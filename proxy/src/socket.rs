@@ -16,6 +16,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::acceleration::{Carries, Lane};
+use crate::http::io::MessageSize;
 use crate::resource::cluster::TcpKeepalive;
 
 #[cfg(test)]
@@ -31,6 +33,7 @@ pub struct Stream {
     io: TcpStream,
     prefix: Bytes,
     until_would_block: bool,
+    lane: Option<Box<Lane>>,
 }
 
 impl Stream {
@@ -44,6 +47,7 @@ impl Stream {
             io,
             prefix: Bytes::new(),
             until_would_block: false,
+            lane: None,
         }
     }
 
@@ -64,6 +68,27 @@ impl Stream {
     /// From now on only `EAGAIN` counts as "drained".
     pub fn read_until_would_block(&mut self) {
         self.until_would_block = true;
+    }
+
+    /// Gives the connection a way to be accelerated.
+    pub fn set_lane(&mut self, lane: Option<Box<Lane>>) {
+        self.lane = lane;
+    }
+
+    /// Its way to be accelerated, where there is one.
+    pub fn lane(&self) -> Option<(&Lane, &TcpStream)> {
+        self.lane.as_deref().map(|lane| (lane, &self.io))
+    }
+
+    /// Says what the connection carries, which decides whether it may be accelerated.
+    pub fn carry(&self, carries: Carries) {
+        if let Some(lane) = &self.lane {
+            lane.carry(carries);
+        }
+    }
+
+    fn reads_until_would_block(&self) -> bool {
+        self.until_would_block || self.lane.as_ref().is_some_and(|lane| lane.reads_all())
     }
 
     /// Makes closing send a reset instead of a FIN, so that the peer sees what this side saw.
@@ -99,11 +124,20 @@ impl Stream {
     /// Writes by shared reference, so that one side can be written while it is watched for
     /// failure.
     pub fn poll_write_shared(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(lane) = &self.lane {
+            let parts = [io::IoSlice::new(buf)];
+            ready!(lane.poll_way(cx, &self.io, MessageSize::Streamed, &parts))?;
+        }
         loop {
             ready!(self.io.poll_write_ready(cx))?;
             match self.io.try_write(buf) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
+                result => {
+                    if let (Some(lane), Ok(count)) = (&self.lane, &result) {
+                        lane.wrote(&self.io, *count);
+                    }
+                    return Poll::Ready(result);
+                }
             }
         }
     }
@@ -143,9 +177,13 @@ impl Stream {
     }
 
     fn poll_read_all(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut ended = false;
         loop {
             ready!(self.io.poll_read_ready(cx))?;
             match self.io.try_read(buf.initialize_unfilled()) {
+                // Of data and FIN that arrive while a recv begins, the first one may see the FIN
+                // alone: it is the end only if it is seen twice.
+                Ok(0) if !ended && buf.remaining() > 0 => ended = true,
                 Ok(n) => {
                     buf.advance(n);
                     return Poll::Ready(Ok(()));
@@ -153,6 +191,14 @@ impl Stream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(lane) = &self.lane {
+            lane.close(&self.io);
         }
     }
 }
@@ -175,7 +221,7 @@ impl AsyncRead for Stream {
             self.prefix.advance(n);
             return Poll::Ready(Ok(()));
         }
-        if self.until_would_block {
+        if self.reads_until_would_block() {
             return self.poll_read_all(cx, buf);
         }
         Pin::new(&mut self.io).poll_read(cx, buf)

@@ -14,6 +14,7 @@ mod tests;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::acceleration::Carries;
 use crate::flags::ResponseFlags;
 use crate::listener::{DownstreamInfo, DownstreamStream};
 use crate::resource::TcpProxy;
@@ -46,6 +47,9 @@ pub async fn serve(
         }
     };
     report.connected(&worker, &info, &connected);
+    for stream in [&stream, &connected.stream] {
+        stream.carry(Carries::Bytes);
+    }
     let terms = Terms {
         scratch: &worker.scratch,
         idle_timeout: proxy.idle_timeout,

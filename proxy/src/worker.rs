@@ -18,6 +18,7 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::acceleration::Accelerator;
 use crate::listener::accept::{self, Origin};
 use crate::listener::server_first::ServerFirst;
 use crate::listener::stats::ListenerStats;
@@ -52,6 +53,8 @@ pub struct Worker {
     pub drain: CancellationToken,
     /// The connections; the worker ends when it drains and there are none.
     pub tasks: TaskTracker,
+    /// Asks for connections of applications to be accelerated.
+    pub accelerator: Accelerator,
     /// Buffer of `tcp::copy`.
     pub scratch: Scratch,
     connections: Cell<u64>,
@@ -81,6 +84,8 @@ pub struct Parts {
     pub stats: ListenerStats,
     /// Destinations whose server speaks first.
     pub server_first: ServerFirst,
+    /// Asks for connections of applications to be accelerated.
+    pub accelerator: Accelerator,
 }
 
 impl Parts {
@@ -91,13 +96,15 @@ impl Parts {
             snapshot: self.store.reader(),
             generations: self.store.subscribe(),
             pods: self.pods.clone(),
-            connector: Connector::new(self.pods.clone(), self.own_addresses.clone()),
+            connector: Connector::new(self.pods.clone(), self.own_addresses.clone())
+                .accelerating(self.accelerator.clone()),
             pools: Pools::new(),
             telemetry: self.telemetry.worker(id),
             stats: self.stats.clone(),
             server_first: self.server_first.clone(),
             drain: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            accelerator: self.accelerator.clone(),
             scratch: copy::scratch(),
             connections: Cell::new(0),
         }

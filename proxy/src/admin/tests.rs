@@ -139,6 +139,7 @@ fn fixture() -> Fixture {
         level: None,
         metrics: Metrics::new(&build),
         listener_stats: ListenerStats::default(),
+        accelerator: Accelerator::none(),
         build,
         drain_listeners: CancellationToken::new(),
         quit: quit.clone(),

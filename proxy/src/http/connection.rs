@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep};
 use super::exchange::Exchange;
 use super::io::SharedIo;
 use super::{Downstream, stream};
+use crate::acceleration::Carries;
 use crate::flags::{ResponseFlags, details};
 use crate::listener::{DownstreamInfo, DownstreamStream};
 use crate::resource::{Codec, HttpConnectionManager, RouteSource};
@@ -64,6 +65,7 @@ pub async fn serve(
             None => return,
         },
     };
+    io.carry(if h2 { Carries::Bytes } else { Carries::Http1 });
     let pod_key = info.pod.as_ref().map_or(0, |pod| pod.number());
     let loggers = worker.telemetry.loggers(&hcm, &hcm.access_log);
     let downstream = Rc::new(Downstream {

@@ -198,7 +198,11 @@ impl Exchange {
     ) -> Self {
         let now = Instant::now();
         downstream.active.set(downstream.active.get() + 1);
-        downstream.read_mark.set(downstream.io.bytes_read());
+        let read = downstream.io.bytes_read();
+        // Nothing was read since the last request ended: this one had come before.
+        if downstream.read_mark.replace(read) == read && !downstream.h2 {
+            downstream.io.exchanged(true);
+        }
         let logs = !downstream.loggers.is_empty();
         Self {
             clock: Clock::new(
@@ -334,6 +338,9 @@ impl Exchange {
         downstream.active.set(downstream.active.get() - 1);
         downstream.read_mark.set(downstream.io.bytes_read());
         downstream.io.next_head();
+        if !downstream.h2 {
+            downstream.io.exchanged(false);
+        }
         if !downstream.loggers.is_empty() {
             let record = self.record(Headers::Kept(&self.kept.request));
             downstream.loggers.record(&record);

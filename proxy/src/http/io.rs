@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::framing::HeadScan;
 use super::header_block::BlockScan;
+use crate::acceleration::Returned;
 use crate::socket::Stream;
 
 /// A handle on a socket; clones are the same socket.
@@ -177,6 +178,51 @@ impl SharedIo {
         }
     }
 
+    /// A request and its response are over; `pipelined` where the request had come before the
+    /// response before it was over.
+    pub fn exchanged(&self, pipelined: bool) {
+        if let Some((lane, tcp)) = self.0.stream.lock().lane() {
+            lane.exchanged(tcp, pipelined);
+        }
+    }
+
+    /// The connection changes to another protocol: everything goes by TCP from here on.
+    pub fn upgraded(&self) {
+        if let Some((lane, _)) = self.0.stream.lock().lane() {
+            lane.give_up(Returned::Upgrade);
+        }
+    }
+
+    /// Whether the peer's program has read everything that it was sent, as far as is known of a
+    /// connection that is accelerated; true of any other.
+    pub fn is_settled(&self) -> bool {
+        let stream = self.0.stream.lock();
+        stream.lane().is_none_or(|(lane, tcp)| lane.is_settled(tcp))
+    }
+
+    /// Ready when these bytes may be written, with the socket told which way they go.
+    fn poll_way(
+        &self,
+        stream: &Stream,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<()>> {
+        match stream.lane() {
+            None => Poll::Ready(Ok(())),
+            Some((lane, tcp)) => lane.poll_way(cx, tcp, self.announced(), parts),
+        }
+    }
+
+    /// What was announced has begun: what follows without an announcement is not a message.
+    fn begun(&self, stream: &Stream, count: usize) {
+        if let Some((lane, tcp)) = stream.lane()
+            && count > 0
+        {
+            lane.wrote(tcp, count);
+            self.announce(MessageSize::Streamed);
+        }
+    }
+
     /// Looks whether an idle connection can still be used. Reads nothing away.
     pub fn idle_state(&self) -> IdleState {
         let stream = self.0.stream.lock();
@@ -195,7 +241,10 @@ impl SharedIo {
     /// is told apart by the error: after a FIN the kernel reports EPIPE and the end of the
     /// stream, without one ECONNRESET (`tcp_reset`, Linux 6.18).
     pub fn is_unread_after(&self, before: u64) -> bool {
+        // What was redirected is neither acknowledged nor lost with the connection.
+        let by_tcp = |stream: &Stream| stream.lane().is_none_or(|(lane, _)| !lane.reads_all());
         !self.0.reset.load(Ordering::Relaxed)
+            && by_tcp(&self.0.stream.lock())
             && self.bytes_acked().is_ok_and(|acked| acked <= before)
     }
 
@@ -256,11 +305,12 @@ impl AsyncRead for SharedIo {
 }
 
 impl SharedIo {
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&self, stream: &Stream, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(result) = &result {
             self.note(result);
             if let Ok(count) = result {
                 self.0.written.fetch_add(*count as u64, Ordering::Relaxed);
+                self.begun(stream, *count);
             }
         }
         result
@@ -273,8 +323,10 @@ impl AsyncWrite for SharedIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut *self.0.stream.lock()).poll_write(cx, buf);
-        self.wrote(result)
+        let mut stream = self.0.stream.lock();
+        ready!(self.poll_way(&stream, cx, &[IoSlice::new(buf)]))?;
+        let result = Pin::new(&mut *stream).poll_write(cx, buf);
+        self.wrote(&stream, result)
     }
 
     fn poll_write_vectored(
@@ -282,8 +334,10 @@ impl AsyncWrite for SharedIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut *self.0.stream.lock()).poll_write_vectored(cx, bufs);
-        self.wrote(result)
+        let mut stream = self.0.stream.lock();
+        ready!(self.poll_way(&stream, cx, bufs))?;
+        let result = Pin::new(&mut *stream).poll_write_vectored(cx, bufs);
+        self.wrote(&stream, result)
     }
 
     fn is_write_vectored(&self) -> bool {

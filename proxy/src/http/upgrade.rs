@@ -50,6 +50,9 @@ pub enum Far {
 
 /// Runs a tunnel to its end on a task of its own.
 pub fn spawn(near: OnUpgrade, far: Far, mut exchange: Box<Exchange>) {
+    if !exchange.downstream.h2 {
+        exchange.downstream.io.upgraded();
+    }
     tokio::task::spawn_local(async move {
         let near = match near.await {
             Ok(near) => TokioIo::new(near),
@@ -66,7 +69,7 @@ pub fn spawn(near: OnUpgrade, far: Far, mut exchange: Box<Exchange>) {
             Far::Upgraded(far) => {
                 let (upgrade, mut lease, _active) = *far;
                 if let Lease::H1(conn) = &mut lease {
-                    conn.detach();
+                    conn.upgrade();
                 }
                 match upgrade.await {
                     Ok(far) => run(near, TokioIo::<Upgraded>::new(far), &mut exchange).await,

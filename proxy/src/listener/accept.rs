@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stats::Refusal;
 use super::{DownstreamInfo, detect};
+use crate::acceleration::Side;
 use crate::access_log::Record;
 use crate::flags::ResponseFlags;
 use crate::http;
@@ -91,7 +92,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, origin: Origin) {
-    let stream = Stream::new(io);
+    let mut stream = Stream::new(io);
     let accepted = match Accepted::new(&worker, &stream, peer, origin) {
         Ok(accepted) => accepted,
         Err(refusal) => return refuse(&worker, &stream, peer, refusal),
@@ -99,6 +100,9 @@ async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, origin: Orig
     let Some(listener) = configured(&worker, &accepted).await else {
         return refuse(&worker, &stream, peer, Refusal::NoListener);
     };
+    if let (Origin::Outbound(_), Some(pod)) = (&accepted.origin, &accepted.pod) {
+        stream.set_lane(worker.accelerator.lane(pod, Side::Downstream));
+    }
     serve_chain(worker, stream, accepted, listener).await;
 }
 

@@ -8,15 +8,17 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_runtime::handoff::{Family, ListenerRole, SocketKind};
+use millrace_runtime::handoff::{CaptureMode, Family, ListenerRole, SocketKind};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 use tokio::net::TcpSocket;
 
+use crate::acceleration::{Accelerator, Side};
 use crate::pods::{LocalPod, LocalPods};
 use crate::resource::BindSource;
 use crate::resource::cluster::TcpKeepalive;
@@ -135,6 +137,7 @@ pub struct Connector {
     pods: Arc<LocalPods>,
     /// Addresses on which the proxy itself listens with its capture ports (sidecar).
     own_addresses: Arc<[IpAddr]>,
+    accelerator: Accelerator,
 }
 
 impl Connector {
@@ -143,7 +146,15 @@ impl Connector {
         Self {
             pods,
             own_addresses,
+            accelerator: Accelerator::none(),
         }
+    }
+
+    /// ... and may have deliveries accelerated.
+    #[must_use]
+    pub fn accelerating(mut self, accelerator: Accelerator) -> Self {
+        self.accelerator = accelerator;
+        self
     }
 
     /// Opens a connection. The result has `TCP_NODELAY` set and carries the proxy's marks where
@@ -154,11 +165,14 @@ impl Connector {
     pub async fn connect(&self, target: &ConnectTarget) -> Result<UpstreamStream, ConnectError> {
         let address = target.address;
         let transport = self.transport(target)?;
-        let attempt = open(&transport, target);
+        let attempt = open(&transport, target, self.ports(&transport));
         let Ok(result) = tokio::time::timeout(target.connect_timeout, attempt).await else {
             return Err(ConnectError::Timeout { address });
         };
-        let stream = result?;
+        let mut stream = result?;
+        if let Transport::Delivery(pod) = &transport {
+            stream.set_lane(self.accelerator.lane(pod, Side::Upstream));
+        }
         let inside = (!matches!(transport, Transport::Own)).then_some(VANISHED);
         if let Some(keepalive) = target.keepalive.or(inside)
             && let Err(error) = stream.set_keepalive(keepalive)
@@ -188,6 +202,17 @@ impl Connector {
         })
     }
 
+    /// Source ports of a connection that leaves a namespace in which iptables translate what the
+    /// application connects; see [`DIRECT_PORTS`].
+    fn ports(&self, transport: &Transport) -> Option<RangeInclusive<u16>> {
+        let translated = match transport {
+            Transport::Delivery(_) => false,
+            Transport::Direct(pod) => pod.capture == CaptureMode::Iptables,
+            Transport::Own => !self.own_addresses.is_empty(),
+        };
+        translated.then_some(DIRECT_PORTS)
+    }
+
     /// Whether `address`, as `source` knows it, is a capture port of this proxy: a connection
     /// to it that was forwarded would come back for ever.
     pub fn is_capture_port(&self, source: Option<&Arc<LocalPod>>, address: SocketAddr) -> bool {
@@ -210,7 +235,34 @@ impl Connector {
 /// delivery has the client's address, as the client's own captured connections have: with one port
 /// in common the kernel takes a SYN of the one for a packet of the other. So they stay above the
 /// range that clients take theirs from (`net.ipv4.ip_local_port_range`, 32768 to 60999).
-const DELIVERY_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+const DELIVERY_PORTS: RangeInclusive<u16> = 61_000..=65_535;
+
+/// Source ports of the proxy's own connections out of a namespace with nat rules. Conntrack decides
+/// once per tuple whether it is translated and remembers that for minutes: a port that the proxy
+/// has tried a destination from would let the application's next connection from it go there
+/// untranslated, past the proxy. So they stay out of the range that applications take theirs
+/// from, and out of that of deliveries. The kernel knows per-socket ranges since Linux 6.3.
+const DIRECT_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+/// `IP_LOCAL_PORT_RANGE`, for sockets of both families (include/uapi/linux/in.h).
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+/// The range from which `connect()` takes a port: the upper bound in the high half.
+#[derive(Clone, Copy, Debug)]
+struct LocalPortRange;
+
+nix::setsockopt_impl!(
+    LocalPortRange,
+    libc::IPPROTO_IP,
+    IP_LOCAL_PORT_RANGE,
+    u32,
+    nix::sys::socket::sockopt::SetStruct<u32>
+);
+
+fn limit_ports(socket: &TcpSocket, ports: &RangeInclusive<u16>) -> nix::Result<()> {
+    let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
+    setsockopt(socket, LocalPortRange, &range)
+}
 
 /// Tries before the kernel chooses a port; more than one connection in two would have to be taken
 /// for all of them to fail once in sixteen times.
@@ -233,7 +285,11 @@ fn source_address(transport: &Transport, target: &ConnectTarget) -> Option<Socke
     Some(SocketAddr::new(ip, client.port()))
 }
 
-async fn open(transport: &Transport, target: &ConnectTarget) -> Result<Stream, ConnectError> {
+async fn open(
+    transport: &Transport,
+    target: &ConnectTarget,
+    ports: Option<RangeInclusive<u16>>,
+) -> Result<Stream, ConnectError> {
     let address = target.address;
     let source = source_address(transport, target);
     if let (Some(source), true) = (source, target.keep_port) {
@@ -257,13 +313,24 @@ async fn open(transport: &Transport, target: &ConnectTarget) -> Result<Stream, C
             }
         }
     }
-    let socket = unconnected(transport, address).await?;
     // Direct connections get the pod's address from routing; binding would only cost ports.
     let source = match transport {
         Transport::Direct(_) => None,
         Transport::Delivery(_) => source.map(|s| SocketAddr::new(s.ip(), 0)),
         Transport::Own => source,
     };
+    if let Some(ports) = ports {
+        let socket = unconnected(transport, address).await?;
+        match limit_ports(&socket, &ports) {
+            Err(error) => tracing::debug!(%error, "the kernel has no port ranges of sockets"),
+            Ok(()) => match connect_from(socket, source, address).await {
+                Err(error) if is_taken(&error) => {}
+                Err(error) => return Err(ConnectError::from_io(address, error)),
+                Ok(stream) => return Ok(stream),
+            },
+        }
+    }
+    let socket = unconnected(transport, address).await?;
     connect_from(socket, source, address)
         .await
         .map_err(|error| ConnectError::from_io(address, error))

@@ -11,7 +11,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -22,8 +22,9 @@ use super::connect::ConnectError;
 use super::failure::Failure;
 use super::pool::{Meta, Target};
 use super::replay::AttemptBody;
+use crate::acceleration::Carries;
 use crate::cluster::breaker::Resource;
-use crate::http::io::{IdleState, SharedIo};
+use crate::http::io::{IdleState, MessageSize, SharedIo};
 use crate::worker::Worker;
 
 type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
@@ -120,6 +121,7 @@ impl H1Pool {
             if conn.meta.may_serve(now)
                 && conn.meta.leads_to(&worker.connector, target)
                 && conn.is_alive()
+                && conn.io.is_settled()
             {
                 conn.reused = true;
                 return Some(conn);
@@ -163,6 +165,7 @@ impl H1Conn {
             .connect(&connect)
             .await
             .map_err(Failure::Connect)?;
+        stream.carry(Carries::Http1);
         let io = SharedIo::new(stream);
         let meta = Meta::new(target, &transport, io.local_addr().ok(), permit);
         worker.pools.watch(&io, &meta);
@@ -214,6 +217,9 @@ impl H1Conn {
         request: Request<AttemptBody>,
     ) -> Result<Response<Incoming>, Box<SendError>> {
         self.meta.requests += 1;
+        let size = request.body().size_hint().exact();
+        self.io
+            .announce(size.map_or(MessageSize::Streamed, MessageSize::Known));
         let (read, written) = (self.io.bytes_read(), self.io.bytes_written());
         let mut response = pin!(self.send.try_send_request(request));
         let driver = &mut self.driver;
@@ -249,7 +255,7 @@ impl H1Conn {
     }
 
     /// Lets the connection go on by itself: the request has not ended although the response has
-    /// begun, or the connection is about to become a tunnel.
+    /// begun.
     pub fn detach(&mut self) {
         if let Drive::Inline(driver) = std::mem::replace(&mut self.driver, Drive::Task) {
             tokio::task::spawn_local(async move {
@@ -258,6 +264,12 @@ impl H1Conn {
                 }
             });
         }
+    }
+
+    /// The connection becomes a tunnel.
+    pub fn upgrade(&mut self) {
+        self.io.upgraded();
+        self.detach();
     }
 
     /// Polls the connection if nobody else does. Returns whether a body read from it must be
@@ -286,6 +298,7 @@ impl H1Conn {
     fn put_back(mut self) {
         let now = Instant::now();
         self.meta.idle_since = now;
+        self.io.exchanged(false);
         if self.send.is_closed() || !self.meta.may_serve(now) {
             return;
         }

@@ -20,6 +20,7 @@ use super::failure::Failure;
 use super::pool::{Meta, Target};
 use super::pool_h1::SendError;
 use super::replay::AttemptBody;
+use crate::acceleration::Carries;
 use crate::cluster::Permit;
 use crate::cluster::breaker::Resource;
 use crate::http::io::SharedIo;
@@ -139,6 +140,7 @@ impl H2Pool {
             .connect(&connect)
             .await
             .map_err(Failure::Connect)?;
+        stream.carry(Carries::Bytes);
         let io = SharedIo::new(stream);
         let meta = Meta::new(target, &transport, io.local_addr().ok(), permit);
         worker.pools.watch(&io, &meta);

@@ -124,6 +124,7 @@ impl Proxy {
             telemetry: telemetry.clone(),
             stats: ListenerStats::default(),
             server_first: ServerFirst::default(),
+            accelerator: millrace_proxy::acceleration::Accelerator::none(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

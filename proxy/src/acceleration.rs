@@ -1,0 +1,143 @@
+//! Accelerated connections: which connections between an application and the proxy ask to have their
+//! messages carried past the loopback TCP stack, and what the proxy keeps to once they are.
+//!
+//! `listener::accept` and `upstream::connect` give a [`Lane`] to every connection that could be
+//! promoted; `http` and `tcp` tell it what the connection carries. After a few exchanges the lane
+//! asks the agent through [`Accelerator`] (`client` is the agent's client, on the control thread) and
+//! never waits: the answer is seen at a later message. From then on the lane decides before each
+//! message to the application which way it goes. What must hold is in
+//! `millrace_runtime::handoff::accel`; without agent or answer everything is plain TCP.
+
+pub mod client;
+pub mod entry;
+pub mod lane;
+pub mod message;
+pub mod stats;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use millrace_runtime::handoff::{Acceleration, CaptureMode};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::pods::LocalPod;
+pub use entry::{Entry, Returned, Side};
+pub use lane::{Carries, Lane};
+pub use stats::Stats;
+
+/// Requests that wait for the agent's client: a few of its batches. Where there are more, connections
+/// stay plain TCP for a while, which costs nothing but speed.
+const QUEUE: usize = 1024;
+
+/// The way to the agent, and what is known of the connections that took it. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Accelerator(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    asks: mpsc::Sender<Arc<Entry>>,
+    entries: Mutex<HashMap<u64, Arc<Entry>>>,
+    next: AtomicU64,
+    agent: Mutex<Agent>,
+    available: std::sync::atomic::AtomicBool,
+    stats: Stats,
+}
+
+/// What is known of the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Agent {
+    /// Nobody answers at its socket.
+    #[default]
+    Absent,
+    /// It is there and says why nothing can be accelerated on this node.
+    Unavailable(String),
+    /// It takes requests.
+    Ready,
+}
+
+impl Accelerator {
+    /// An accelerator and the requests that its client is to send.
+    pub fn new() -> (Self, mpsc::Receiver<Arc<Entry>>) {
+        let (asks, receiver) = mpsc::channel(QUEUE);
+        let shared = Shared {
+            asks,
+            entries: Mutex::default(),
+            next: AtomicU64::new(1),
+            agent: Mutex::default(),
+            available: false.into(),
+            stats: Stats::default(),
+        };
+        (Self(Arc::new(shared)), receiver)
+    }
+
+    /// One that never asks, where there is no agent to be asked.
+    pub fn none() -> Self {
+        Self::new().0
+    }
+
+    /// A lane for a connection whose other end is an application of this pod, where the pod's
+    /// setting allows one.
+    pub fn lane(&self, pod: &Arc<LocalPod>, side: Side) -> Option<Box<Lane>> {
+        let setting = Acceleration::of(&pod.spec);
+        let possible = pod.capture == CaptureMode::Ebpf && setting != Acceleration::Off;
+        possible.then(|| Box::new(Lane::new(self.clone(), pod.clone(), side, setting)))
+    }
+
+    /// Whether the agent takes requests.
+    pub fn is_available(&self) -> bool {
+        self.0.available.load(Ordering::Relaxed)
+    }
+
+    /// What is known of the agent.
+    pub fn agent(&self) -> Agent {
+        self.0.agent.lock().clone()
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
+    /// Every connection that has asked and not been refused, in the order of asking.
+    pub fn entries(&self) -> Vec<Arc<Entry>> {
+        let mut entries: Vec<_> = self.0.entries.lock().values().cloned().collect();
+        entries.sort_by_key(|entry| entry.id());
+        entries
+    }
+
+    fn set_agent(&self, agent: Agent) {
+        let ready = agent == Agent::Ready;
+        *self.0.agent.lock() = agent;
+        self.0.available.store(ready, Ordering::Relaxed);
+    }
+
+    fn next_id(&self) -> u64 {
+        self.0.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Passes a request on; false where too many wait.
+    fn ask(&self, entry: &Arc<Entry>) -> bool {
+        let mut entries = self.0.entries.lock();
+        entries.insert(entry.id(), entry.clone());
+        let sent = self.0.asks.try_send(entry.clone()).is_ok();
+        if sent {
+            self.0.stats.asked();
+        } else {
+            entries.remove(&entry.id());
+        }
+        sent
+    }
+
+    fn entry(&self, id: u64) -> Option<Arc<Entry>> {
+        self.0.entries.lock().get(&id).cloned()
+    }
+
+    fn forget(&self, id: u64) {
+        self.0.entries.lock().remove(&id);
+    }
+}

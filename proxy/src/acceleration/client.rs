@@ -1,0 +1,209 @@
+//! The client of the agent's `accel.sock`: passes requests on in batches and takes the answers in.
+//!
+//! Runs on the control thread for as long as the process lives. Input: [`Entry`]s that lanes made.
+//! Output: their phase, and whether asking is of any use. An agent that goes away changes nothing for
+//! what is promoted; of requests that it had not answered the outcome is unknown, and such connections
+//! send by TCP and read as promoted ones.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_runtime::handoff::accel::MAX_PROMOTIONS;
+use millrace_runtime::handoff::{
+    AccelCall, AccelConnection, AccelReply, Acceleration, HandoffError, PROTOCOL_VERSION,
+    PromotionResult,
+};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use super::entry::{Entry, Phase, Returned};
+use super::{Accelerator, Agent};
+use crate::pods::LocalPods;
+
+/// First pause before another attempt to reach the agent.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// Longest pause.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long the agent may take to answer `Hello`.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the pods' settings are compared with what is promoted.
+const SETTINGS: Duration = Duration::from_secs(1);
+
+/// The client; see the module's documentation.
+pub struct Client {
+    path: PathBuf,
+    accelerator: Accelerator,
+    asks: mpsc::Receiver<Arc<Entry>>,
+    pods: Arc<LocalPods>,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Handoff(#[from] HandoffError),
+    #[error("the agent closed the connection")]
+    Closed,
+    #[error("the agent speaks protocol version {0}, this proxy {PROTOCOL_VERSION}")]
+    Version(u32),
+    #[error("no welcome from the agent")]
+    NoWelcome,
+}
+
+impl Client {
+    /// A client that has not connected yet.
+    pub fn new(
+        path: PathBuf,
+        (accelerator, asks): (Accelerator, mpsc::Receiver<Arc<Entry>>),
+        pods: Arc<LocalPods>,
+    ) -> Self {
+        Self {
+            path,
+            accelerator,
+            asks,
+            pods,
+        }
+    }
+
+    /// Keeps a session with the agent, for as long as the process lives.
+    pub async fn run(mut self) {
+        let mut pause = RETRY_MIN;
+        loop {
+            match self.connect().await {
+                Ok(connection) => {
+                    pause = RETRY_MIN;
+                    let error = self.session(&connection).await;
+                    tracing::info!(%error, "lost the agent, no further connection is accelerated");
+                }
+                Err(error) => {
+                    tracing::debug!(%error, path = %self.path.display(), "no agent to accelerate");
+                }
+            }
+            self.accelerator.set_agent(Agent::Absent);
+            self.let_go();
+            tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn connect(&self) -> Result<AccelConnection, Ended> {
+        let connection = AccelConnection::connect(&self.path)?;
+        let hello = AccelCall::Hello {
+            version: PROTOCOL_VERSION,
+            pid: std::process::id(),
+        };
+        connection.send(&hello, &[]).await?;
+        let answer = tokio::time::timeout(WELCOME_TIMEOUT, connection.recv()).await;
+        let answer = answer.map_err(|_| Ended::NoWelcome)??;
+        let AccelReply::Welcome {
+            version,
+            unavailable,
+        } = answer.ok_or(Ended::Closed)?.message
+        else {
+            return Err(Ended::NoWelcome);
+        };
+        if version != PROTOCOL_VERSION {
+            return Err(Ended::Version(version));
+        }
+        let agent = match unavailable {
+            None => Agent::Ready,
+            Some(reason) => {
+                tracing::info!(reason, "connections cannot be accelerated on this node");
+                Agent::Unavailable(reason)
+            }
+        };
+        self.accelerator.set_agent(agent);
+        Ok(connection)
+    }
+
+    /// Passes requests and answers on until the connection ends; says why it did.
+    async fn session(&mut self, connection: &AccelConnection) -> Ended {
+        let mut settings = tokio::time::interval(SETTINGS);
+        settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut next, mut batch) = (Vec::new(), Vec::new());
+        loop {
+            // Not biased: every arm is cancel-safe and none may starve another. Requests are sent
+            // beside receiving, so that two full sockets cannot block each other.
+            tokio::select! {
+                received = connection.recv() => match received {
+                    Ok(Some(received)) => self.answered(received.message),
+                    Ok(None) => return Ended::Closed,
+                    Err(error) => return error.into(),
+                },
+                sent = send(connection, &batch), if !batch.is_empty() => match sent {
+                    Ok(()) => batch.clear(),
+                    Err(error) => return error.into(),
+                },
+                _ = self.asks.recv_many(&mut next, MAX_PROMOTIONS), if batch.is_empty() => {
+                    batch.append(&mut next);
+                }
+                _ = settings.tick() => self.follow_settings(),
+            }
+        }
+    }
+
+    fn answered(&self, reply: AccelReply) {
+        match reply {
+            AccelReply::Promoted { results } => {
+                results.iter().for_each(|result| self.resolve(result));
+            }
+            AccelReply::Welcome { .. } => tracing::warn!("unexpected welcome from the agent"),
+        }
+    }
+
+    fn resolve(&self, result: &PromotionResult) {
+        let stats = self.accelerator.stats();
+        match result.refused {
+            None => stats.promoted(),
+            Some(why) => stats.refused(why),
+        }
+        // The connection may have been closed meanwhile.
+        let Some(entry) = self.accelerator.entry(result.id) else {
+            return;
+        };
+        match result.refused {
+            None => entry.set_phase(Phase::Promoted),
+            Some(why) => {
+                entry.set_phase(Phase::Refused(why));
+                self.accelerator.forget(result.id);
+            }
+        }
+        tracing::debug!(pod = %entry.pod().spec.qualified_name(), refused = ?result.refused,
+            "the agent answered");
+    }
+
+    /// What was asked and not answered will not be.
+    fn let_go(&mut self) {
+        while let Ok(entry) = self.asks.try_recv() {
+            // Never sent, so the ends are in no map.
+            entry.set_phase(Phase::Refused(millrace_runtime::handoff::Refusal::Failed));
+            self.accelerator.forget(entry.id());
+        }
+        for entry in self.accelerator.entries() {
+            if entry.phase() == Phase::Asked {
+                entry.set_phase(Phase::Unanswered);
+                self.accelerator.stats().unanswered();
+            }
+        }
+    }
+
+    /// Connections of pods whose setting no longer allows them return to TCP.
+    fn follow_settings(&self) {
+        for entry in self.accelerator.entries() {
+            let pod = self.pods.by_uid(&entry.pod().spec.uid);
+            let setting = pod.map_or(Acceleration::Off, |pod| Acceleration::of(&pod.spec));
+            if entry.is_promoted()
+                && !entry.carries().is_allowed(setting)
+                && entry.give_up(Returned::Setting)
+            {
+                self.accelerator.stats().returned(Returned::Setting);
+            }
+        }
+    }
+}
+
+async fn send(connection: &AccelConnection, batch: &[Arc<Entry>]) -> Result<(), HandoffError> {
+    let requests = batch.iter().map(|entry| entry.request()).collect();
+    connection.send(&AccelCall::Promote { requests }, &[]).await
+}
