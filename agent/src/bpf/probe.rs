@@ -3,14 +3,14 @@
 //! Each program is really loaded (and let go), each helper really called by a throw-away program; mounts are
 //! read, never assumed. The result is shown by `millctl precheck` and decides the node's default capture.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use serde::{Deserialize, Serialize};
 
-use super::object;
+use super::{object, sys};
 
 /// What was found.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -68,7 +68,7 @@ impl Capabilities {
             return Ok(());
         };
         // Whoever may not use eBPF is refused everything; saying so once says it all.
-        if name == PRIVILEGES {
+        if name == PRIVILEGES || name == BPF_CALL {
             return Err(reason.to_owned());
         }
         // One cause is often that of many: each is told once.
@@ -91,8 +91,9 @@ impl Capabilities {
     }
 }
 
-/// The feature without which nothing else can be tried.
+/// The features without which nothing else can be tried; the first that are looked for.
 const PRIVILEGES: &str = "privileges";
+const BPF_CALL: &str = "bpf system call";
 
 /// Finds out what this kernel and host can do. Changes nothing; takes about a tenth of a second.
 pub fn probe() -> Capabilities {
@@ -104,6 +105,11 @@ pub fn probe() -> Capabilities {
             name: PRIVILEGES.to_owned(),
             purpose: "loading and attaching programs".to_owned(),
             verdict: verdict(crate::privileges::require_ebpf().map_err(|error| chain(&error))),
+        },
+        Feature {
+            name: BPF_CALL.to_owned(),
+            purpose: "loading programs and making maps".to_owned(),
+            verdict: verdict(sys::try_call().map_err(|error| refused_call(&error))),
         },
         host_feature(
             "cgroup2 mount",
@@ -141,6 +147,21 @@ pub fn probe() -> Capabilities {
         bpffs: mount_of(&mounts, "bpf"),
         features,
     }
+}
+
+/// Why bpf(2) fails for a process that has the capabilities for it, and what helps.
+fn refused_call(error: &io::Error) -> String {
+    let cause = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "a seccomp filter or a security module forbids it; allow the system call `bpf` in the \
+             profile that this process runs under"
+        }
+        Some(libc::ENOSYS) => {
+            "the kernel is built without CONFIG_BPF_SYSCALL, or a seccomp filter hides it"
+        }
+        _ => "the smallest of maps cannot be made",
+    };
+    format!("bpf(2) fails: {error}; {cause}")
 }
 
 fn may_mount_bpffs() -> bool {
@@ -335,6 +356,24 @@ mod tests {
             ],
         };
         assert_eq!(capabilities.ebpf(), Err("cgroup2 mount: none".to_owned()));
+    }
+
+    #[test]
+    fn a_refused_call_is_told_instead_of_all_that_it_makes_impossible() {
+        let call = refused_call(&io::Error::from_raw_os_error(libc::EPERM));
+        let feature = |name, reason| host_feature(name, "x", false, reason);
+        let capabilities = Capabilities {
+            kernel: "6.1".to_owned(),
+            cgroup2: None,
+            bpffs: None,
+            features: vec![
+                feature(BPF_CALL, call.as_str()),
+                feature("program millrace_connect4", "refused"),
+            ],
+        };
+        let told = capabilities.ebpf().expect_err("nothing can be loaded");
+        assert_eq!(told, call);
+        assert!(told.contains("seccomp"), "{told}");
     }
 
     #[test]

@@ -12,11 +12,34 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+const MAP_CREATE: libc::c_long = 0;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
+
+#[derive(Default)]
+#[repr(C)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+const MAP_TYPE_ARRAY: u32 = 2;
+
+/// Makes the smallest of maps and lets it go: whether bpf(2) can be called at all.
+pub(super) fn try_call() -> io::Result<()> {
+    let mut attr = MapCreate {
+        kind: MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+    };
+    bpf(MAP_CREATE, &mut attr).and_then(own).map(drop)
+}
 
 /// What a link is attached to; 0 where the target is gone.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -75,6 +75,17 @@ fn without_the_right_to_use_ebpf_pods_are_captured_by_iptables() -> anyhow::Resu
 }
 
 #[test]
+fn under_a_seccomp_filter_without_bpf_pods_are_captured_by_iptables() -> anyhow::Result<()> {
+    require!(cluster);
+    let wrapper = [env!("CARGO_BIN_EXE_without-bpf")];
+    falls_back(
+        &wrapper,
+        &[],
+        "a seccomp filter or a security module forbids it",
+    )
+}
+
+#[test]
 fn without_btf_pods_are_captured_by_iptables() -> anyhow::Result<()> {
     require!(cluster);
     let wrapper = after("mount -t tmpfs none /sys/kernel/btf");
