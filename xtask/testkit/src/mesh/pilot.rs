@@ -90,6 +90,11 @@ impl Pilot {
         format!("http://{}", self.at(XDS_PORT))
     }
 
+    /// Where metrics and debug pages are served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.at(HTTP_PORT)
+    }
+
     /// The directory that pilot watches.
     pub fn config_dir(&self) -> &Path {
         &self.config

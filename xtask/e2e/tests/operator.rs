@@ -1,0 +1,254 @@
+//! What an operator does with `millctl` on a node that serves: each command against the real sockets of
+//! agent, proxy and pilot, as a table, as JSON, and by its exit code.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use millrace_e2e::Scene;
+use millrace_testkit::http::Request;
+use millrace_testkit::mesh::MeshNode;
+use millrace_testkit::{require, until};
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// Runs `millctl` on a node.
+fn millctl(node: &MeshNode, arguments: &[&str]) -> anyhow::Result<Output> {
+    let mut command = Command::new(node.mesh().cluster().binary("millctl")?);
+    command
+        .args(arguments)
+        .arg("--run-dir")
+        .arg(node.run_dir())
+        .args(["--pilot", &node.mesh().pilot().http_addr().to_string()]);
+    node.output(command)
+}
+
+/// What a command prints that is to end with this exit code.
+fn printed(node: &MeshNode, code: i32, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = millctl(node, arguments)?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(code),
+        "millctl {arguments:?}: {}: {error}",
+        output.status
+    );
+    let text = String::from_utf8(output.stdout)?;
+    eprintln!("millctl {}\n{text}{error}", arguments.join(" "));
+    Ok(if code == 1 { error.into_owned() } else { text })
+}
+
+fn table(node: &MeshNode, arguments: &[&str]) -> anyhow::Result<String> {
+    printed(node, 0, arguments)
+}
+
+fn document(node: &MeshNode, arguments: &[&str]) -> anyhow::Result<Value> {
+    let text = printed(node, 0, &[arguments, &["-o", "json"]].concat())?;
+    serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+}
+
+/// The table's line in which all of `words` occur.
+fn line<'a>(text: &'a str, words: &[&str]) -> anyhow::Result<&'a str> {
+    let found = text
+        .lines()
+        .find(|line| words.iter().all(|word| line.contains(word)));
+    found.with_context(|| format!("no line with {words:?} in\n{text}"))
+}
+
+#[test]
+fn status_tells_how_each_pod_is_captured_and_fails_where_one_is_not() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    let node = &scene.near;
+    let address = scene.client.ip().to_string();
+
+    let text = table(node, &["status"])?;
+    line(&text, &["node near", "broker connected", "eBPF loaded"])?;
+    line(
+        &text,
+        &["2 pods, 2 enrolled (2 eBPF, 0 iptables), 0 unhealthy"],
+    )?;
+    line(&text, &["proxy LIVE", "serving from control plane"])?;
+    let row = line(&text, &["default", "client", &address, "ebpf"])?;
+    assert!(row.ends_with("yes"), "{row}");
+
+    node.switch(&scene.client, "iptables")?;
+    let shown = document(node, &["status", "default/client"])?;
+    let [pod] = &shown["pods"].as_array().context("no pods")?[..] else {
+        anyhow::bail!("one pod was asked for: {shown}");
+    };
+    assert_eq!(pod["capture"], "iptables", "{pod}");
+    assert_eq!(pod["healthy"], true, "{pod}");
+    for told in ["reason", "since"] {
+        assert!(pod[told].as_str().is_some_and(|it| !it.is_empty()), "{pod}");
+    }
+
+    let error = printed(node, 1, &["status", "nobody"])?;
+    assert!(error.contains("no pod of this node is called"), "{error}");
+
+    // A pod whose namespace is gone is known, not captured, and makes the answer an unhealthy one.
+    let lost = json!({
+        "name": "lost", "netns": "/run/netns/millrace-no-such", "ips": ["10.244.1.250"],
+        "labels": {"millrace.io/dataplane-mode": "node"},
+    });
+    node.agent_request(&Request::new("POST", "agent", "/pods").body(lost.to_string()))?;
+    until(SOON, || {
+        let text = printed(node, 2, &["status"])?;
+        let row = line(&text, &["default", "lost", "10.244.1.250", "none"])?;
+        ensure!(row.ends_with("NO"), "{row}");
+        line(&text, &["default/lost: "]).map(drop)
+    })
+}
+
+#[test]
+fn precheck_tells_what_this_kernel_can_do_with_and_without_an_agent() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    let node = &scene.near;
+    let text = table(node, &["precheck"])?;
+    line(&text, &["pods are captured by eBPF"])?;
+    line(
+        &text,
+        &["kernel ", "cgroup2 /", "(asked the running agent)"],
+    )?;
+    line(&text, &["ebpf", "available"])?;
+    line(&text, &["iptables", "available"])?;
+    line(&text, &["program millrace_connect4", "available"])?;
+    let found = document(node, &["precheck"])?;
+    let features = found["kernel"]["features"].as_array();
+    let features = features.context("no features")?;
+    assert!(features.len() > 10, "{found}");
+    assert!(features.iter().all(|it| it["verdict"] == "available"));
+
+    node.stop()?;
+    let text = table(node, &["precheck"])?;
+    line(&text, &["`millrace-agent probe`, as no agent runs here"])?;
+    line(&text, &["ebpf", "available"])?;
+    // Every other command says whom it missed, and what helps.
+    let error = printed(node, 1, &["status"])?;
+    assert!(error.contains("agent cannot be asked"), "{error}");
+    assert!(error.contains("--run-dir"), "{error}");
+    let error = printed(node, 1, &["proxy-config", "routes"])?;
+    assert!(error.contains("proxy cannot be asked"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn proxy_config_shows_what_the_proxy_serves() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    scene.only("v2")?;
+    scene.answered_by("echo-v2")?;
+    let node = &scene.near;
+    let host = scene.service.host();
+    let config = |what: &str| table(node, &["proxy-config", what, "echo"]);
+
+    let text = table(node, &["proxy-config", "listeners"])?;
+    line(&text, &["default/0.0.0.0_8080", "outbound", "route "])?;
+    line(&text, &["default/virtualOutbound"])?;
+    line(&text, &["pod/default/echo-v1", "inbound"])?;
+    let text = config("routes")?;
+    line(
+        &text,
+        &["default/8080", &format!("outbound|8080|v2|{host}")],
+    )?;
+    let text = config("clusters")?;
+    let cluster = format!("outbound|8080|v2|{host}");
+    line(&text, &[&cluster, "xds"])?;
+    let text = config("endpoints")?;
+    let endpoint = scene.backends[1].pod.at(Scene::HTTP).to_string();
+    line(&text, &[&endpoint, "healthy", &cluster])?;
+
+    for (what, key) in [
+        ("listeners", "listener_statuses"),
+        ("routes", "routes"),
+        ("clusters", "cluster_statuses"),
+        ("endpoints", "cluster_statuses"),
+    ] {
+        let document = document(node, &["proxy-config", what])?;
+        let list = document[key].as_array().context("no list")?;
+        assert!(!list.is_empty(), "{what}: {document}");
+    }
+    let dump = document(node, &["proxy-config", "dump"])?;
+    assert!(dump["configs"].is_array(), "{dump}");
+    Ok(())
+}
+
+#[test]
+fn log_levels_change_while_everything_runs() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    let node = &scene.near;
+    let level = |part: &str| -> anyhow::Result<String> {
+        let document = document(node, &["log"])?;
+        let level = document[part]["level"].as_str();
+        Ok(level.with_context(|| format!("{document}"))?.to_owned())
+    };
+    for (part, filter) in [
+        ("proxy", "info,millrace_proxy::http=debug"),
+        ("agent", "debug"),
+        ("pilot", "debug"),
+        ("kernel", "debug"),
+    ] {
+        let before = level(part)?;
+        let text = table(node, &["log", part, filter])?;
+        line(&text, &[part, "debug"])?;
+        let now = level(part)?;
+        assert_ne!(before, now, "{part}");
+        assert!(now.contains("debug"), "{part}: {now}");
+    }
+    let error = printed(node, 1, &["log", "kernel", "loud"])?;
+    assert!(error.contains("is not off, error, warn"), "{error}");
+
+    // What the programs say is seen whatever the agent's own level, and no longer once it is off.
+    table(node, &["log", "agent", "warn"])?;
+    let said = |from: &str, to: u16| {
+        let log = node.log();
+        let wanted = format!("]:{to} outcome {from}");
+        log.lines()
+            .filter(|line| line.contains("connect redirected") && line.contains(&wanted))
+            .count()
+    };
+    assert_eq!(scene.ask()?.status, 200);
+    until(SOON, || {
+        let log = node.log();
+        ensure!(said("redirected", Scene::HTTP) > 0, "not logged: {log}");
+        Ok(())
+    })?;
+    table(node, &["log", "kernel", "off"])?;
+    // The ring keeps the order, so a later message that is read means that earlier ones were.
+    let mark = |port: u16| -> anyhow::Result<()> {
+        table(node, &["log", "kernel", "debug"])?;
+        drop(scene.client.connect(scene.service.at(port)));
+        until(SOON, || {
+            ensure!(said("redirected", port) > 0, "not logged: {port}");
+            Ok(())
+        })
+    };
+    mark(Scene::TCP)?;
+    table(node, &["log", "kernel", "off"])?;
+    let before = said("redirected", Scene::HTTP);
+    for _ in 0..3 {
+        assert_eq!(scene.ask()?.status, 200);
+    }
+    mark(1)?;
+    assert_eq!(said("redirected", Scene::HTTP), before);
+    Ok(())
+}
+
+#[test]
+fn version_names_every_part_and_what_does_not_answer() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    let versions = document(&scene.near, &["version"])?;
+    let own = versions["millctl"]["version"].clone();
+    assert!(own.is_string(), "{versions}");
+    for part in ["agent", "proxy", "pilot"] {
+        assert_eq!(versions[part]["version"], own, "{versions}");
+    }
+    scene.mesh.pilot().kill()?;
+    let text = table(&scene.near, &["version"])?;
+    line(&text, &["agent", own.as_str().unwrap_or_default()])?;
+    line(&text, &["pilot: pilot cannot be asked"])?;
+    Ok(())
+}
