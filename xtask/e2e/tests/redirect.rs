@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 
 use millrace_e2e::{CAPTURE, CAPTURES, Observed, Service, observe_soon};
+use millrace_testkit::echo;
+use millrace_testkit::http::{Client, Request};
 use millrace_testkit::mesh::Mesh;
 use millrace_testkit::raw::End;
 use millrace_testkit::{Cluster, PodOptions, require};
@@ -90,4 +92,41 @@ fn a_call_across_nodes_looks_the_same_however_it_is_captured() -> anyhow::Result
 fn a_call_over_ipv6_looks_the_same_however_it_is_captured() -> anyhow::Result<()> {
     require!(cluster);
     same(false, true)
+}
+
+#[test]
+fn http_is_delivered_from_ports_that_no_client_takes() -> anyhow::Result<()> {
+    require!(cluster);
+    for across in [false, true] {
+        let cluster = Cluster::new()?;
+        let mesh = Mesh::start(&cluster)?;
+        let (near, far) = (mesh.node("near")?, mesh.node("far")?);
+        let service = Service::new("echo", 1)
+            .port("http", HTTP)
+            .port("tcp-echo", TCP);
+        service.apply(&mesh)?;
+        for capture in CAPTURES {
+            let backend = service.backend(if across { &far } else { &near }, "v1", capture)?;
+            let client = PodOptions::named("client").annotation(CAPTURE, capture);
+            let client = near.pod(client)?;
+            let (http, tcp) = (service.at(HTTP), service.at(TCP));
+            observe_soon(&client, http, "echo:8080", tcp)?;
+            let mut clients = (0..20)
+                .map(|_| {
+                    let stream = client.connect(http)?;
+                    let port = stream.local_addr()?.port();
+                    anyhow::Ok((port, Client::over(stream)?))
+                })
+                .collect::<anyhow::Result<Vec<_>>>()?;
+            let taken: Vec<u16> = clients.iter().map(|(port, _)| *port).collect();
+            for (_, client) in &mut clients {
+                let (_, seen) = echo::ask(client, &Request::get("echo:8080", "/ports"))?;
+                let port = seen.remote.port();
+                assert!(port >= 61_000, "{capture}, across {across}: {port}");
+                assert!(!taken.contains(&port), "{capture}, across {across}: {port}");
+            }
+            drop(backend);
+        }
+    }
+    Ok(())
 }
