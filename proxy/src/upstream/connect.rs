@@ -7,7 +7,7 @@
 //! from a file, or as a sidecar).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -241,32 +241,13 @@ const DELIVERY_PORTS: RangeInclusive<u16> = 61_000..=65_535;
 /// once per tuple whether it is translated and remembers that for minutes: a port that the proxy
 /// has tried a destination from would let the application's next connection from it go there
 /// untranslated, past the proxy. So they stay out of the range that applications take theirs
-/// from, and out of that of deliveries. The kernel knows per-socket ranges since Linux 6.3.
+/// from, and out of that of deliveries. (`IP_LOCAL_PORT_RANGE` cannot name them: the kernel ignores
+/// bounds outside the namespace's own range.)
 const DIRECT_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-
-/// `IP_LOCAL_PORT_RANGE`, for sockets of both families (include/uapi/linux/in.h).
-const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
-
-/// The range from which `connect()` takes a port: the upper bound in the high half.
-#[derive(Clone, Copy, Debug)]
-struct LocalPortRange;
-
-nix::setsockopt_impl!(
-    LocalPortRange,
-    libc::IPPROTO_IP,
-    IP_LOCAL_PORT_RANGE,
-    u32,
-    nix::sys::socket::sockopt::SetStruct<u32>
-);
-
-fn limit_ports(socket: &TcpSocket, ports: &RangeInclusive<u16>) -> nix::Result<()> {
-    let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
-    setsockopt(socket, LocalPortRange, &range)
-}
 
 /// Tries before the kernel chooses a port; more than one connection in two would have to be taken
 /// for all of them to fail once in sixteen times.
-const DELIVERY_PORT_TRIES: usize = 4;
+const OWN_PORT_TRIES: usize = 4;
 
 /// The source address that the endpoint is to see, in its own family.
 fn source_address(transport: &Transport, target: &ConnectTarget) -> Option<SocketAddr> {
@@ -302,9 +283,14 @@ async fn open(
             Ok(stream) => return Ok(stream),
         }
     }
-    if let (Some(source), Transport::Delivery(_)) = (source, transport) {
-        for _ in 0..DELIVERY_PORT_TRIES {
-            let source = SocketAddr::new(source.ip(), fastrand::u16(DELIVERY_PORTS));
+    let chosen = match transport {
+        Transport::Delivery(_) => source.map(|source| (source.ip(), DELIVERY_PORTS)),
+        Transport::Direct(_) => ports.map(|ports| (any(address), ports)),
+        Transport::Own => ports.map(|p| (source.map_or(any(address), |s| s.ip()), p)),
+    };
+    if let Some((ip, ports)) = chosen {
+        for _ in 0..OWN_PORT_TRIES {
+            let source = SocketAddr::new(ip, fastrand::u16(ports.clone()));
             let socket = unconnected(transport, address).await?;
             match connect_from(socket, Some(source), address).await {
                 Err(error) if is_taken(&error) => {}
@@ -319,21 +305,18 @@ async fn open(
         Transport::Delivery(_) => source.map(|s| SocketAddr::new(s.ip(), 0)),
         Transport::Own => source,
     };
-    if let Some(ports) = ports {
-        let socket = unconnected(transport, address).await?;
-        match limit_ports(&socket, &ports) {
-            Err(error) => tracing::debug!(%error, "the kernel has no port ranges of sockets"),
-            Ok(()) => match connect_from(socket, source, address).await {
-                Err(error) if is_taken(&error) => {}
-                Err(error) => return Err(ConnectError::from_io(address, error)),
-                Ok(stream) => return Ok(stream),
-            },
-        }
-    }
     let socket = unconnected(transport, address).await?;
     connect_from(socket, source, address)
         .await
         .map_err(|error| ConnectError::from_io(address, error))
+}
+
+/// The unspecified address of the family of `like`.
+fn any(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// Whether the port, or the whole tuple, belongs to another connection.

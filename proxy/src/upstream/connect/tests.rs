@@ -179,3 +179,39 @@ fn capture_ports_are_the_proxys_own_at_its_addresses_alone() {
         assert_eq!(got, expected, "{address}");
     }
 }
+
+#[tokio::test]
+async fn what_leaves_a_namespace_with_nat_rules_has_ports_of_its_own() {
+    let (sender, _wants) = mpsc::unbounded_channel();
+    for (capture, limited) in [(CaptureMode::Iptables, true), (CaptureMode::Ebpf, false)] {
+        let node = node(&[]);
+        for to in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(to).await.unwrap();
+            let mut target = target(&listener.local_addr().unwrap().to_string());
+            let spec = PodSpec::default();
+            let pod = LocalPod::new(spec, Families::default(), capture, &sender);
+            let (family, socket) = if target.address.is_ipv4() {
+                (Family::V4, TcpSocket::new_v4())
+            } else {
+                (Family::V6, TcpSocket::new_v6())
+            };
+            let socket = socket.unwrap();
+            let fd = std::os::fd::AsFd::as_fd(&socket)
+                .try_clone_to_owned()
+                .unwrap();
+            pod.pool(SocketKind::Outbound, family).fill(vec![fd]);
+            let pod = Arc::new(pod);
+            // The pod's own loopback would be a delivery.
+            let transport = Transport::Direct(pod.clone());
+            target.source = Some(pod);
+            let ports = node.connector.ports(&transport);
+            let stream = open(&transport, &target, ports).await.unwrap();
+            let port = stream.local_addr().unwrap().port();
+            assert_eq!(
+                DIRECT_PORTS.contains(&port),
+                limited,
+                "{capture} {to}: {port}"
+            );
+        }
+    }
+}
