@@ -4,12 +4,15 @@
 //! `app` makes one [`Bpf`] at start; `redirect` enrols and withdraws pods through it; `status` and
 //! `metrics` read it. Nothing here decides whether a pod is captured.
 
+mod accel;
 mod attach;
+mod btf;
 mod enrolment;
 mod error;
 mod loader;
 mod log;
 mod maps;
+mod nsid;
 mod object;
 mod pins;
 mod policy;
@@ -17,14 +20,17 @@ mod probe;
 mod programs;
 mod sys;
 
+pub use accel::{AcceleratedEnd, Promotion};
 pub use enrolment::{Enrolled, PodEnrolment};
 pub use error::BpfError;
 pub use loader::{Adoption, Bpf, BpfConfig, Replace};
 pub use log::{BpfEvent, EventStream, LogPump, with_programs};
 pub use maps::{CounterValue, MapOccupancy, PodTraffic};
 pub use millrace_ebpf_abi::{
-    Acceleration, Counter, Direction, EventKind, LogLevel, PodPolicy, PodTelemetry,
+    AccelOutcome, AccelTraffic, Acceleration, Counter, Direction, EventKind, LogLevel,
+    PodAcceleration, PodPolicy, PodTelemetry, experiment,
 };
+pub use nsid::nsid;
 pub use pins::ensure_bpffs;
 pub use policy::{CapturePolicy, ListenerPorts, OnCaptureLoss};
 pub use probe::{Capabilities, Feature, Verdict, probe};

@@ -228,6 +228,7 @@ fn load(config: &AgentConfig) -> Result<Bpf, String> {
         host_netns_cookie,
         log_level: LogLevel::Off,
         replace: Replace::Changed,
+        experiment: 0,
     })
     .map_err(|error| chain(&error))?;
     tracing::info!(adoption = ?bpf.adoption(), "eBPF programs are in place");

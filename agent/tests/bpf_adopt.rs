@@ -21,7 +21,7 @@ const SERVICE: &str = "10.96.0.10:9080";
 #[test]
 fn programs_and_pods_are_adopted() {
     let mut fixture = node!();
-    assert_eq!(fixture.bpf().adoption().attached, 10);
+    assert_eq!(fixture.bpf().adoption().attached, 11);
     let app = fixture.captured("app", CapturePolicy::default());
     let before = fixture.bpf().enrolled().expect("listed");
     fixture.kill_agent();
@@ -83,7 +83,7 @@ fn no_connection_is_lost_while_agents_come_and_go() {
             let seen = outbound.load(Ordering::Relaxed) + inbound.load(Ordering::Relaxed);
             fixture.kill_agent();
             let replaced = fixture.restart_agent(replace).adoption().replaced;
-            assert_eq!(replaced, if replace == Replace::Always { 11 } else { 0 });
+            assert_eq!(replaced, if replace == Replace::Always { 12 } else { 0 });
             eventually(PATIENCE, "connections go on", || {
                 outbound.load(Ordering::Relaxed) + inbound.load(Ordering::Relaxed) > seen + 100
             });
@@ -139,7 +139,7 @@ fn vanished_pods_leave_nothing_after_a_sweep() {
     let mut fixture = node!();
     let app = fixture.captured("app", CapturePolicy::default());
     let cookie = app.cookie;
-    let pin = fixture.node.bpffs_dir().join(format!("v1/lookup/{cookie}"));
+    let pin = fixture.node.bpffs_dir().join(format!("v2/lookup/{cookie}"));
     assert!(pin.exists());
     drop(app);
     fixture.bpf().withdraw(cookie).expect("withdrawn");
@@ -156,7 +156,7 @@ fn link_of_a_dead_namespace_is_dropped_by_the_next_agent() {
     let pin = fixture
         .node
         .bpffs_dir()
-        .join(format!("v1/lookup/{}", app.cookie));
+        .join(format!("v2/lookup/{}", app.cookie));
     fixture.kill_agent();
     drop(app);
     eventually(PATIENCE, "the namespace is gone", || {
@@ -181,7 +181,7 @@ fn detaching_ends_all_capture_and_removes_every_pin() {
     accept(&outside);
     server.connect(app.pod.at(9080)).expect("direct");
     accept(&inside);
-    assert!(!fixture.node.bpffs_dir().join("v1").exists());
+    assert!(!fixture.node.bpffs_dir().join("v2").exists());
     Bpf::clean(&fixture.node.bpffs_dir()).expect("twice is fine");
 }
 
@@ -196,7 +196,7 @@ fn programs_move_to_another_cgroup() {
         ..config(&fixture.node)
     };
     let bpf = Bpf::load_or_adopt(&narrower).expect("attached there");
-    assert_eq!(bpf.adoption().attached, 10);
+    assert_eq!(bpf.adoption().attached, 11);
     let _client = app.pod.connect(addr(SERVICE)).expect("captured");
     let (proxy, _) = accept(&app.outbound4);
     assert_eq!(original_dst(&proxy, libc::SOL_IP), Ok(addr(SERVICE)));
@@ -210,7 +210,7 @@ fn other_abi_version_stays_in_charge_until_the_pods_are_enrolled() {
     fixture.kill_agent();
     // The pins of a version that this agent does not know, as far as it may look into them.
     let root = fixture.node.bpffs_dir();
-    fs::rename(root.join("v1"), root.join("v9")).expect("renamed");
+    fs::rename(root.join("v2"), root.join("v9")).expect("renamed");
     let bpf = fixture.restart_agent(Replace::Changed);
     assert!(bpf.is_waiting());
     let app = fixture.captured("app", CapturePolicy::default());
@@ -251,10 +251,10 @@ fn three_capabilities_suffice() {
             fixture.restart_agent(Replace::Changed);
             fixture.enroll(&app, CapturePolicy::default());
             fixture.kill_agent();
-            assert_eq!(fixture.restart_agent(Replace::Changed).adoption().kept, 10);
+            assert_eq!(fixture.restart_agent(Replace::Changed).adoption().kept, 11);
             fixture.kill_agent();
             let replaced = fixture.restart_agent(Replace::Always).adoption().replaced;
-            assert_eq!(replaced, 11);
+            assert_eq!(replaced, 12);
         });
         agent.join().expect("no more is needed");
     });

@@ -295,7 +295,7 @@ async fn the_launcher_mounts_bpffs_where_there_is_none() {
         tokio::task::yield_now().await;
     };
     assert!(status.ebpf.available, "{:?}", status.ebpf);
-    assert!(bpffs.0.join("v1/links").exists() || fs::read_dir(&bpffs.0).unwrap().count() > 0);
+    assert!(bpffs.0.join("v2/links").exists() || fs::read_dir(&bpffs.0).unwrap().count() > 0);
 }
 
 #[test]

@@ -8,9 +8,13 @@ use core::mem::offset_of;
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt};
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_set};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
+use aya_ebpf::bindings::{
+    bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt, sk_msg_md,
+};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::programs::{
+    SkLookupContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext,
+};
 use core::ffi::c_void;
 use millrace_ebpf_abi::{AF_INET, Addr, OrigDst, SockTuple};
 
@@ -75,6 +79,24 @@ impl Sock {
     #[inline(always)]
     pub fn raw(self) -> *mut bpf_sock {
         self.raw
+    }
+
+    /// What a helper found, not null.
+    #[inline(always)]
+    pub fn found(raw: *mut bpf_sock) -> Self {
+        Self { raw }
+    }
+
+    /// Its state, one of `TCP_*`.
+    #[inline(always)]
+    pub fn state(self) -> u32 {
+        read!(self.raw, bpf_sock, state)
+    }
+
+    /// Its `SO_PRIORITY`.
+    #[inline(always)]
+    pub fn priority(self) -> u32 {
+        read!(self.raw, bpf_sock, priority)
     }
 
     /// Its mark.
@@ -333,6 +355,13 @@ impl<'a> SockOps<'a> {
         u64::from(read!(self.raw, bpf_sock_ops, total_retrans))
     }
 
+    /// Gives the socket a cookie, by which it can be told from a later one in its place.
+    #[inline(always)]
+    pub fn make_cookie(&self) {
+        // SAFETY: the context is valid for the run of the program.
+        unsafe { bpf_get_socket_cookie(self.inner.as_ptr()) };
+    }
+
     /// Asks for the state callback of this socket.
     #[inline(always)]
     pub fn watch_state(&self) {
@@ -482,5 +511,42 @@ impl<'a> Lookup<'a> {
                 offset_of!(bpf_sk_lookup, remote_port)
             )),
         )
+    }
+}
+
+/// Context of a message that a socket in the map sends.
+pub struct Msg<'a> {
+    inner: &'a SkMsgContext,
+    raw: *mut sk_msg_md,
+}
+
+impl<'a> Msg<'a> {
+    /// Wraps the context.
+    #[inline(always)]
+    pub fn new(inner: &'a SkMsgContext) -> Self {
+        Self {
+            inner,
+            raw: inner.msg,
+        }
+    }
+
+    /// For the map.
+    #[inline(always)]
+    pub fn inner(&self) -> &SkMsgContext {
+        self.inner
+    }
+
+    /// The sender.
+    #[inline(always)]
+    pub fn sock(&self) -> Sock {
+        Sock {
+            raw: read_pointer!(self.raw, sk_msg_md, __bindgen_anon_3, bpf_sock),
+        }
+    }
+
+    /// Bytes of the message.
+    #[inline(always)]
+    pub fn size(&self) -> u32 {
+        read!(self.raw, sk_msg_md, size)
     }
 }

@@ -5,14 +5,14 @@
 //! connection that nobody redirected.
 
 use millrace_ebpf_abi::{
-    AF_INET, AF_INET6, Counter, OrigDst, OrigDstAnswer, SockTuple, SocketRole, TCP,
-    getsockopt_verdict,
+    AF_INET, AF_INET6, Counter, OrigDst, OrigDstAnswer, SOCKOPT_LEVEL, SOCKOPT_STATE, SockTuple,
+    SocketRole, TCP, getsockopt_verdict,
 };
 
 use crate::count::count;
 use crate::ctx::{Sock, Sockopt};
 use crate::maps::{ORIG_DSTS, POLICIES};
-use crate::storage;
+use crate::{kernel, storage};
 
 /// The kernel's own answer stays.
 const KEEP: i32 = 1;
@@ -43,6 +43,10 @@ pub fn getsockopt(ctx: &Sockopt<'_>) -> i32 {
         // An answer longer than a page is not in the program's buffer; kernels before 6.5 turn it into EFAULT
         // unless the program disclaims it (Documentation/bpf/prog_cgroup_sockopt.rst).
         ctx.disclaim();
+        return KEEP;
+    }
+    if ctx.level() == SOCKOPT_LEVEL {
+        acceleration(ctx);
         return KEEP;
     }
     let mut origin = None;
@@ -84,6 +88,19 @@ pub fn getsockopt(ctx: &Sockopt<'_>) -> i32 {
         Counter::GetsockoptShortBuffer
     });
     KEEP
+}
+
+/// How a promoted connection is; any other socket keeps the kernel's `ENOPROTOOPT`.
+#[inline(always)]
+fn acceleration(ctx: &Sockopt<'_>) {
+    if ctx.optname() != SOCKOPT_STATE {
+        return;
+    }
+    if let Some(answer) = storage::accel(ctx.sock().raw()).and_then(|state| kernel::answer(state))
+        && !ctx.answer(answer)
+    {
+        count(Counter::GetsockoptShortBuffer);
+    }
 }
 
 /// The original destination of the socket, and how it is known.

@@ -22,16 +22,22 @@ mod event;
 mod facts;
 mod getpeername;
 mod getsockopt;
+mod kernel;
 mod log;
 mod lookup;
 mod maps;
+mod promote;
+mod setsockopt;
+mod skmsg;
 mod sockops;
 mod storage;
 
-use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sk_msg, sock_ops};
+use aya_ebpf::programs::{
+    SkLookupContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext,
+};
 
-use crate::ctx::{Lookup, SockAddr, SockOps, Sockopt};
+use crate::ctx::{Lookup, Msg, SockAddr, SockOps, Sockopt};
 
 #[cgroup_sock_addr(connect4)]
 pub fn millrace_connect4(ctx: SockAddrContext) -> i32 {
@@ -76,6 +82,21 @@ pub fn millrace_recv6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sockopt(getsockopt)]
 pub fn millrace_getopt(ctx: SockoptContext) -> i32 {
     getsockopt::getsockopt(&Sockopt::new(&ctx))
+}
+
+#[cgroup_sockopt(setsockopt)]
+pub fn millrace_setopt(ctx: SockoptContext) -> i32 {
+    setsockopt::setsockopt(&Sockopt::new(&ctx))
+}
+
+#[sk_msg]
+pub fn millrace_message(ctx: SkMsgContext) -> u32 {
+    skmsg::message(&Msg::new(&ctx))
+}
+
+#[classifier]
+pub fn millrace_promote(ctx: TcContext) -> i32 {
+    promote::command(&ctx)
 }
 
 #[sock_ops]

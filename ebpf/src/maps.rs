@@ -9,8 +9,8 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use millrace_ebpf_abi::{
-    Addr, CidrKey, Counter, Event, ListenerKey, NodeConfig, OrigDst, PodPolicy, PodTelemetry,
-    PortKey, SockTuple, SocketState, TelemetryKey,
+    AccelSocket, Addr, CidrKey, Counter, Event, ListenerKey, NodeConfig, OrigDst, PodAcceleration,
+    PodPolicy, PodTelemetry, PortKey, SockTuple, SocketState, TelemetryKey,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -52,6 +52,20 @@ pub static ANNOUNCED: HashMap<SockTuple, u8, 65536, ON_DEMAND> = HashMap::new();
 /// What a socket is to the capture path.
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+/// Both ends of every promoted connection by their own cookies; the message program is attached to it. An
+/// element leaves when its socket closes and never before: its unread bytes would be lost.
+#[btf_map]
+pub static ACCELERATED: SockHash<u64, 262_144> = SockHash::new();
+
+/// What an end of a promoted connection is.
+#[btf_map]
+pub static ACCEL_SOCKETS: SkStorage<AccelSocket> = SkStorage::new();
+
+/// Network namespace cookie → sums over the pod's promoted connections.
+#[btf_map]
+pub static ACCELERATION: PerCpuHashMap<u64, PodAcceleration, 16384, ON_DEMAND> =
+    PerCpuHashMap::new();
 
 /// L4 telemetry.
 #[btf_map]

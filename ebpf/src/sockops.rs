@@ -28,6 +28,10 @@ pub fn sockops(ctx: &SockOps<'_>) -> u32 {
     }
     let Some(sock) = ctx.sock() else { return DONE };
     let netns_cookie = ctx.netns_cookie();
+    if matches!(socket_event, SocketEvent::Connected | SocketEvent::Accepted) {
+        // The connection may be promoted one day, and the promotion program cannot make one.
+        ctx.make_cookie();
+    }
     match socket_event {
         SocketEvent::Connecting => connecting(ctx, sock, netns_cookie),
         SocketEvent::Connected => established(ctx, sock, netns_cookie, Direction::Outbound),

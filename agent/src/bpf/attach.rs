@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::loader::{Adoption, Bpf};
 use super::pins::unpin;
-use super::programs::{CgroupProgram, LOOKUP};
+use super::programs::{CgroupProgram, LOOKUP, MESSAGE, PROMOTE};
 use super::sys::{self, LinkInfo};
 use super::{BpfError, object};
 
@@ -49,6 +49,10 @@ impl Bpf {
             object::pin(&self.pins, program.name, fd)?;
         }
         object::pin(&self.pins, LOOKUP, &self.lookup)?;
+        if let Ok(accel) = &self.accel {
+            object::pin(&self.pins, MESSAGE, &accel.message)?;
+            object::pin(&self.pins, PROMOTE, &accel.promote)?;
+        }
         tracing::info!(?adoption, cgroup = %self.cgroup.display(), "eBPF programs in place");
         self.adoption = adoption;
         Ok(())

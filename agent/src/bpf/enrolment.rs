@@ -125,6 +125,7 @@ impl Bpf {
                 .map(|(_, cookie)| cookie),
         );
         strays.extend(self.maps.listeners.cookies()?);
+        strays.extend(self.maps.acceleration.cookies()?);
         strays.extend(
             self.maps
                 .telemetry
@@ -195,6 +196,7 @@ impl Bpf {
             .rules
             .insert_cidrs(&pod.policy.cidr_elements(rule_set, &pod.ips))?;
         self.maps.telemetry.start(cookie)?;
+        self.maps.acceleration.start(cookie)?;
         let (v4, v6) = by_family(cookie, &pod.inbound_listeners)?;
         self.maps.listeners.replace(cookie, family(AF_INET), &v4)?;
         self.maps.listeners.replace(cookie, family(AF_INET6), &v6)?;
@@ -250,6 +252,7 @@ impl Bpf {
         self.maps
             .listeners
             .replace(netns_cookie, family(AF_INET6), &[])?;
+        self.maps.acceleration.stop(netns_cookie)?;
         self.maps.telemetry.stop(netns_cookie)
     }
 

@@ -52,6 +52,15 @@ pub enum BpfError {
         #[source]
         source: io::Error,
     },
+    /// A program could not be run.
+    #[error("eBPF program {program} could not be run")]
+    Run {
+        /// Which.
+        program: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// A file or directory under bpffs, or the mount itself.
     #[error("{action} {path}")]
     Bpffs {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use millrace_ebpf_abi::{ABI_VERSION, LogLevel, NodeConfig};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
+use super::accel::AccelPrograms;
 use super::log::Logs;
 use super::maps::{MapOccupancy, Maps, occupancy};
 use super::object::Loaded;
@@ -31,6 +32,8 @@ pub struct BpfConfig {
     pub log_level: LogLevel,
     /// Which attached programs to replace.
     pub replace: Replace,
+    /// Rules of acceleration that an experiment switches off (`millrace_ebpf_abi::experiment`); 0 in service.
+    pub experiment: u32,
 }
 
 /// Which attached programs an adopting agent replaces by its own.
@@ -65,6 +68,7 @@ pub struct Bpf {
     pub(super) next_rule_set: u64,
     pub(super) cgroup: PathBuf,
     pub(super) programs: Vec<(CgroupProgram, OwnedFd)>,
+    pub(super) accel: Result<AccelPrograms, String>,
     pub(super) adoption: Adoption,
     older: Vec<PathBuf>,
     logs: Option<Logs>,
@@ -85,8 +89,9 @@ impl Bpf {
         let Loaded {
             programs,
             lookup,
+            accel,
             logs,
-        } = Loaded::load(&pins, config.replace)?;
+        } = Loaded::load(&pins, config.replace, config.experiment)?;
         let mut bpf = Self {
             maps: Maps::open(&pins)?,
             older: pins.other_versions()?,
@@ -96,6 +101,7 @@ impl Bpf {
             next_rule_set: 1,
             cgroup: config.cgroup.clone(),
             programs,
+            accel,
             adoption: Adoption::default(),
             logs: Some(logs),
         };
@@ -250,6 +256,7 @@ impl Bpf {
             reserved: 0,
         })?;
         self.sweep()?;
+        self.attach_accel();
         if self.is_waiting() {
             tracing::warn!(found = ?self.older, "programs of another ABI version stay in charge until every pod is enrolled");
             return Ok(());

@@ -12,15 +12,15 @@ use aya::maps::{
     PerCpuValues, SockHash,
 };
 use millrace_ebpf_abi::{
-    Addr, CidrKey, Counter, Direction, LISTENER_SLOTS, ListenerKey, NodeConfig, OrigDst, PodPolicy,
-    PodTelemetry, PortKey, SockTuple, TelemetryKey,
+    Addr, CidrKey, Counter, Direction, LISTENER_SLOTS, ListenerKey, NodeConfig, OrigDst,
+    PodAcceleration, PodPolicy, PodTelemetry, PortKey, SockTuple, TelemetryKey,
 };
 
 use super::BpfError;
 use super::pins::Pins;
 
 /// Every map of the object that is pinned; aya-log's ring is one of them.
-pub(super) const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 16] = [
     "NODE",
     "POLICIES",
     "ADDRESSES",
@@ -30,6 +30,9 @@ pub(super) const NAMES: [&str; 13] = [
     "ORIG_DSTS",
     "ANNOUNCED",
     "SOCKETS",
+    "ACCELERATED",
+    "ACCEL_SOCKETS",
+    "ACCELERATION",
     "TELEMETRY",
     "COUNTERS",
     "EVENTS",
@@ -44,6 +47,7 @@ pub(super) struct Maps {
     pub(super) rules: Rules,
     pub(super) listeners: Listeners,
     pub(super) telemetry: Telemetry,
+    pub(super) acceleration: PodSums,
     pub(super) counters: Counters,
 }
 
@@ -60,6 +64,7 @@ impl Maps {
             },
             listeners: Listeners(open(pins, "LISTENERS")?),
             telemetry: Telemetry(open(pins, "TELEMETRY")?),
+            acceleration: PodSums(open(pins, "ACCELERATION")?),
             counters: Counters(open(pins, "COUNTERS")?),
         })
     }
@@ -276,6 +281,48 @@ impl Telemetry {
             })
             .collect::<Result<_, _>>()
             .map_err(BpfError::map("TELEMETRY", "listed"))
+    }
+}
+
+/// `ACCELERATION`: sums over the promoted connections of the pods.
+pub(super) struct PodSums(PerCpuHashMap<MapData, u64, PodAcceleration>);
+
+impl PodSums {
+    /// Starts counting for a pod; sums of an enrolled one stay.
+    pub(super) fn start(&mut self, netns_cookie: u64) -> Result<(), BpfError> {
+        let present = found(self.0.get(&netns_cookie, 0));
+        if present
+            .map_err(BpfError::map("ACCELERATION", "read"))?
+            .is_some()
+        {
+            return Ok(());
+        }
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(_, error)| BpfError::map("ACCELERATION", "sized")(error.into()))?;
+        let zero = PerCpuValues::try_from(vec![PodAcceleration::default(); cpus])
+            .map_err(|error| BpfError::map("ACCELERATION", "sized")(error.into()))?;
+        self.0
+            .insert(netns_cookie, zero, 0)
+            .map_err(BpfError::map("ACCELERATION", "written"))
+    }
+
+    pub(super) fn stop(&mut self, netns_cookie: u64) -> Result<(), BpfError> {
+        gone(self.0.remove(&netns_cookie)).map_err(BpfError::map("ACCELERATION", "written"))
+    }
+
+    /// Sums of a pod; all zero where nothing is counted.
+    pub(super) fn of(&self, netns_cookie: u64) -> Result<PodAcceleration, BpfError> {
+        let values =
+            found(self.0.get(&netns_cookie, 0)).map_err(BpfError::map("ACCELERATION", "read"))?;
+        Ok(values.map_or_else(PodAcceleration::default, |values| {
+            values
+                .iter()
+                .fold(PodAcceleration::default(), |sum, value| sum.plus(value))
+        }))
+    }
+
+    pub(super) fn cookies(&self) -> Result<Vec<u64>, BpfError> {
+        listed(self.0.keys()).map_err(BpfError::map("ACCELERATION", "listed"))
     }
 }
 

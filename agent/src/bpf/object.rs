@@ -8,12 +8,15 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use ::object::{Object, ObjectSection};
 use millrace_ebpf_abi::{ABI, ABI_SECTION};
 
+use super::accel::AccelPrograms;
 use super::loader::Replace;
 use super::log::Logs;
 use super::maps::NAMES;
 use super::pins::{Pins, unpin};
-use super::programs::{CGROUP_PROGRAMS, CgroupProgram, LOOKUP};
-use super::{BpfError, sys};
+use super::programs::{CGROUP_PROGRAMS, CgroupProgram, LOOKUP, MESSAGE, PROMOTE};
+use super::{BpfError, btf, sys};
+use crate::broker::chain;
+use millrace_ebpf_abi::KernelLayout;
 
 /// ELF readers want the bytes aligned.
 #[repr(align(8))]
@@ -28,17 +31,24 @@ static EMBEDDED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
 pub(super) struct Loaded {
     pub(super) programs: Vec<(CgroupProgram, OwnedFd)>,
     pub(super) lookup: OwnedFd,
+    /// Those of acceleration, or why there are none; capture does without.
+    pub(super) accel: Result<AccelPrograms, String>,
     pub(super) logs: Logs,
 }
 
 impl Loaded {
     /// Loads the programs with the pinned maps, which are made if there are none. A pinned program of the
     /// same instructions is taken instead of the loaded one, so that links need not change.
-    pub(super) fn load(pins: &Pins, replace: Replace) -> Result<Self, BpfError> {
+    pub(super) fn load(pins: &Pins, replace: Replace, experiment: u32) -> Result<Self, BpfError> {
         // A program pinned with maps that somebody removed since works on maps that nobody sees.
         let maps_complete = NAMES.iter().all(|name| pins.map(name).exists());
         let reuse = maps_complete && replace == Replace::Changed;
-        let mut ebpf = load_object(embedded()?, Some(pins))?;
+        let layout = btf::kernel_layout();
+        let constants = Constants {
+            layout: *layout.as_ref().unwrap_or(&KernelLayout::UNKNOWN),
+            experiment,
+        };
+        let mut ebpf = load_object(embedded()?, Some(pins), &constants)?;
         let mut program = |name| {
             let fresh = load_program(&mut ebpf, name)?;
             match sys::get(&pins.program(name)) {
@@ -52,6 +62,13 @@ impl Loaded {
                 .map(|cgroup| Ok((*cgroup, program(cgroup.name)?)))
                 .collect::<Result<_, BpfError>>()?,
             lookup: program(LOOKUP)?,
+            accel: layout.and_then(|_| {
+                let mut load = |name| program(name).map_err(|error| chain(&error));
+                Ok(AccelPrograms {
+                    message: load(MESSAGE)?,
+                    promote: load(PROMOTE)?,
+                })
+            }),
             logs: Logs::open(&mut ebpf)?,
         })
     }
@@ -73,12 +90,37 @@ pub(super) fn try_all() -> Vec<(&'static str, Result<(), BpfError>)> {
         .iter()
         .map(|program| program.name)
         .chain([LOOKUP]);
-    match embedded().and_then(|object| load_object(object, None)) {
+    match embedded().and_then(|object| load_object(object, None, &Constants::default())) {
         Ok(mut ebpf) => names
             .map(|name| (name, load_program(&mut ebpf, name).map(drop)))
             .collect(),
         Err(error) => vec![("object", Err(error))],
     }
+}
+
+/// Loads the programs of acceleration likewise.
+pub(super) fn try_accel() -> Vec<(&'static str, Result<(), String>)> {
+    let layout = btf::kernel_layout();
+    let constants = Constants {
+        layout: *layout.as_ref().unwrap_or(&KernelLayout::UNKNOWN),
+        experiment: 0,
+    };
+    let mut tried = vec![("kernel structures", layout.map(drop))];
+    match embedded().and_then(|object| load_object(object, None, &constants)) {
+        Ok(mut ebpf) => tried.extend([MESSAGE, PROMOTE].map(|name| {
+            let loaded = load_program(&mut ebpf, name).map(drop);
+            (name, loaded.map_err(|error| chain(&error)))
+        })),
+        Err(error) => tried.push(("object", Err(chain(&error)))),
+    }
+    tried
+}
+
+/// What the object is given before it is loaded.
+#[derive(Default)]
+struct Constants {
+    layout: KernelLayout,
+    experiment: u32,
 }
 
 fn embedded() -> Result<&'static [u8], BpfError> {
@@ -88,13 +130,19 @@ fn embedded() -> Result<&'static [u8], BpfError> {
     Ok(&EMBEDDED.0)
 }
 
-fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
+fn load_object(
+    object: &[u8],
+    pins: Option<&Pins>,
+    constants: &Constants,
+) -> Result<Ebpf, BpfError> {
     check_abi(object)?;
     let mut loader = EbpfLoader::new();
     // Nothing in the object is relocated against the kernel's types, and reading them takes long.
     loader.btf(None);
     // A refused program is tried again with the log on, so that the error carries it.
     loader.verifier_log_level(VerifierLogLevel::default());
+    loader.override_global("LAYOUT", &constants.layout, true);
+    loader.override_global("EXPERIMENT", &constants.experiment, true);
     if let Some(pins) = pins {
         for name in NAMES {
             loader.map_pin_path(name, pins.map(name));
@@ -132,6 +180,8 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::SkMsg(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
     .map_err(error)?;

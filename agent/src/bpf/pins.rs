@@ -3,6 +3,7 @@
 //! `<dir>/v<ABI_VERSION>/{maps,programs,links,lookup}`: maps and programs by name, cgroup links by program,
 //! `sk_lookup` links by the cookie of their namespace. Programs of another ABI version live beside, never together.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -10,7 +11,7 @@ use millrace_ebpf_abi::ABI_VERSION;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::BpfError;
+use super::{BpfError, sys};
 
 /// The directories of one ABI version.
 #[derive(Clone, Debug)]
@@ -139,7 +140,22 @@ pub(super) fn remove_version(version: &Path) -> Result<(), BpfError> {
     ] {
         unpin(&links.join(name))?;
     }
+    forget_policies(&version.join("maps/POLICIES"))?;
     fs::remove_dir_all(version).map_err(BpfError::bpffs("removing", version))
+}
+
+/// Connections that are promoted stay so as long as they live, pins or not; without a policy of their pod
+/// they go by TCP. Every version's policies are keyed by a 64-bit cookie.
+fn forget_policies(path: &Path) -> Result<(), BpfError> {
+    let map = match sys::get(path) {
+        Ok(map) => map,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(BpfError::bpffs("opening", path)(error)),
+    };
+    for cookie in sys::keys(map.as_fd()).map_err(BpfError::bpffs("listing", path))? {
+        sys::remove(map.as_fd(), cookie).map_err(BpfError::bpffs("emptying", path))?;
+    }
+    Ok(())
 }
 
 fn is_version(path: &Path) -> bool {

@@ -23,6 +23,9 @@ pub struct Capabilities {
     pub bpffs: Option<PathBuf>,
     /// Everything that was tried.
     pub features: Vec<Feature>,
+    /// What acceleration needs besides; capture does without.
+    #[serde(default)]
+    pub acceleration: Vec<Feature>,
 }
 
 /// One thing that eBPF capture needs.
@@ -51,49 +54,62 @@ pub enum Verdict {
 }
 
 impl Capabilities {
+    /// Whether connections can be accelerated here; else what is missing, in one line.
+    ///
+    /// # Errors
+    ///
+    /// The missing features with their reasons.
+    pub fn acceleration(&self) -> Result<(), String> {
+        summary(&self.acceleration)
+    }
+
     /// Whether pods can be captured by eBPF here; else what is missing, in one line.
     ///
     /// # Errors
     ///
     /// The missing features with their reasons.
     pub fn ebpf(&self) -> Result<(), String> {
-        let mut missing = self
-            .features
-            .iter()
-            .filter_map(|feature| match &feature.verdict {
-                Verdict::Available => None,
-                Verdict::Missing { reason } => Some((feature.name.as_str(), reason.as_str())),
-            });
-        let Some((name, reason)) = missing.next() else {
-            return Ok(());
-        };
-        // Whoever may not use eBPF is refused everything; saying so once says it all.
-        if name == PRIVILEGES || name == BPF_CALL {
-            return Err(reason.to_owned());
-        }
-        // One cause is often that of many: each is told once.
-        let mut causes: Vec<(&str, Vec<&str>)> = vec![(reason, vec![name])];
-        for (name, reason) in missing {
-            match causes.iter_mut().find(|(known, _)| *known == reason) {
-                Some((_, names)) => names.push(name),
-                None => causes.push((reason, vec![name])),
-            }
-        }
-        let causes: Vec<String> = causes
-            .iter()
-            .map(|(reason, names)| match names[..] {
-                [name] => format!("{name}: {reason}"),
-                [name, ..] => format!("{name} and {} more: {reason}", names.len() - 1),
-                [] => (*reason).to_owned(),
-            })
-            .collect();
-        Err(causes.join("; "))
+        summary(&self.features)
     }
 }
 
 /// The features without which nothing else can be tried; the first that are looked for.
 const PRIVILEGES: &str = "privileges";
 const BPF_CALL: &str = "bpf system call";
+
+/// What of `features` is missing, in one line.
+fn summary(features: &[Feature]) -> Result<(), String> {
+    let mut missing = features
+        .iter()
+        .filter_map(|feature| match &feature.verdict {
+            Verdict::Available => None,
+            Verdict::Missing { reason } => Some((feature.name.as_str(), reason.as_str())),
+        });
+    let Some((name, reason)) = missing.next() else {
+        return Ok(());
+    };
+    // Whoever may not use eBPF is refused everything; saying so once says it all.
+    if name == PRIVILEGES || name == BPF_CALL {
+        return Err(reason.to_owned());
+    }
+    // One cause is often that of many: each is told once.
+    let mut causes: Vec<(&str, Vec<&str>)> = vec![(reason, vec![name])];
+    for (name, reason) in missing {
+        match causes.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, names)) => names.push(name),
+            None => causes.push((reason, vec![name])),
+        }
+    }
+    let causes: Vec<String> = causes
+        .iter()
+        .map(|(reason, names)| match names[..] {
+            [name] => format!("{name}: {reason}"),
+            [name, ..] => format!("{name} and {} more: {reason}", names.len() - 1),
+            [] => (*reason).to_owned(),
+        })
+        .collect();
+    Err(causes.join("; "))
+}
 
 /// Finds out what this kernel and host can do. Changes nothing; takes about a tenth of a second.
 pub fn probe() -> Capabilities {
@@ -146,7 +162,25 @@ pub fn probe() -> Capabilities {
         cgroup2,
         bpffs: mount_of(&mounts, "bpf"),
         features,
+        acceleration: accel_features(),
     }
+}
+
+fn accel_features() -> Vec<Feature> {
+    let purpose = |name: &str| match name {
+        "kernel structures" => "reading what sockets have sent and read",
+        "millrace_message" => "moving messages past the TCP stack",
+        "millrace_promote" => "promoting connections",
+        _ => "acceleration",
+    };
+    object::try_accel()
+        .into_iter()
+        .map(|(name, result)| Feature {
+            name: name.to_owned(),
+            purpose: purpose(name).to_owned(),
+            verdict: verdict(result),
+        })
+        .collect()
 }
 
 /// Why bpf(2) fails for a process that has the capabilities for it, and what helps.
@@ -300,6 +334,7 @@ fn purpose_of(program: &str) -> &'static str {
         "millrace_peer4" | "millrace_peer6" => "applications seeing the peer that they asked for",
         "millrace_send4" | "millrace_send6" | "millrace_recv4" | "millrace_recv6" => "DNS capture",
         "millrace_getopt" => "answering SO_ORIGINAL_DST",
+        "millrace_setopt" => "seeing options that acceleration cannot honour",
         "millrace_sockops" => "handing original destinations over, L4 telemetry",
         "millrace_lookup" => "inbound capture",
         _ => "everything",
@@ -354,6 +389,7 @@ mod tests {
                 host_feature("kernel BTF", "x", true, ""),
                 host_feature("cgroup2 mount", "x", false, "none"),
             ],
+            acceleration: Vec::new(),
         };
         assert_eq!(capabilities.ebpf(), Err("cgroup2 mount: none".to_owned()));
     }
@@ -370,6 +406,7 @@ mod tests {
                 feature(BPF_CALL, call.as_str()),
                 feature("program millrace_connect4", "refused"),
             ],
+            acceleration: Vec::new(),
         };
         let told = capabilities.ebpf().expect_err("nothing can be loaded");
         assert_eq!(told, call);
@@ -388,6 +425,7 @@ mod tests {
                 feature("b", "too old"),
                 feature("c", "refused"),
             ],
+            acceleration: Vec::new(),
         };
         let told = "a and 1 more: refused; b: too old";
         assert_eq!(capabilities.ebpf(), Err(told.to_owned()));

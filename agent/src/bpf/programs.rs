@@ -5,6 +5,13 @@ pub(super) const SK_LOOKUP_ATTACH_TYPE: u32 = 36;
 /// Name of the inbound program, which is attached to each pod's namespace.
 pub(super) const LOOKUP: &str = "millrace_lookup";
 
+/// Name of the message program, which is attached to the map of promoted connections.
+pub(super) const MESSAGE: &str = "millrace_message";
+/// `BPF_SK_MSG_VERDICT` of `enum bpf_attach_type`.
+pub(super) const MESSAGE_ATTACH_TYPE: u32 = 7;
+/// Name of the promotion program, which is run and never attached.
+pub(super) const PROMOTE: &str = "millrace_promote";
+
 /// A program that is attached once, at the node's cgroup directory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CgroupProgram {
@@ -16,9 +23,10 @@ pub(super) struct CgroupProgram {
 
 /// The order is that of attaching: what only answers comes before what redirects, so that no connection is
 /// redirected without the programs that make it look untouched.
-pub(super) const CGROUP_PROGRAMS: [CgroupProgram; 10] = [
+pub(super) const CGROUP_PROGRAMS: [CgroupProgram; 11] = [
     program("millrace_sockops", 3),
     program("millrace_getopt", 21),
+    program("millrace_setopt", 22),
     program("millrace_peer4", 29),
     program("millrace_peer6", 30),
     program("millrace_recv4", 19),

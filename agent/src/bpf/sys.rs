@@ -13,8 +13,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 const MAP_CREATE: libc::c_long = 0;
+const MAP_DELETE: libc::c_long = 3;
+const MAP_NEXT_KEY: libc::c_long = 4;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
+const PROG_ATTACH: libc::c_long = 8;
+const PROG_TEST_RUN: libc::c_long = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
@@ -114,6 +118,105 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 /// What `link` is attached to.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct ProgAttach {
+    target: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches `program` to a map of sockets, in place of the one before; the map keeps it.
+pub(super) fn attach_to_map(
+    program: BorrowedFd<'_>,
+    map: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<()> {
+    let mut attr = ProgAttach {
+        target: number(map),
+        program: number(program),
+        attach_type,
+        flags: 0,
+    };
+    bpf(PROG_ATTACH, &mut attr).map(drop)
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct TestRun {
+    program: u32,
+    value: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// Runs `program` once on `packet`, which it may change, and returns what it returned.
+pub(super) fn test_run(program: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<u32> {
+    let size = u32::try_from(packet.len()).map_err(io::Error::other)?;
+    let mut attr = TestRun {
+        program: number(program),
+        size_in: size,
+        size_out: size,
+        data_in: packet.as_ptr() as u64,
+        data_out: packet.as_mut_ptr() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.value)
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct MapElement {
+    map: u32,
+    pad: u32,
+    key: u64,
+    next_or_value: u64,
+    flags: u64,
+}
+
+/// The keys of a map whose keys are 64-bit numbers; elements come and go meanwhile.
+pub(super) fn keys(map: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+    let mut keys = Vec::new();
+    let mut last: Option<u64> = None;
+    loop {
+        let mut next = 0_u64;
+        let mut attr = MapElement {
+            map: number(map),
+            key: last
+                .as_ref()
+                .map_or(0, |key| std::ptr::from_ref(key) as u64),
+            next_or_value: (&raw mut next) as u64,
+            ..MapElement::default()
+        };
+        match bpf(MAP_NEXT_KEY, &mut attr) {
+            Ok(_) => keys.push(next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(keys),
+            Err(error) => return Err(error),
+        }
+        last = Some(next);
+    }
+}
+
+/// Removes an element of such a map; one that is not there is fine.
+pub(super) fn remove(map: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+    let mut attr = MapElement {
+        map: number(map),
+        key: (&raw const key) as u64,
+        ..MapElement::default()
+    };
+    match bpf(MAP_DELETE, &mut attr) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -41,9 +41,13 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new() -> Self {
+        Self::of(|config| config)
+    }
+
+    fn of(change: impl FnOnce(BpfConfig) -> BpfConfig) -> Self {
         let cluster = Cluster::new().expect("a cluster");
         let node = cluster.node("node").expect("a node");
-        let config = config(&node);
+        let config = change(config(&node));
         let bpf = Bpf::load_or_adopt(&config).expect("programs load");
         Self {
             bpf: Some(bpf),
@@ -55,6 +59,19 @@ impl Fixture {
 
     pub fn bpf(&mut self) -> &mut Bpf {
         self.bpf.as_mut().expect("loaded")
+    }
+
+    /// The same as [`Self::bpf`], with the node beside it.
+    pub fn bpf_and_node(&mut self) -> (&mut Bpf, &Node) {
+        (self.bpf.as_mut().expect("loaded"), &self.node)
+    }
+
+    /// A node whose programs leave some rules of acceleration out.
+    pub fn with_experiment(experiment: u32) -> Self {
+        Self::of(|config| BpfConfig {
+            experiment,
+            ..config
+        })
     }
 
     /// The agent dies; what it pinned stays.
@@ -131,6 +148,7 @@ pub fn config(node: &Node) -> BpfConfig {
         host_netns_cookie: cookie_of(node),
         log_level: LogLevel::Off,
         replace: Replace::Changed,
+        experiment: 0,
     }
 }
 

@@ -129,6 +129,62 @@ counters! {
     LookupListenerMissingDirect => ("sk_lookup", "listener_missing_direct"),
     /// Closed pod without a listener, or with the proxy gone: refused.
     LookupListenerMissingRefused => ("sk_lookup", "listener_missing_refused"),
+    /// Both ends of a connection put into the map.
+    PromoteDone => ("promote", "promoted"),
+    /// An end is not there.
+    PromoteNotFound => ("promote", "not_found"),
+    /// An end is not established.
+    PromoteNotEstablished => ("promote", "not_established"),
+    /// Not a socket of the proxy's.
+    PromoteNotProxys => ("promote", "not_proxys"),
+    /// Connected before its pod was captured.
+    PromoteNoCookie => ("promote", "no_cookie"),
+    /// Not accepted yet, or closed.
+    PromoteNotAccepted => ("promote", "not_accepted"),
+    /// An end blocks.
+    PromoteBlocking => ("promote", "blocking"),
+    /// An end has an option that acceleration cannot honour.
+    PromoteSocketOption => ("promote", "socket_option"),
+    /// An end is Multipath TCP.
+    PromoteMptcp => ("promote", "mptcp"),
+    /// An end is in a map already.
+    PromoteInUse => ("promote", "in_use"),
+    /// The kernel does not take an end.
+    PromoteUnsupported => ("promote", "unsupported"),
+    /// No memory, or the map is full.
+    PromoteFull => ("promote", "full"),
+    /// The kernel refused in another way.
+    PromoteFailed => ("promote", "failed"),
+    /// A message put straight into the other end's queue.
+    MessageRedirected => ("sk_msg", "redirected"),
+    /// By TCP: the pod's setting is off, or it is not captured.
+    MessageOff => ("sk_msg", "off"),
+    /// By TCP: an option that acceleration cannot honour was set.
+    MessageOption => ("sk_msg", "option"),
+    /// By TCP: the proxy marked it so.
+    MessageMarked => ("sk_msg", "marked"),
+    /// By TCP: the proxy withdrew the connection.
+    MessageWithdrawn => ("sk_msg", "withdrawn"),
+    /// By TCP: too large for a message of the proxy's.
+    MessageTooLarge => ("sk_msg", "too_large"),
+    /// By TCP: the other end is gone.
+    MessagePeerGone => ("sk_msg", "peer_gone"),
+    /// By TCP: the sender has shut its side down.
+    MessageShutDown => ("sk_msg", "shut_down"),
+    /// By TCP: what went that way before is not read yet.
+    MessageUnreadTcp => ("sk_msg", "unread_tcp"),
+    /// By TCP: the first one since promotion.
+    MessageNotArmed => ("sk_msg", "not_armed"),
+    /// By TCP: too much is unread.
+    MessageCapped => ("sk_msg", "capped"),
+    /// By TCP: the map does not have the other end any more.
+    MessageRedirectFailed => ("sk_msg", "redirect_failed"),
+    /// By TCP while the application had redirected bytes to read.
+    MessageMixed => ("sk_msg", "mixed"),
+    /// An option that acceleration cannot honour was set on a promoted connection.
+    SetsockoptReturned => ("setsockopt", "returned_to_tcp"),
+    /// A protocol on top of TCP was refused to a promoted connection.
+    SetsockoptRefused => ("setsockopt", "refused"),
     /// An event found the ring full.
     EventLost => ("event", "lost"),
 }

@@ -10,6 +10,7 @@
     reason = "a BPF function call takes five words at most and returns one; everything is inlined into a program"
 )]
 
+mod accel;
 mod addr;
 mod counter;
 mod event;
@@ -23,6 +24,12 @@ mod tuple;
 mod user;
 mod verdict;
 
+pub use accel::{
+    AccelAnswer, AccelCommand, AccelOutcome, AccelReport, AccelSocket, AccelTraffic, EndFacts,
+    KernelLayout, MAX_REDIRECTED, MAX_UNREAD, MAX_UNREAD_MESSAGES, Message, OptionVerdict,
+    PodAcceleration, SOCKOPT_LEVEL, SOCKOPT_STATE, Sight, end_verdict, experiment, message_way,
+    option_verdict, priority, stays_with_tcp,
+};
 pub use addr::Addr;
 pub use counter::Counter;
 pub use event::{Event, EventKind};
@@ -41,7 +48,7 @@ pub use verdict::{
 /// Version of every layout in this crate and of the maps' names and meanings.
 ///
 /// It names the directory that the pins live in: programs and maps of different versions never meet.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// What an object file says of itself, in its section [`ABI_SECTION`]: version and layout.
 ///
@@ -53,11 +60,16 @@ pub const ABI_SECTION: &str = "millrace_abi";
 
 const fn layout() -> u32 {
     let sizes = [
+        size_of::<AccelCommand>(),
+        size_of::<AccelReport>(),
+        size_of::<AccelSocket>(),
         size_of::<CidrKey>(),
         size_of::<Event>(),
+        size_of::<KernelLayout>(),
         size_of::<ListenerKey>(),
         size_of::<NodeConfig>(),
         size_of::<OrigDst>(),
+        size_of::<PodAcceleration>(),
         size_of::<PodPolicy>(),
         size_of::<PodTelemetry>(),
         size_of::<PortKey>(),

@@ -36,13 +36,13 @@ pub mod ports {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(u32)]
 pub enum Acceleration {
-    /// Connections earn it.
-    #[default]
-    Auto = 0,
-    /// The operator vouches for the programs of the pod.
-    On = 1,
     /// Never.
-    Off = 2,
+    #[default]
+    Off = 0,
+    /// Connections earn it.
+    Auto = 1,
+    /// The operator vouches for the programs of the pod.
+    On = 2,
 }
 
 /// Capture policy of one pod.
@@ -106,10 +106,11 @@ impl PodPolicy {
     }
 
     /// The pod's acceleration setting; an unknown value counts as off.
+    #[inline(always)]
     pub const fn acceleration(&self) -> Acceleration {
         match (self.flags & Self::ACCELERATION_MASK) >> Self::ACCELERATION_SHIFT {
-            0 => Acceleration::Auto,
-            1 => Acceleration::On,
+            1 => Acceleration::Auto,
+            2 => Acceleration::On,
             _ => Acceleration::Off,
         }
     }

@@ -1,8 +1,9 @@
 //! Leave for the agent to copy these types to and from maps.
 
 use crate::{
-    Addr, CidrKey, Event, ListenerKey, NodeConfig, OrigDst, PodPolicy, PodTelemetry, PortKey,
-    SockTuple, SocketState, TelemetryKey,
+    AccelCommand, AccelReport, Addr, CidrKey, Event, KernelLayout, ListenerKey, NodeConfig,
+    OrigDst, PodAcceleration, PodPolicy, PodTelemetry, PortKey, SockTuple, SocketState,
+    TelemetryKey,
 };
 
 macro_rules! pod {
@@ -16,12 +17,16 @@ macro_rules! pod {
 }
 
 pod!(
+    AccelCommand,
+    AccelReport,
     Addr,
     CidrKey,
     Event,
+    KernelLayout,
     ListenerKey,
     NodeConfig,
     OrigDst,
+    PodAcceleration,
     PodPolicy,
     PodTelemetry,
     PortKey,

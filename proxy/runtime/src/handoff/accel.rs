@@ -16,15 +16,13 @@
 //! **The proxy's part.** For a promoted connection the proxy
 //! 1. reads until `EAGAIN`: a short read does not mean that nothing is left, as redirected bytes and bytes
 //!    by TCP come from two queues and one `recv` returns one kind;
-//! 2. takes an end of stream (`recv` returns 0) as such only if the next `recv` returns 0 as well: data and
-//!    FIN by TCP that arrive while a `recv` begins are seen in the wrong order by the first one;
-//! 3. decides before the first byte of a message to the application which way it goes, and sends what
+//! 2. decides before the first byte of a message to the application which way it goes, and sends what
 //!    goes by the map whole, in one system call, at most [`MAX_REDIRECTED`] bytes. Anything larger,
 //!    streamed, or interim (1xx), and every upgrade, goes by TCP to its last byte;
-//! 4. sends nothing by the map while the application may have unread bytes of it: HTTP/1.1 without
+//! 3. sends nothing by the map while the application may have unread bytes of it: HTTP/1.1 without
 //!    pipelining sees to that; a client that pipelines is withdrawn;
-//! 5. closes with a reset (linger 0) where it closes with unread bytes, as TCP would;
-//! 6. leaves `IP_TOS` alone, which sets `SO_PRIORITY`, too.
+//! 4. closes with a reset (linger 0) where it closes with unread bytes, as TCP would;
+//! 5. leaves `IP_TOS` alone, which sets `SO_PRIORITY`, too.
 //!
 //! **Marks.** `SO_PRIORITY` of the proxy's own socket tells the kernel programs, from the next message on:
 //! [`PRIORITY_NORMAL`] lets the rules decide, [`PRIORITY_BY_TCP`] sends by TCP what the proxy sends,
@@ -98,6 +96,12 @@ impl Acceleration {
     }
 }
 
+impl Default for Acceleration {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 impl fmt::Display for Acceleration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -168,6 +172,27 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// As it is written in messages and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::UnknownPod => "unknown_pod",
+            Self::Off => "off",
+            Self::NotFound => "not_found",
+            Self::NotEstablished => "not_established",
+            Self::NotProxys => "not_proxys",
+            Self::Unknown => "unknown",
+            Self::NotAccepted => "not_accepted",
+            Self::Blocking => "blocking",
+            Self::SocketOption => "socket_option",
+            Self::Mptcp => "mptcp",
+            Self::InUse => "in_use",
+            Self::Unsupported => "unsupported",
+            Self::Full => "full",
+            Self::Failed => "failed",
+        }
+    }
+
     /// Whether asking again for the same connection is of no use.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::NotAccepted | Self::Full | Self::Failed)
@@ -267,12 +292,16 @@ impl AccelState {
             tcp_messages: long(first + 2),
             tcp_bytes: long(first + 3),
         };
-        let [a, b, c, d, e, f, g, h] = word(8);
+        let [unread_redirected, unread_tcp] = [64, 68].map(|at| {
+            let mut half = [0; 4];
+            half.copy_from_slice(&bytes[at..at + 4]);
+            u32::from_ne_bytes(half)
+        });
         Self {
             sent: traffic(0),
             received: traffic(4),
-            unread_redirected: u32::from_ne_bytes([a, b, c, d]),
-            unread_tcp: u32::from_ne_bytes([e, f, g, h]),
+            unread_redirected,
+            unread_tcp,
         }
     }
 }
@@ -322,6 +351,8 @@ mod tests {
             r#"{"type":"promoted","results":[{"id":1},{"id":2,"refused":"socket_option"}]}"#
         );
         assert_eq!(decode::<AccelReply>(text.as_bytes(), 0).unwrap(), reply);
+        let refusal = Refusal::SocketOption;
+        assert!(text.contains(&format!("{:?}", refusal.name())));
     }
 
     #[test]

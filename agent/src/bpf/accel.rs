@@ -1,0 +1,209 @@
+//! Accelerated connections as the agent handles them: the message program on its map, promotion by running
+//! the promotion program, and a look at what is promoted.
+//!
+//! Promoted connections outlive the agent: the map is pinned with the program attached to it, and a socket in
+//! it keeps both. Nothing here takes a live connection out of the map, as its unread bytes would be lost;
+//! one whose pod has no policy, or one that says `off`, goes by TCP.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use aya::Pod;
+use millrace_ebpf_abi::{
+    AccelCommand, AccelOutcome, AccelReport, AccelTraffic, Acceleration, Addr, PodAcceleration,
+};
+
+use super::BpfError;
+use super::loader::Bpf;
+use super::programs::{MESSAGE, MESSAGE_ATTACH_TYPE, PROMOTE};
+use super::sys;
+
+const MAP: &str = "ACCELERATED";
+
+/// The programs of acceleration.
+pub(super) struct AccelPrograms {
+    pub(super) message: OwnedFd,
+    pub(super) promote: OwnedFd,
+}
+
+/// A connection to be promoted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Promotion {
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+    /// Number of that namespace, as the agent's own has it.
+    pub nsid: u32,
+    /// Local address of the proxy's end.
+    pub local: SocketAddr,
+    /// Remote address of the proxy's end.
+    pub remote: SocketAddr,
+}
+
+/// One end of a promoted connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AcceleratedEnd {
+    /// The pod.
+    pub netns_cookie: u64,
+    /// Its address.
+    pub local: SocketAddr,
+    /// The other end's.
+    pub remote: SocketAddr,
+    /// Whether it is the proxy's end.
+    pub is_proxy: bool,
+    /// Whether a socket option sent the connection back to TCP.
+    pub returned: bool,
+    /// What it sent since its promotion.
+    pub sent: AccelTraffic,
+    /// Redirected bytes that the other end has not read.
+    pub unread_redirected: u32,
+    /// Bytes sent by TCP that the other end has not read.
+    pub unread_tcp: u32,
+    /// For how long it has redirected nothing.
+    pub idle: Duration,
+}
+
+impl Bpf {
+    /// Whether connections can be accelerated, with the reason if not.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn acceleration(&self) -> Result<(), String> {
+        self.accel.as_ref().map(drop).map_err(Clone::clone)
+    }
+
+    /// Puts both ends of a connection into the map, or neither.
+    ///
+    /// # Errors
+    ///
+    /// If the program cannot be run. That a connection is not promoted is an outcome.
+    pub fn promote(&self, promotion: &Promotion) -> Result<AccelOutcome, BpfError> {
+        let command = AccelCommand {
+            netns_cookie: promotion.netns_cookie,
+            key: 0,
+            local: Addr::from(promotion.local.ip()),
+            remote: Addr::from(promotion.remote.ip()),
+            nsid: promotion.nsid,
+            operation: AccelCommand::PROMOTE,
+            local_port: promotion.local.port(),
+            remote_port: promotion.remote.port(),
+            reserved: 0,
+        };
+        let (outcome, report) = self.run(&command)?;
+        if outcome == AccelOutcome::Failed {
+            tracing::warn!(?promotion, errno = -report.errno, "promotion failed");
+        }
+        Ok(outcome)
+    }
+
+    /// Every end of a promoted connection, as long as it lives.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be listed or the program not be run.
+    pub fn accelerated(&self) -> Result<Vec<AcceleratedEnd>, BpfError> {
+        let path = self.pins.map(MAP);
+        let map = sys::get(&path).map_err(BpfError::bpffs("opening", &path))?;
+        let keys = sys::keys(map.as_fd()).map_err(BpfError::bpffs("listing", &path))?;
+        let mut ends = Vec::with_capacity(keys.len());
+        for key in keys {
+            let command = AccelCommand {
+                key,
+                operation: AccelCommand::INSPECT,
+                ..AccelCommand::default()
+            };
+            let (outcome, report) = self.run(&command)?;
+            // It may have closed meanwhile.
+            if outcome == AccelOutcome::Done {
+                ends.push(end(&report));
+            }
+        }
+        Ok(ends)
+    }
+
+    /// Sums over the promoted connections of a pod.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn pod_acceleration(&self, netns_cookie: u64) -> Result<PodAcceleration, BpfError> {
+        self.maps.acceleration.of(netns_cookie)
+    }
+
+    /// Switches an enrolled pod's acceleration, for live connections too; a pod that is not enrolled stays so.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read or written.
+    pub fn set_acceleration(
+        &mut self,
+        netns_cookie: u64,
+        setting: Acceleration,
+    ) -> Result<(), BpfError> {
+        match self.maps.policies.get(netns_cookie)? {
+            Some(policy) if policy.acceleration() != setting => self
+                .maps
+                .policies
+                .insert(netns_cookie, policy.with_acceleration(setting)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Attaches the message program to the map; without it nothing is promoted.
+    pub(super) fn attach_accel(&mut self) {
+        let Ok(programs) = &self.accel else { return };
+        let path = self.pins.map(MAP);
+        let attached = sys::get(&path).and_then(|map| {
+            sys::attach_to_map(programs.message.as_fd(), map.as_fd(), MESSAGE_ATTACH_TYPE)
+        });
+        if let Err(error) = attached {
+            self.accel = Err(format!("{MESSAGE} cannot be attached: {error}"));
+        }
+    }
+
+    fn run(&self, command: &AccelCommand) -> Result<(AccelOutcome, AccelReport), BpfError> {
+        let failed = |source| BpfError::Run {
+            program: PROMOTE,
+            source,
+        };
+        let programs = self
+            .accel
+            .as_ref()
+            .map_err(|reason| failed(io::Error::other(reason.clone())))?;
+        let mut packet = [0_u8; AccelReport::PACKET];
+        packet[AccelCommand::AT..AccelReport::AT].copy_from_slice(bytes_of(command));
+        let value = sys::test_run(programs.promote.as_fd(), &mut packet).map_err(failed)?;
+        let mut report = AccelReport::default();
+        bytes_of_mut(&mut report).copy_from_slice(&packet[AccelReport::AT..]);
+        Ok((AccelOutcome::from_value(value), report))
+    }
+}
+
+fn end(report: &AccelReport) -> AcceleratedEnd {
+    use millrace_ebpf_abi::AccelSocket;
+    AcceleratedEnd {
+        netns_cookie: report.netns_cookie,
+        local: SocketAddr::new(IpAddr::from(report.local), report.local_port),
+        remote: SocketAddr::new(IpAddr::from(report.remote), report.remote_port),
+        is_proxy: report.flags & AccelSocket::PROXY != 0,
+        returned: report.flags & AccelSocket::OPTION != 0,
+        sent: report.answer.sent,
+        unread_redirected: report.answer.unread_redirected,
+        unread_tcp: report.answer.unread_tcp,
+        idle: Duration::from_nanos(report.idle_ns),
+    }
+}
+
+#[expect(unsafe_code, reason = "plain data as the bytes that it is")]
+fn bytes_of<T: Pod>(value: &T) -> &[u8] {
+    // SAFETY: `Pod` has no padding and any byte may be read.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+#[expect(unsafe_code, reason = "plain data as the bytes that it is")]
+fn bytes_of_mut<T: Pod>(value: &mut T) -> &mut [u8] {
+    // SAFETY: as for `bytes_of`, and any bytes make a value.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(value).cast(), size_of::<T>()) }
+}

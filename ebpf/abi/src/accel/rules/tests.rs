@@ -1,0 +1,345 @@
+use super::*;
+
+fn end() -> EndFacts {
+    EndFacts {
+        cookie: 7,
+        state: ESTABLISHED,
+        mark: GUARD_MARK,
+        has_file: true,
+        file_flags: O_NONBLOCK,
+        rcvlowat: 1,
+        peek_off: -1,
+        tsflags: 0,
+        excluded_flags: 0,
+        has_filter: false,
+        inq: false,
+        mptcp: false,
+    }
+}
+
+#[test]
+fn an_end_is_promoted_only_if_its_program_cannot_notice() {
+    type Spoil = fn(&mut EndFacts);
+    let cases: [(Spoil, AccelOutcome); 12] = [
+        (|e| e.state = 8, AccelOutcome::NotEstablished),
+        (|e| e.mptcp = true, AccelOutcome::Mptcp),
+        (|e| e.has_file = false, AccelOutcome::NotAccepted),
+        (|e| e.file_flags = 0, AccelOutcome::Blocking),
+        (|e| e.mark = 0, AccelOutcome::NotProxys),
+        (|e| e.rcvlowat = 2, AccelOutcome::SocketOption),
+        (|e| e.peek_off = 0, AccelOutcome::SocketOption),
+        (|e| e.tsflags = 8, AccelOutcome::SocketOption),
+        (|e| e.excluded_flags = 4, AccelOutcome::SocketOption),
+        (|e| e.has_filter = true, AccelOutcome::SocketOption),
+        (|e| e.inq = true, AccelOutcome::SocketOption),
+        (|e| e.cookie = 0, AccelOutcome::NoCookie),
+    ];
+    assert_eq!(end_verdict(&end(), true), Ok(()));
+    for (spoil, outcome) in cases {
+        let mut spoilt = end();
+        spoil(&mut spoilt);
+        assert_eq!(end_verdict(&spoilt, true), Err(outcome), "{spoilt:?}");
+    }
+    // The application's accepted end of a delivery inherits the mark, or has none.
+    for mark in [0, 0x1_0539] {
+        assert_eq!(end_verdict(&EndFacts { mark, ..end() }, false), Ok(()));
+    }
+}
+
+fn message() -> Message {
+    Message {
+        setting: Some(Acceleration::Auto),
+        flags: AccelSocket::READY | AccelSocket::PROXY,
+        priority: priority::NORMAL,
+        size: 100,
+        experiment: 0,
+    }
+}
+
+#[test]
+fn the_proxys_mark_and_the_pods_setting_come_first() {
+    let table = [
+        (message(), None),
+        (
+            Message {
+                setting: None,
+                ..message()
+            },
+            Some(Counter::MessageOff),
+        ),
+        (
+            Message {
+                setting: Some(Acceleration::Off),
+                ..message()
+            },
+            Some(Counter::MessageOff),
+        ),
+        (
+            Message {
+                priority: priority::BY_TCP,
+                ..message()
+            },
+            Some(Counter::MessageMarked),
+        ),
+        (
+            Message {
+                priority: 6,
+                ..message()
+            },
+            Some(Counter::MessageMarked),
+        ),
+        (
+            Message {
+                size: MAX_REDIRECTED + 1,
+                ..message()
+            },
+            Some(Counter::MessageTooLarge),
+        ),
+        (
+            Message {
+                flags: AccelSocket::READY | AccelSocket::OPTION,
+                ..message()
+            },
+            Some(Counter::MessageOption),
+        ),
+        // An application's own priority and size mean nothing here.
+        (
+            Message {
+                flags: AccelSocket::READY,
+                priority: 6,
+                size: MAX_REDIRECTED + 1,
+                ..message()
+            },
+            None,
+        ),
+    ];
+    for (message, way) in table {
+        assert_eq!(stays_with_tcp(&message), way, "{message:?}");
+    }
+}
+
+fn sight() -> Sight {
+    Sight {
+        peer_alive: true,
+        peer_flags: AccelSocket::READY,
+        peer_priority: 0,
+        peer_copied_seq: 500,
+        peer_unread: 0,
+        peer_rcvbuf: 131_072,
+        shutdown: 0,
+        write_seq: 500,
+        armed_from: 400,
+        unread_messages: 0,
+    }
+}
+
+#[test]
+fn each_rule_sends_a_message_by_tcp() {
+    let withdrawn = |priority| Sight {
+        peer_flags: AccelSocket::READY | AccelSocket::PROXY,
+        peer_priority: priority,
+        ..sight()
+    };
+    let table = [
+        (sight(), Ok(())),
+        (
+            Sight {
+                peer_alive: false,
+                ..sight()
+            },
+            Err(Counter::MessagePeerGone),
+        ),
+        (
+            Sight {
+                peer_flags: AccelSocket::OPTION,
+                ..sight()
+            },
+            Err(Counter::MessageOption),
+        ),
+        (withdrawn(priority::NORMAL), Ok(())),
+        (withdrawn(priority::BY_TCP), Ok(())),
+        (
+            withdrawn(priority::WITHDRAWN),
+            Err(Counter::MessageWithdrawn),
+        ),
+        (withdrawn(5), Err(Counter::MessageWithdrawn)),
+        (
+            Sight {
+                shutdown: 2,
+                ..sight()
+            },
+            Err(Counter::MessageShutDown),
+        ),
+        (
+            Sight {
+                shutdown: 1,
+                ..sight()
+            },
+            Ok(()),
+        ),
+        (
+            Sight {
+                peer_copied_seq: 499,
+                ..sight()
+            },
+            Err(Counter::MessageUnreadTcp),
+        ),
+        (
+            Sight {
+                armed_from: 500,
+                ..sight()
+            },
+            Err(Counter::MessageNotArmed),
+        ),
+        (
+            Sight {
+                peer_unread: 32_768 - 99,
+                ..sight()
+            },
+            Err(Counter::MessageCapped),
+        ),
+        (
+            Sight {
+                peer_unread: 32_768 - 100,
+                ..sight()
+            },
+            Ok(()),
+        ),
+        (
+            Sight {
+                peer_unread: 64,
+                unread_messages: MAX_UNREAD_MESSAGES,
+                ..sight()
+            },
+            Err(Counter::MessageCapped),
+        ),
+        // Everything was read since: the count begins anew.
+        (
+            Sight {
+                unread_messages: MAX_UNREAD_MESSAGES,
+                ..sight()
+            },
+            Ok(()),
+        ),
+        (
+            Sight {
+                peer_rcvbuf: 396,
+                ..sight()
+            },
+            Err(Counter::MessageCapped),
+        ),
+    ];
+    for (sight, way) in table {
+        assert_eq!(message_way(&message(), &sight), way, "{sight:?}");
+    }
+}
+
+#[test]
+fn once_armed_a_direction_stays_armed() {
+    let armed = Message {
+        flags: AccelSocket::READY | AccelSocket::ARMED,
+        ..message()
+    };
+    let wrapped = Sight {
+        armed_from: 500,
+        ..sight()
+    };
+    assert_eq!(message_way(&armed, &wrapped), Ok(()));
+}
+
+#[test]
+fn the_cap_is_a_quarter_of_the_receive_buffer_and_at_most_64_kib() {
+    let large = Sight {
+        peer_rcvbuf: 6_291_456,
+        ..sight()
+    };
+    let sized = |size| Message { size, ..message() };
+    assert_eq!(message_way(&sized(MAX_UNREAD), &large), Ok(()));
+    assert_eq!(
+        message_way(&sized(MAX_UNREAD + 1), &large),
+        Err(Counter::MessageCapped)
+    );
+    assert_eq!(
+        message_way(&sized(u32::MAX), &large),
+        Err(Counter::MessageCapped)
+    );
+}
+
+#[test]
+fn an_experiment_switches_one_rule_off() {
+    let without = |experiment| Message {
+        experiment,
+        ..message()
+    };
+    let table = [
+        (
+            experiment::NO_RULE_1,
+            Sight {
+                peer_copied_seq: 1,
+                ..sight()
+            },
+        ),
+        (
+            experiment::NO_RULE_2,
+            Sight {
+                shutdown: 2,
+                ..sight()
+            },
+        ),
+        (
+            experiment::NO_RULE_3,
+            Sight {
+                peer_unread: 1 << 30,
+                ..sight()
+            },
+        ),
+        (
+            experiment::NO_RULE_4,
+            Sight {
+                armed_from: 500,
+                ..sight()
+            },
+        ),
+    ];
+    for (experiment, sight) in table {
+        assert!(message_way(&message(), &sight).is_err());
+        assert_eq!(message_way(&without(experiment), &sight), Ok(()));
+    }
+    let marked = Message {
+        priority: priority::BY_TCP,
+        ..without(experiment::NO_RULE_5)
+    };
+    assert_eq!(stays_with_tcp(&marked), None);
+}
+
+#[test]
+fn options_that_cannot_be_honoured_are_known() {
+    let returns = [
+        (1, 18),
+        (1, 42),
+        (1, 60),
+        (1, 37),
+        (1, 65),
+        (6, 36),
+        (1, 26),
+    ];
+    for (level, name) in returns {
+        assert_eq!(option_verdict(level, name), OptionVerdict::Return);
+    }
+    assert_eq!(option_verdict(6, 31), OptionVerdict::Refuse);
+    // TCP_NODELAY, SO_RCVBUF, SO_PRIORITY
+    for (level, name) in [(6, 1), (1, 8), (1, 12)] {
+        assert_eq!(option_verdict(level, name), OptionVerdict::Ignore);
+    }
+}
+
+#[test]
+fn outcomes_are_numbered_in_order() {
+    for (index, outcome) in AccelOutcome::ALL.into_iter().enumerate() {
+        assert_eq!(outcome as usize, index);
+        assert_eq!(AccelOutcome::from_value(outcome as u32), outcome);
+    }
+    assert_eq!(AccelOutcome::from_value(99), AccelOutcome::Failed);
+    assert_eq!(AccelOutcome::of_insertion(-16), AccelOutcome::InUse);
+    assert_eq!(AccelOutcome::of_insertion(-95), AccelOutcome::Unsupported);
+}

@@ -1,0 +1,174 @@
+//! What the programs read of the kernel's own structures, by offsets that the agent found in its BTF.
+//!
+//! Addresses are numbers here: a socket that is gone is read as anything or not at all, so its cookie is
+//! compared before anything else of it counts.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use millrace_ebpf_abi::{AccelAnswer, AccelSocket, AccelTraffic, EndFacts, KernelLayout, Sight};
+
+use crate::ctx::Sock;
+
+/// The offsets; the agent writes them into the object.
+#[unsafe(no_mangle)]
+pub static LAYOUT: KernelLayout = KernelLayout::UNKNOWN;
+
+/// Rules that an experiment switches off; the agent writes 0.
+#[unsafe(no_mangle)]
+pub static EXPERIMENT: u32 = 0;
+
+/// One offset. Volatile: the compiler knows only the value that the object begins with.
+macro_rules! at {
+    ($field:ident) => {
+        // SAFETY: a static of this object.
+        unsafe { (&raw const LAYOUT.$field).read_volatile() }
+    };
+}
+
+/// Rules that are switched off.
+#[inline(always)]
+pub fn experiment() -> u32 {
+    // SAFETY: a static of this object.
+    unsafe { (&raw const EXPERIMENT).read_volatile() }
+}
+
+/// Whether the offsets are known.
+#[inline(always)]
+pub fn is_known() -> bool {
+    at!(known) == 1
+}
+
+/// A `struct sock` of the kernel's.
+#[derive(Clone, Copy)]
+pub struct KernelSock {
+    address: u64,
+}
+
+impl KernelSock {
+    /// The socket at an address.
+    #[inline(always)]
+    pub fn at(address: u64) -> Self {
+        Self { address }
+    }
+
+    /// Its cookie.
+    #[inline(always)]
+    pub fn cookie(self) -> Option<u64> {
+        self.read(at!(cookie))
+    }
+
+    /// How far it has written by TCP.
+    #[inline(always)]
+    pub fn write_seq(self) -> Option<u32> {
+        self.read(at!(write_seq))
+    }
+
+    /// How far it has been read, of what came by TCP.
+    #[inline(always)]
+    fn copied_seq(self) -> Option<u32> {
+        self.read(at!(copied_seq))
+    }
+
+    #[inline(always)]
+    fn read<T>(self, offset: u32) -> Option<T> {
+        read(self.address + u64::from(offset))
+    }
+
+    /// Redirected bytes that wait here. The psock is behind a pointer whose low bits are flags
+    /// (include/linux/skmsg.h, `SK_USER_DATA_PTRMASK`).
+    #[inline(always)]
+    fn redirected_unread(self) -> Option<u32> {
+        let psock: u64 = self.read(at!(user_data))?;
+        read((psock & !7) + u64::from(at!(psock_unread)))
+    }
+}
+
+#[inline(always)]
+fn read<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper answers an error where nothing can be read.
+    unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
+}
+
+/// What decides over the promotion of an end; what cannot be read refuses it.
+#[inline(always)]
+pub fn end_facts(sock: Sock, address: u64) -> Option<EndFacts> {
+    let kernel = KernelSock::at(address);
+    let socket: u64 = kernel.read(at!(socket))?;
+    let file: u64 = if socket == 0 {
+        0
+    } else {
+        read(socket + u64::from(at!(file)))?
+    };
+    let file_flags: u32 = if file == 0 {
+        0
+    } else {
+        read(file + u64::from(at!(file_flags)))?
+    };
+    let filter: u64 = kernel.read(at!(filter))?;
+    let flags: u32 = kernel.read(at!(flags))?;
+    let inq: u8 = kernel.read(at!(inq))?;
+    let mptcp: u8 = kernel.read(at!(mptcp))?;
+    Some(EndFacts {
+        cookie: kernel.cookie()?,
+        state: sock.state(),
+        mark: sock.mark(),
+        has_file: file != 0,
+        file_flags,
+        rcvlowat: kernel.read(at!(rcvlowat))?,
+        peek_off: kernel.read(at!(peek_off))?,
+        tsflags: kernel.read(at!(tsflags))?,
+        excluded_flags: flags & at!(excluded_flags),
+        has_filter: filter != 0,
+        inq: u32::from(inq) & at!(inq_mask) != 0,
+        mptcp: mptcp != 0,
+    })
+}
+
+/// Both ends, as the sender of a message sees them; `None` if the other end is gone.
+#[inline(always)]
+pub fn sight(state: &AccelSocket) -> Option<Sight> {
+    let (own, peer) = (KernelSock::at(state.own), KernelSock::at(state.peer));
+    if peer.cookie()? != state.peer_cookie {
+        return None;
+    }
+    let head: [u64; 7] = read(state.peer_state)?;
+    if head[0] != state.peer_cookie {
+        return None;
+    }
+    Some(Sight {
+        peer_alive: true,
+        peer_flags: head[6] as u32,
+        peer_priority: peer.read(at!(priority))?,
+        peer_copied_seq: peer.copied_seq()?,
+        peer_unread: peer.read(at!(rmem_alloc))?,
+        peer_rcvbuf: peer.read(at!(rcvbuf))?,
+        shutdown: own.read(at!(shutdown))?,
+        write_seq: own.write_seq()?,
+        armed_from: state.armed_from,
+        unread_messages: state.unread_messages,
+    })
+}
+
+/// How an end of a promoted connection is; of one whose other end is gone, what it sent itself.
+#[inline(always)]
+pub fn answer(state: &AccelSocket) -> Option<AccelAnswer> {
+    if state.flags & AccelSocket::READY == 0 {
+        return None;
+    }
+    let peer = KernelSock::at(state.peer);
+    let mut answer = AccelAnswer {
+        sent: state.sent,
+        received: AccelTraffic::default(),
+        unread_redirected: 0,
+        unread_tcp: 0,
+    };
+    if peer.cookie() == Some(state.peer_cookie) {
+        let other: Option<u64> = read(state.peer_state + AccelSocket::COOKIE_AT);
+        if other == Some(state.peer_cookie) {
+            answer.received = read(state.peer_state + AccelSocket::SENT_AT)?;
+        }
+        answer.unread_redirected = peer.redirected_unread()?;
+        let written = KernelSock::at(state.own).write_seq()?;
+        answer.unread_tcp = written.wrapping_sub(peer.copied_seq()?);
+    }
+    Some(answer)
+}

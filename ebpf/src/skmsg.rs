@@ -1,0 +1,123 @@
+//! sk_msg: which way a message of a promoted connection goes, its bytes straight into the other end's queue
+//! or through TCP as ever.
+//!
+//! Runs for each message with the sender locked; who else may change what it reads is the reader at the
+//! other end, who can only make room.
+
+use millrace_ebpf_abi::{
+    AccelSocket, Acceleration, Counter, Message, PodAcceleration, Sight, message_way,
+    stays_with_tcp,
+};
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+
+use crate::count::count;
+use crate::ctx::Msg;
+use crate::kernel;
+use crate::maps::{ACCELERATED, ACCELERATION, POLICIES};
+use crate::storage;
+
+/// The message goes where the helper said, by TCP if it said nothing.
+const PASS: u32 = 1;
+/// `BPF_F_INGRESS`: into the queue of what the other end receives.
+const INGRESS: u64 = 1;
+
+/// A message of a socket in the map.
+#[inline(always)]
+pub fn message(ctx: &Msg<'_>) -> u32 {
+    let sock = ctx.sock();
+    let Some(state) = storage::accel(sock.raw()) else {
+        return PASS;
+    };
+    if state.flags & AccelSocket::READY == 0 {
+        return PASS;
+    }
+    let message = Message {
+        setting: setting(state.netns_cookie),
+        flags: state.flags,
+        priority: sock.priority(),
+        size: ctx.size(),
+        experiment: kernel::experiment(),
+    };
+    let why = match way(&message, state) {
+        Ok(sight) => {
+            state.flags |= AccelSocket::ARMED;
+            if redirect(ctx, state, &sight, message.size) {
+                return PASS;
+            }
+            Counter::MessageRedirectFailed
+        }
+        Err(counter) => counter,
+    };
+    by_tcp(state, message.size, why);
+    PASS
+}
+
+#[inline(always)]
+fn way(message: &Message, state: &AccelSocket) -> Result<Sight, Counter> {
+    if let Some(counter) = stays_with_tcp(message) {
+        return Err(counter);
+    }
+    let Some(sight) = kernel::sight(state) else {
+        return Err(Counter::MessagePeerGone);
+    };
+    message_way(message, &sight)?;
+    Ok(sight)
+}
+
+#[inline(always)]
+fn setting(netns_cookie: u64) -> Option<Acceleration> {
+    let policy = POLICIES.get_ptr(netns_cookie)?;
+    // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
+    Some(unsafe { (*policy).acceleration() })
+}
+
+/// False if the map does not have the other end any more.
+#[inline(always)]
+fn redirect(ctx: &Msg<'_>, state: &mut AccelSocket, sight: &Sight, size: u32) -> bool {
+    if ACCELERATED.redirect_msg(ctx.inner(), state.peer_cookie, INGRESS) != i64::from(PASS) {
+        return false;
+    }
+    state.unread_messages = if sight.peer_unread == 0 {
+        1
+    } else {
+        state.unread_messages + 1
+    };
+    // SAFETY: asks for nothing.
+    state.redirected_at = unsafe { bpf_ktime_get_ns() };
+    state.sent.redirected_messages += 1;
+    state.sent.redirected_bytes += u64::from(size);
+    if let Some(sums) = sums(state.netns_cookie) {
+        sums.redirected_messages += 1;
+        sums.redirected_bytes += u64::from(size);
+    }
+    count(Counter::MessageRedirected);
+    true
+}
+
+#[inline(always)]
+fn by_tcp(state: &mut AccelSocket, size: u32, why: Counter) {
+    state.sent.tcp_messages += 1;
+    state.sent.tcp_bytes += u64::from(size);
+    count(why);
+    let mixed = state.flags & AccelSocket::PROXY != 0
+        && state.unread_messages > 0
+        && kernel::sight(state).is_some_and(|sight| sight.has_redirected());
+    if mixed {
+        count(Counter::MessageMixed);
+    }
+    if let Some(sums) = sums(state.netns_cookie) {
+        sums.tcp_messages += 1;
+        sums.tcp_bytes += u64::from(size);
+        sums.capped += u64::from(matches!(why, Counter::MessageCapped));
+        sums.mixed += u64::from(mixed);
+    }
+}
+
+/// The pod's sums on this CPU.
+#[inline(always)]
+pub fn sums<'a>(netns_cookie: u64) -> Option<&'a mut PodAcceleration> {
+    let sums = ACCELERATION.get_ptr_mut(netns_cookie)?;
+    // SAFETY: this CPU's own copy of an element whose memory the kernel frees only after the program has run.
+    unsafe { sums.as_mut() }
+}
