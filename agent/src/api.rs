@@ -119,6 +119,7 @@ impl Api {
     fn process_routes(&self) -> Routes {
         let api = || self.clone();
         let (get_log, put_log, counters, scrape) = (api(), api(), api(), api());
+        let accelerated = api();
         Routes::new()
             .get("/probe", "what this kernel and host can do", |_| async { probe().await })
             .get("/log", "log levels: this process's and the eBPF programs'", move |_| {
@@ -137,6 +138,10 @@ impl Api {
             .get("/counters", "outcomes counted in the kernel, traffic per pod", move |_| {
                 let api = counters.clone();
                 async move { api.counters() }
+            })
+            .get("/acceleration", "promoted connections, one entry per end", move |_| {
+                let api = accelerated.clone();
+                async move { api.accelerated() }
             })
             .get("/metrics", "Prometheus metrics", move |_| {
                 let api = scrape.clone();
@@ -279,17 +284,49 @@ impl Api {
         self.levels()
     }
 
+    fn accelerated(&self) -> Response {
+        if let Err(reason) = self.kernel.acceleration() {
+            return Reply::json(409, &json!({"error": reason}));
+        }
+        let ends = match self.kernel.accelerated() {
+            Ok(ends) => ends,
+            Err(error) => return Reply::json(409, &json!({"error": error})),
+        };
+        let ends: Vec<_> = ends
+            .iter()
+            .map(|end| {
+                json!({
+                    "pod": self.pod_name(end.netns_cookie),
+                    "local": end.local.to_string(),
+                    "remote": end.remote.to_string(),
+                    "end": if end.is_proxy { "proxy" } else { "application" },
+                    "returned_to_tcp": end.returned,
+                    "redirected_messages": end.sent.redirected_messages,
+                    "redirected_bytes": end.sent.redirected_bytes,
+                    "tcp_messages": end.sent.tcp_messages,
+                    "tcp_bytes": end.sent.tcp_bytes,
+                    "unread_redirected": end.unread_redirected,
+                    "unread_tcp": end.unread_tcp,
+                    "idle_ms": u64::try_from(end.idle.as_millis()).unwrap_or(u64::MAX),
+                })
+            })
+            .collect();
+        Reply::json(200, &json!({"ends": ends}))
+    }
+
+    fn pod_name(&self, netns_cookie: u64) -> Option<String> {
+        let view = self.view.borrow();
+        let pod = view
+            .pods
+            .iter()
+            .find(|pod| pod.netns_cookie == Some(netns_cookie))?;
+        Some(format!("{}/{}", pod.namespace, pod.name))
+    }
+
     fn counters(&self) -> Response {
         let counters = match self.kernel.counters() {
             Ok(counters) => counters,
             Err(error) => return Reply::json(409, &json!({"error": error})),
-        };
-        let view = self.view.borrow().clone();
-        let name = |cookie: u64| {
-            view.pods
-                .iter()
-                .find(|pod| pod.netns_cookie == Some(cookie))
-                .map(|pod| format!("{}/{}", pod.namespace, pod.name))
         };
         let counters: Vec<_> = counters
             .iter()
@@ -302,7 +339,7 @@ impl Api {
             .iter()
             .map(|t| {
                 json!({
-                    "pod": name(t.netns_cookie),
+                    "pod": self.pod_name(t.netns_cookie),
                     "netns_cookie": t.netns_cookie,
                     "direction": crate::metrics::direction(t.direction),
                     "opened": t.sums.opened,
@@ -322,6 +359,7 @@ impl Api {
 pub fn abilities() -> serde_json::Value {
     let ebpf = bpf::probe();
     let usable = ebpf.ebpf();
+    let faster = ebpf.acceleration();
     let tools = iptables::available();
     let summary = match (&usable, &tools) {
         (Ok(()), _) => "pods are captured by eBPF".to_owned(),
@@ -338,6 +376,7 @@ pub fn abilities() -> serde_json::Value {
     json!({
         "summary": summary,
         "ebpf": {"available": usable.is_ok(), "reason": usable.err()},
+        "acceleration": {"available": faster.is_ok(), "reason": faster.err()},
         "iptables": {
             "available": tools.is_ok(),
             "tools": tools.as_ref().ok(),

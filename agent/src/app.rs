@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use millrace_runtime::admin::Server;
 use millrace_runtime::build_info::BuildInfo;
+use millrace_runtime::handoff::PeerPolicy;
 use millrace_runtime::metrics::Metrics;
 use millrace_runtime::signal::Signals;
 use millrace_runtime::telemetry::LevelHandle;
@@ -48,13 +49,18 @@ pub async fn run(config: AgentConfig, level: LevelHandle) -> anyhow::Result<()> 
         source: Arc::clone(&source) as Arc<dyn crate::pods::PodSource>,
         view: reconciler.view(),
         commands,
-        kernel,
+        kernel: kernel.clone(),
         level,
         metrics,
     };
     let socket = config.paths.agent_socket();
     let server = Server::bind_unix(&socket, 0o600)
         .with_context(|| format!("binding {}", socket.display()))?;
+
+    let accel_socket = config.paths.accel_socket();
+    let accel = crate::accel::bind(&accel_socket)
+        .with_context(|| format!("binding {}", accel_socket.display()))?;
+    let proxies = PeerPolicy::users(&[0, config.proxy_uid]);
 
     let stop = CancellationToken::new();
     let watching = {
@@ -63,12 +69,19 @@ pub async fn run(config: AgentConfig, level: LevelHandle) -> anyhow::Result<()> 
     };
     let reconciling = tokio::spawn(reconciler.run(inbox, stop.clone()));
     let serving = tokio::spawn(server.serve(api.routes(), stop.clone()));
+    let promoting = tokio::spawn(crate::accel::serve(
+        accel,
+        proxies,
+        kernel.clone(),
+        stop.clone(),
+    ));
+    let looking = tokio::spawn(crate::accel::watch(kernel, stop.clone()));
     tracing::info!(socket = %socket.display(), "agent serves");
 
     let signal = signals.stop().await;
     tracing::info!(%signal, "agent stops, captured pods stay captured");
     stop.cancel();
-    for task in [watching, reconciling, serving] {
+    for task in [watching, reconciling, serving, promoting, looking] {
         task.await.context("joining a task")?;
     }
     Ok(())

@@ -110,6 +110,9 @@ pub struct RunArgs {
     /// The node.
     #[command(flatten)]
     pub agent: AgentArgs,
+    /// The proxy's user.
+    #[command(flatten)]
+    pub user: ProxyUser,
     /// Ends with the process that started this one.
     #[arg(long, hide = true)]
     pub with_launcher: bool,
@@ -129,6 +132,7 @@ impl RunArgs {
             cgroup: self.agent.cgroup.clone(),
             capture: self.agent.capture,
             host_netns_cookie: self.agent.host_netns_cookie,
+            proxy_uid: self.user.proxy_uid,
         }
     }
 }
@@ -284,6 +288,8 @@ impl NodeArgs {
             Wish::None => "none",
         };
         args.extend(pair("--capture", capture));
+        args.extend(pair("--proxy-uid", self.user.proxy_uid));
+        args.extend(pair("--proxy-gid", self.user.proxy_gid));
         if let Some(dir) = &self.agent.pods_dir {
             args.extend(pair("--pods-dir", dir.display()));
         }

@@ -7,7 +7,7 @@ use crate::redirect::Wish;
 /// Where things are on a node; shared by all commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// Sockets: `agent.sock`, `broker.sock`, `proxy.sock`.
+    /// Sockets: `agent.sock`, `accel.sock`, `broker.sock`, `proxy.sock`.
     pub run_dir: PathBuf,
     /// What outlives processes.
     pub state_dir: PathBuf,
@@ -19,6 +19,11 @@ impl Paths {
     /// The agent's API.
     pub fn agent_socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
+    }
+
+    /// Where proxies ask for acceleration.
+    pub fn accel_socket(&self) -> PathBuf {
+        self.run_dir.join("accel.sock")
     }
 
     /// Where the agent reaches the broker.
@@ -47,4 +52,6 @@ pub struct AgentConfig {
     pub capture: Wish,
     /// Cookie of the namespace from which the node itself connects; `None` is the agent's own.
     pub host_netns_cookie: Option<u64>,
+    /// The user that proxies run as.
+    pub proxy_uid: u32,
 }

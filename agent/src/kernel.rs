@@ -3,6 +3,7 @@
 //! Shared by the reconciler, which enrols pods, and the API, which reads counters and sets the
 //! log level. No call waits for anything but the kernel.
 
+mod accel;
 mod events;
 
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use crate::bpf::{
 };
 use crate::broker::chain;
 use crate::config::AgentConfig;
+use accel::AccelPods;
 use events::Tally;
 
+pub use accel::AccelerationCounts;
 pub use events::CaptureEvents;
 
 /// How old a count of the maps' elements may be: counting reads every key.
@@ -32,6 +35,7 @@ type Counted = (Instant, Vec<MapOccupancy>);
 pub struct Kernel {
     loaded: Arc<Mutex<Result<Bpf, String>>>,
     events: Tally,
+    accel: AccelPods,
     occupancy: Arc<Mutex<Option<Counted>>>,
 }
 
@@ -54,6 +58,7 @@ impl Kernel {
         Self {
             loaded: Arc::new(Mutex::new(loaded)),
             events: Tally::default(),
+            accel: AccelPods::default(),
             occupancy: Arc::default(),
         }
     }
@@ -77,6 +82,7 @@ impl Kernel {
     /// Says what stays.
     pub fn withdraw(&self, netns_cookie: u64) -> Result<(), String> {
         self.events.forget(netns_cookie);
+        self.forget_accelerated(netns_cookie);
         match &mut *self.loaded.lock() {
             Ok(bpf) => bpf.withdraw(netns_cookie).map_err(|error| chain(&error)),
             Err(_) => Ok(()),

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod accel;
 pub mod api;
 pub mod app;
 pub mod bpf;

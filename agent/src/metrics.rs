@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
 use crate::bpf::{Direction, MapOccupancy};
-use crate::kernel::Kernel;
+use crate::kernel::{AccelerationCounts, Kernel};
 use crate::status::View;
 
 /// Registers the agent's collector.
@@ -98,6 +98,7 @@ impl NodeCollector {
         }
         self.encode_maps(encoder)?;
         self.encode_events(encoder, view)?;
+        self.encode_acceleration(encoder, view)?;
         let Ok(traffic) = self.kernel.traffic() else {
             return Ok(());
         };
@@ -180,6 +181,97 @@ impl NodeCollector {
         Ok(())
     }
 }
+
+impl NodeCollector {
+    fn encode_acceleration(&self, encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
+        let pods: Vec<_> = view
+            .pods
+            .iter()
+            .filter_map(|pod| Some((pod, self.kernel.pod_acceleration(pod.netns_cookie?))))
+            .collect();
+        for (name, help, read) in ACCELERATION {
+            let counter = ConstCounter::new(0_u64);
+            let mut family = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            for (pod, counts) in &pods {
+                let labels = [
+                    ("namespace", pod.namespace.as_str()),
+                    ("pod", pod.name.as_str()),
+                ];
+                let encoder = family.encode_family(&labels)?;
+                ConstCounter::new(read(counts)).encode(encoder)?;
+            }
+        }
+        let counter = ConstCounter::new(0_u64);
+        let mut family = encoder.encode_descriptor(
+            "millrace_pod_acceleration_refused",
+            "Connections of the pod that were not promoted, by reason",
+            None,
+            counter.metric_type(),
+        )?;
+        for (pod, counts) in &pods {
+            for (reason, count) in &counts.refused {
+                let labels = [
+                    ("namespace", pod.namespace.as_str()),
+                    ("pod", pod.name.as_str()),
+                    ("reason", reason.as_str()),
+                ];
+                let encoder = family.encode_family(&labels)?;
+                ConstCounter::new(*count).encode(encoder)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type ReadCounts = fn(&AccelerationCounts) -> u64;
+
+const ACCELERATION: [(&str, &str, ReadCounts); 9] = [
+    (
+        "millrace_pod_acceleration_promoted",
+        "Connections of the pod that were promoted",
+        |counts| counts.promoted,
+    ),
+    (
+        "millrace_pod_acceleration_redirected_messages",
+        "Messages that went past TCP",
+        |counts| counts.redirected_messages,
+    ),
+    (
+        "millrace_pod_acceleration_redirected_bytes",
+        "Bytes that went past TCP",
+        |counts| counts.redirected_bytes,
+    ),
+    (
+        "millrace_pod_acceleration_tcp_messages",
+        "Messages of promoted connections that went by TCP",
+        |counts| counts.tcp_messages,
+    ),
+    (
+        "millrace_pod_acceleration_tcp_bytes",
+        "Bytes of promoted connections that went by TCP",
+        |counts| counts.tcp_bytes,
+    ),
+    (
+        "millrace_pod_acceleration_capped",
+        "Messages that went by TCP because too much was unread",
+        |counts| counts.capped,
+    ),
+    (
+        "millrace_pod_acceleration_returned",
+        "Connections that returned to TCP because of a socket option",
+        |counts| counts.returned,
+    ),
+    (
+        "millrace_pod_acceleration_mixed",
+        "Times that an application had redirected and other bytes to read",
+        |counts| counts.mixed,
+    ),
+    (
+        "millrace_pod_acceleration_stalled",
+        "Connections whose application left redirected bytes unread",
+        |counts| counts.stalled,
+    ),
+];
 
 type ReadMap = fn(&MapOccupancy) -> i64;
 

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use millrace_runtime::handoff::{CaptureMode, Families, IptablesConfig, OnCaptureLoss, PodSpec};
+use millrace_runtime::handoff::accel::ACCELERATION_ANNOTATION as ACCELERATION;
+use millrace_runtime::handoff::{
+    self, CaptureMode, Families, IptablesConfig, OnCaptureLoss, PodSpec,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::bpf::{self, Acceleration, CapturePolicy};
@@ -18,8 +21,6 @@ pub const DATAPLANE_MODE: &str = "millrace.io/dataplane-mode";
 pub const CAPTURE: &str = "millrace.io/capture";
 /// Annotation for what happens when capture is lost.
 pub const ON_CAPTURE_LOSS: &str = "millrace.io/on-capture-loss";
-/// Annotation for kernel acceleration.
-pub const ACCELERATION: &str = "millrace.io/acceleration";
 
 /// What somebody asks for: a person at run time, a pod's annotation, the node's flag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +138,7 @@ pub struct CaptureSettings {
     /// `millrace.io/on-capture-loss`.
     pub on_loss: OnCaptureLoss,
     /// `millrace.io/acceleration`.
-    pub acceleration: Acceleration,
+    pub acceleration: handoff::Acceleration,
     /// `traffic.sidecar.istio.io/excludeInboundPorts`.
     pub exclude_inbound_ports: Vec<u16>,
     /// `traffic.sidecar.istio.io/includeInboundPorts`; `None` is `*`.
@@ -172,13 +173,8 @@ impl CaptureSettings {
                 })
                 .unwrap_or_default(),
             acceleration: reader
-                .one(ACCELERATION, |text| match text {
-                    "auto" => Some(Acceleration::Auto),
-                    "on" => Some(Acceleration::On),
-                    "off" => Some(Acceleration::Off),
-                    _ => None,
-                })
-                .unwrap_or_default(),
+                .one(ACCELERATION, handoff::Acceleration::parse)
+                .unwrap_or(handoff::Acceleration::DEFAULT),
             exclude_inbound_ports: reader.list("excludeInboundPorts"),
             include_inbound_ports: reader.list_or_all("includeInboundPorts"),
             exclude_outbound_ports: reader.list("excludeOutboundPorts"),
@@ -213,7 +209,7 @@ impl CaptureSettings {
                 OnCaptureLoss::Closed => bpf::OnCaptureLoss::Closed,
                 OnCaptureLoss::Open => bpf::OnCaptureLoss::Open,
             },
-            acceleration: self.acceleration,
+            acceleration: acceleration(self.acceleration),
             exclude_outbound_ports: self.exclude_outbound_ports.clone(),
             include_outbound_ports: self.include_outbound_ports.clone(),
             exclude_outbound_cidrs: self.exclude_outbound_cidrs.clone(),
@@ -222,6 +218,15 @@ impl CaptureSettings {
             include_inbound_ports: self.include_inbound_ports.clone(),
             ..CapturePolicy::default()
         }
+    }
+}
+
+/// The programs' word for a setting.
+pub fn acceleration(setting: handoff::Acceleration) -> Acceleration {
+    match setting {
+        handoff::Acceleration::Auto => Acceleration::Auto,
+        handoff::Acceleration::On => Acceleration::On,
+        handoff::Acceleration::Off => Acceleration::Off,
     }
 }
 

@@ -10,7 +10,7 @@ use millrace_runtime::build_info::BuildInfo;
 use millrace_runtime::handoff::{CaptureMode, Families, OnCaptureLoss, PodUid, ProxyState};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{CaptureEvents, Kernel};
+use crate::kernel::{AccelerationCounts, CaptureEvents, Kernel};
 use crate::pods::SourceProblem;
 use crate::redirect::Wish;
 
@@ -58,6 +58,9 @@ pub struct PodStatus {
     /// Connections that eBPF did not capture as it should, since the agent's start.
     #[serde(default)]
     pub capture_events: CaptureEvents,
+    /// What acceleration does for it.
+    #[serde(default)]
+    pub accelerated: AccelerationCounts,
 }
 
 /// How full a map of the eBPF programs is.
@@ -71,8 +74,8 @@ pub struct MapStatus {
     pub capacity: u32,
 }
 
-/// One way of capturing and whether this node can do it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Something that this node can do or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ability {
     /// It can.
     pub available: bool,
@@ -95,6 +98,9 @@ pub struct NodeStatus {
     pub capture: Wish,
     /// Whether the eBPF programs are loaded.
     pub ebpf: Ability,
+    /// Whether connections can be accelerated.
+    #[serde(default)]
+    pub acceleration: Ability,
     /// Whether the broker is connected.
     pub broker_connected: bool,
     /// Proxies that the broker knows, oldest epoch first.
@@ -136,6 +142,10 @@ impl PodStatus {
             capture_events: self
                 .netns_cookie
                 .map(|cookie| kernel.capture_events(cookie))
+                .unwrap_or_default(),
+            accelerated: self
+                .netns_cookie
+                .map(|cookie| kernel.pod_acceleration(cookie))
                 .unwrap_or_default(),
             ..self.clone()
         }

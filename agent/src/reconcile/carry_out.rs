@@ -4,14 +4,15 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use millrace_runtime::handoff::{AgentAnswer, AgentRequest, CaptureMode, PodUid};
+use millrace_runtime::handoff::accel::ACCELERATION_ANNOTATION;
+use millrace_runtime::handoff::{AgentAnswer, AgentRequest, CaptureMode, PodSpec, PodUid};
 
 use super::{Decided, Handle, Reconciler, Tracked};
 use crate::bpf::PodEnrolment;
 use crate::broker::chain;
 use crate::broker_client::{Answer, CallError};
 use crate::enroll::Desired;
-use crate::redirect::{Step, handover};
+use crate::redirect::{Step, acceleration, handover};
 
 impl Reconciler {
     /// Ends a pod's capture without a gap in what it may do, then gives it up.
@@ -54,7 +55,7 @@ impl Reconciler {
             return Ok(());
         }
         let request = AgentRequest::Adopt {
-            pod: Box::new(desired.pod.for_wire()),
+            pod: Box::new(described(desired)),
         };
         let adopted = match self.call(request).await {
             Ok(answer) => handle(answer),
@@ -166,6 +167,7 @@ impl Reconciler {
         if handle.inbound.is_empty() {
             return Ok(false);
         }
+        let setting = acceleration(desired.settings.acceleration);
         self.kernel.enroll(&PodEnrolment {
             netns_cookie: handle.cookie,
             netns: handle.netns.as_fd(),
@@ -173,6 +175,12 @@ impl Reconciler {
             policy: desired.settings.policy(),
             inbound_listeners: handle.inbound.iter().map(AsFd::as_fd).collect(),
         })?;
+        self.kernel.accelerate(
+            &desired.pod.uid,
+            handle.cookie,
+            handle.netns.as_fd(),
+            setting,
+        );
         Ok(true)
     }
 
@@ -223,6 +231,16 @@ impl Reconciler {
             None => Err(CallError::Closed),
         }
     }
+}
+
+/// What broker and proxy are told of a pod: its acceleration as its namespace and the default have it.
+fn described(desired: &Desired) -> PodSpec {
+    let mut pod = desired.pod.for_wire();
+    pod.annotations.insert(
+        ACCELERATION_ANNOTATION.to_owned(),
+        desired.settings.acceleration.to_string(),
+    );
+    pod
 }
 
 fn handle(answer: Answer) -> Result<Handle, CallError> {

@@ -6,9 +6,8 @@ use millrace_runtime::build_info::BuildInfo;
 use millrace_runtime::handoff::{CaptureMode, PodSpec};
 
 use super::{Reconciler, Tracked};
-use crate::bpf::Acceleration;
 use crate::config::AgentConfig;
-use crate::kernel::{CaptureEvents, Kernel};
+use crate::kernel::{AccelerationCounts, CaptureEvents, Kernel};
 use crate::redirect::{self, CaptureSettings};
 use crate::status::{Ability, NodeStatus, PodCounts, PodStatus, View, rfc3339};
 
@@ -87,12 +86,13 @@ impl Reconciler {
             netns_cookie: self.cookie(pod),
             families: tracked.and_then(|tracked| Some(tracked.handle.as_ref()?.families)),
             on_capture_loss: settings.on_loss,
-            acceleration: acceleration(settings.acceleration).to_owned(),
+            acceleration: settings.acceleration.to_string(),
             detail: tracked
                 .map(|tracked| tracked.detail.clone())
                 .unwrap_or_default(),
             annotation_problems,
             capture_events: CaptureEvents::default(),
+            accelerated: AccelerationCounts::default(),
         }
     }
 
@@ -118,17 +118,10 @@ impl Reconciler {
     }
 }
 
-fn acceleration(setting: Acceleration) -> &'static str {
-    match setting {
-        Acceleration::Auto => "auto",
-        Acceleration::On => "on",
-        Acceleration::Off => "off",
-    }
-}
-
 /// A view without pods.
 pub(super) fn empty(config: &AgentConfig, kernel: &Kernel, started: &str) -> View {
     let ability = kernel.ability();
+    let acceleration = kernel.acceleration();
     View {
         node: NodeStatus {
             node: config.node_name.clone(),
@@ -139,6 +132,10 @@ pub(super) fn empty(config: &AgentConfig, kernel: &Kernel, started: &str) -> Vie
             ebpf: Ability {
                 available: ability.is_ok(),
                 reason: ability.err(),
+            },
+            acceleration: Ability {
+                available: acceleration.is_ok(),
+                reason: acceleration.err(),
             },
             broker_connected: false,
             proxies: Vec::new(),

@@ -1,0 +1,275 @@
+//! Which pods' connections may be promoted, by the names that the proxy knows, and what came of it.
+//!
+//! The kernel's own sums are read when they are asked for; here are the refusals, and the pods whose
+//! acceleration was ended because a program of theirs does not read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_runtime::handoff::{PodUid, PromotionRequest, PromotionResult, Refusal};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::Kernel;
+use crate::bpf::{AccelOutcome, AcceleratedEnd, Acceleration, PodAcceleration, Promotion, nsid};
+use crate::broker::chain;
+
+/// An application that has left redirected bytes unread for so long does not read: acceleration is not for it.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// What acceleration does for a pod, since its capture or, for the last three, the agent's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccelerationCounts {
+    /// Connections promoted.
+    pub promoted: u64,
+    /// Messages moved past TCP.
+    pub redirected_messages: u64,
+    /// Their bytes.
+    pub redirected_bytes: u64,
+    /// Messages of promoted connections that went by TCP.
+    pub tcp_messages: u64,
+    /// Their bytes.
+    pub tcp_bytes: u64,
+    /// Those of them that went by TCP because too much was unread.
+    pub capped: u64,
+    /// Connections that returned to TCP because of a socket option.
+    pub returned: u64,
+    /// Times that an application had redirected and other bytes to read.
+    pub mixed: u64,
+    /// Connections that were not promoted, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Connections whose application did not read.
+    pub stalled: u64,
+    /// Acceleration was ended because of them, until the agent starts again.
+    pub suspended: bool,
+}
+
+#[derive(Debug)]
+struct Pod {
+    netns_cookie: u64,
+    nsid: u32,
+    setting: Acceleration,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    refused: HashMap<Refusal, u64>,
+    stalled: u64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    pods: HashMap<PodUid, Pod>,
+    tallies: HashMap<u64, Tally>,
+}
+
+/// The pods; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AccelPods(Arc<Mutex<Known>>);
+
+impl Kernel {
+    /// Whether connections can be accelerated on this node, with the reason if not.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn acceleration(&self) -> Result<(), String> {
+        match &*self.loaded.lock() {
+            Ok(bpf) => bpf.acceleration(),
+            Err(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Lets connections of a captured pod be promoted, as its setting says.
+    pub fn accelerate(
+        &self,
+        uid: &PodUid,
+        netns_cookie: u64,
+        netns: BorrowedFd<'_>,
+        setting: Acceleration,
+    ) {
+        if self.acceleration().is_err() {
+            return;
+        }
+        let nsid = match nsid(netns) {
+            Ok(nsid) => nsid,
+            Err(error) => {
+                tracing::warn!(%uid, %error, "pod's namespace gets no number, it is not accelerated");
+                self.accel.0.lock().pods.remove(uid);
+                return;
+            }
+        };
+        let pod = Pod {
+            netns_cookie,
+            nsid,
+            setting,
+        };
+        let mut known = self.accel.0.lock();
+        known.pods.insert(uid.clone(), pod);
+        if known.is_suspended(netns_cookie) {
+            drop(known);
+            self.suspend(netns_cookie);
+        }
+    }
+
+    /// Promotes a connection, or says why not.
+    pub fn promote(&self, request: &PromotionRequest) -> PromotionResult {
+        let refused = self.try_promote(request).err();
+        if let Some(refusal) = refused {
+            let mut known = self.accel.0.lock();
+            if let Some(cookie) = known.pods.get(&request.uid).map(|pod| pod.netns_cookie) {
+                let tally = known.tallies.entry(cookie).or_default();
+                *tally.refused.entry(refusal).or_default() += 1;
+            }
+        }
+        PromotionResult {
+            id: request.id,
+            refused,
+        }
+    }
+
+    fn try_promote(&self, request: &PromotionRequest) -> Result<(), Refusal> {
+        let promotion = {
+            let known = self.accel.0.lock();
+            let pod = known.pods.get(&request.uid).ok_or(Refusal::UnknownPod)?;
+            if pod.setting == Acceleration::Off || known.is_suspended(pod.netns_cookie) {
+                return Err(Refusal::Off);
+            }
+            Promotion {
+                netns_cookie: pod.netns_cookie,
+                nsid: pod.nsid,
+                local: request.local,
+                remote: request.remote,
+            }
+        };
+        let outcome = match &*self.loaded.lock() {
+            Ok(bpf) if bpf.acceleration().is_err() => return Err(Refusal::Unavailable),
+            Ok(bpf) => bpf.promote(&promotion),
+            Err(_) => return Err(Refusal::Unavailable),
+        };
+        match outcome {
+            Ok(outcome) => refusal(outcome).map_or(Ok(()), Err),
+            Err(error) => {
+                tracing::warn!(uid = %request.uid, error = %chain(&error), "promotion failed");
+                Err(Refusal::Failed)
+            }
+        }
+    }
+
+    /// What acceleration does for a pod.
+    pub fn pod_acceleration(&self, netns_cookie: u64) -> AccelerationCounts {
+        let sums = self
+            .with(|bpf| bpf.pod_acceleration(netns_cookie))
+            .unwrap_or_default();
+        let known = self.accel.0.lock();
+        let tally = known.tallies.get(&netns_cookie);
+        counts(&sums, tally)
+    }
+
+    /// Every end of a promoted connection.
+    ///
+    /// # Errors
+    /// Says why they cannot be listed.
+    pub fn accelerated(&self) -> Result<Vec<AcceleratedEnd>, String> {
+        self.with(|bpf| bpf.accelerated())
+    }
+
+    /// Ends the acceleration of pods whose programs leave redirected bytes unread.
+    pub fn suspend_stalled(&self) {
+        if self.acceleration().is_err() {
+            return;
+        }
+        let ends = match self.accelerated() {
+            Ok(ends) => ends,
+            Err(reason) => {
+                tracing::debug!(reason, "promoted connections are not looked at");
+                return;
+            }
+        };
+        for end in ends.iter().filter(|end| is_stalled(end)) {
+            let mut known = self.accel.0.lock();
+            let tally = known.tallies.entry(end.netns_cookie).or_default();
+            tally.stalled += 1;
+            let first = tally.stalled == 1;
+            drop(known);
+            if first {
+                tracing::warn!(
+                    netns_cookie = end.netns_cookie,
+                    application = %end.remote,
+                    unread = end.unread_redirected,
+                    "reader stalled: the pod's connections are not accelerated any more"
+                );
+                self.suspend(end.netns_cookie);
+            }
+        }
+    }
+
+    fn suspend(&self, netns_cookie: u64) {
+        let done = self.with(|bpf| bpf.set_acceleration(netns_cookie, Acceleration::Off));
+        if let Err(reason) = done {
+            tracing::warn!(netns_cookie, reason, "the pod stays accelerated");
+        }
+    }
+
+    /// A pod is captured no more.
+    pub(super) fn forget_accelerated(&self, netns_cookie: u64) {
+        let mut known = self.accel.0.lock();
+        known.pods.retain(|_, pod| pod.netns_cookie != netns_cookie);
+        known.tallies.remove(&netns_cookie);
+    }
+}
+
+impl Known {
+    fn is_suspended(&self, netns_cookie: u64) -> bool {
+        let tally = self.tallies.get(&netns_cookie);
+        tally.is_some_and(|tally| tally.stalled > 0)
+    }
+}
+
+/// Only what an application does not read: a proxy that waits for a slow peer holds its client back.
+fn is_stalled(end: &AcceleratedEnd) -> bool {
+    end.is_proxy && end.unread_redirected > 0 && end.idle >= STALLED
+}
+
+fn counts(sums: &PodAcceleration, tally: Option<&Tally>) -> AccelerationCounts {
+    let refused = tally.map(|tally| {
+        let named = |(refusal, count): (&Refusal, &u64)| (refusal.name().to_owned(), *count);
+        tally.refused.iter().map(named).collect()
+    });
+    let stalled = tally.map_or(0, |tally| tally.stalled);
+    AccelerationCounts {
+        promoted: sums.promoted,
+        redirected_messages: sums.redirected_messages,
+        redirected_bytes: sums.redirected_bytes,
+        tcp_messages: sums.tcp_messages,
+        tcp_bytes: sums.tcp_bytes,
+        capped: sums.capped,
+        returned: sums.returned,
+        mixed: sums.mixed,
+        refused: refused.unwrap_or_default(),
+        stalled,
+        suspended: stalled > 0,
+    }
+}
+
+/// The proxy's word for an outcome; `None` where the connection is promoted.
+fn refusal(outcome: AccelOutcome) -> Option<Refusal> {
+    Some(match outcome {
+        AccelOutcome::Done => return None,
+        AccelOutcome::NotFound => Refusal::NotFound,
+        AccelOutcome::NotEstablished => Refusal::NotEstablished,
+        AccelOutcome::NotProxys => Refusal::NotProxys,
+        AccelOutcome::NoCookie => Refusal::Unknown,
+        AccelOutcome::NotAccepted => Refusal::NotAccepted,
+        AccelOutcome::Blocking => Refusal::Blocking,
+        AccelOutcome::SocketOption => Refusal::SocketOption,
+        AccelOutcome::Mptcp => Refusal::Mptcp,
+        AccelOutcome::InUse => Refusal::InUse,
+        AccelOutcome::Unsupported => Refusal::Unsupported,
+        AccelOutcome::Full => Refusal::Full,
+        AccelOutcome::NoLayout => Refusal::Unavailable,
+        AccelOutcome::Failed | AccelOutcome::Malformed => Refusal::Failed,
+    })
+}
