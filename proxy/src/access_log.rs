@@ -7,6 +7,7 @@
 pub mod command;
 pub mod format;
 pub mod sink;
+pub mod span;
 pub mod time;
 
 #[cfg(test)]

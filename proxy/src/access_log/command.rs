@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use super::span::Span;
 use super::time::Civil;
 use super::{Headers, InvalidFormat, Record, Which};
 
@@ -27,6 +28,8 @@ pub enum Command {
     },
     /// `GRPC_STATUS`, by name.
     GrpcStatus,
+    /// `COMMON_DURATION(START:END:PRECISION)`.
+    Span(Span),
     /// A value that has a number or text of its own.
     Simple(Simple),
     /// A value that this proxy never has (metadata, filter state, TLS, virtual clusters).
@@ -171,6 +174,7 @@ impl Command {
             ("REQ", Some(names)) => header(Which::Request, names, max),
             ("RESP", Some(names)) => header(Which::Response, names, max),
             ("TRAILER", Some(names)) => header(Which::Trailers, names, max),
+            ("COMMON_DURATION", Some(arguments)) => Span::parse(arguments).map(Self::Span),
             ("GRPC_STATUS", None | Some("" | "CAMEL_STRING")) => Ok(Self::GrpcStatus),
             ("GRPC_STATUS", Some("NUMBER")) => Ok(Self::Simple(Simple::GrpcStatusNumber)),
             (name, _) if ABSENT.contains(&name) => Ok(Self::Absent),
@@ -198,6 +202,7 @@ impl Command {
             Self::GrpcStatus => record
                 .grpc_status
                 .map_or(Value::Absent, |code| Value::Text(grpc_name(code))),
+            Self::Span(span) => span.value(record).map_or(Value::Absent, Value::Number),
             Self::Simple(simple) => simple.value(record),
             Self::Absent => Value::Absent,
         }

@@ -90,6 +90,36 @@ fn operators_take_arguments() {
 }
 
 #[test]
+fn durations_between_points_have_a_unit() {
+    let (local, remote) = addresses();
+    let record = Record {
+        duration: Duration::from_nanos(1_234_567),
+        response_duration: Some(Duration::from_micros(1_200)),
+        ..Record::new(UNIX_EPOCH, local, remote)
+    };
+    for (format, expected) in [
+        ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ms)%", "1"),
+        ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%", "1234"),
+        ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%", "1234567"),
+        ("%COMMON_DURATION(US_RX_BEG:DS_TX_END:us)%", "34"),
+        // Never reached, the wrong way round, not known to this proxy.
+        ("%COMMON_DURATION(DS_RX_BEG:DS_RX_END:us)%", "-"),
+        ("%COMMON_DURATION(DS_TX_END:US_RX_BEG:us)%", "-"),
+        ("%COMMON_DURATION(US_CX_BEG:US_CX_END:us)%", "-"),
+    ] {
+        assert_eq!(render(format, &record), expected, "{format}");
+    }
+    for bad in [
+        "%COMMON_DURATION(DS_RX_BEG:DS_TX_END)%",
+        "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:s)%",
+        "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us:us)%",
+        "%COMMON_DURATION%",
+    ] {
+        assert!(Template::new(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn json_keeps_numbers_and_escapes_text() {
     let (local, remote) = addresses();
     let record = Record {
