@@ -181,11 +181,12 @@ impl Run {
         let netns = Netns::create(&format!("{}fabric", id.netns_prefix()))?;
         netns.sysctl(&ROUTING)?;
         let (v4, v6) = ROUTER;
+        let mac = ip::hardware_address(v4);
         ip::batch(
             netns.name(),
             &format!(
                 "link set lo up\n\
-                 link add br0 type bridge\n\
+                 link add br0 address {mac} type bridge\n\
                  address add {v4}/24 dev br0\n\
                  address add {v6}/64 dev br0 nodad\n\
                  link set br0 up\n"

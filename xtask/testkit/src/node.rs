@@ -45,10 +45,11 @@ impl Node {
         let cgroup = run.cgroup().child(name)?;
         let pods = cgroup.child("pods")?;
         let netns = run.attach(name, number)?;
+        let mac = ip::hardware_address(Ipv4Addr::new(10, 244, number, 1));
         ip::batch(
             netns.name(),
             &format!(
-                "link add br0 type bridge\n\
+                "link add br0 address {mac} type bridge\n\
                  address add 10.244.{number}.1/24 dev br0\n\
                  address add fd00:244:{number}::1/64 dev br0 nodad\n\
                  link set br0 up\n"

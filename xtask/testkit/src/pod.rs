@@ -262,10 +262,7 @@ impl Drop for Pod {
 fn link(node: &NodeInner, netns: &Netns, number: u8) -> anyhow::Result<()> {
     let (pod, v4, v6) = (netns.name(), node.pod_v4(number), node.pod_v6(number));
     let (gateway4, gateway6) = (node.pod_v4(1), node.pod_v6(1));
-    // As bridge CNIs do: a hardware address made from the IPv4 address stays right in neighbours'
-    // caches when another pod gets the address.
-    let [a, b, c, d] = v4.octets();
-    let mac = format!("0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    let mac = ip::hardware_address(v4);
     ip::batch(
         node.host().netns().name(),
         &format!(

@@ -37,6 +37,29 @@ fn pods_reach_each_other_on_one_node_and_across_nodes() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_pods_way_out_stays_where_it_is_when_other_pods_come() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let node = cluster.node("n1")?;
+    let pod = node.pod("first")?;
+    let gateway = || {
+        let mut command = Command::new("ip");
+        command.args(["-o", "link", "show", "br0"]);
+        let shown = node.stdout(command)?;
+        let address = shown.split("link/ether ").nth(1).context("no address")?;
+        anyhow::Ok(address.split(' ').next().map(str::to_owned))
+    };
+    let before = gateway()?;
+    // A bridge without an address of its own takes the lowest of its ports'.
+    let others: Vec<_> = (0..8)
+        .map(|number| node.pod(&format!("other{number}")))
+        .collect::<anyhow::Result<_>>()?;
+    assert_eq!(gateway()?, before);
+    drop((pod, others));
+    Ok(())
+}
+
+#[test]
 fn half_close_reaches_a_tcp_echo_server() -> anyhow::Result<()> {
     require!(cluster);
     let cluster = Cluster::new()?;
