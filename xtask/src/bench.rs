@@ -59,17 +59,23 @@ pub(crate) enum Path {
     EnvoySidecarIptables,
     /// The node's proxy, captured by iptables.
     NodeIptables,
-    /// The node's proxy, captured by eBPF.
+    /// The node's proxy, captured by eBPF, every byte by TCP.
+    NodeEbpfPlain,
+    /// The node's proxy, captured by eBPF, small HTTP/1.1 messages past TCP (`acceleration: auto`).
     NodeEbpf,
+    /// As before, with raw TCP and HTTP/2 past TCP too (`acceleration: on`).
+    NodeEbpfOn,
 }
 
 impl Path {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Direct,
         Self::SidecarIptables,
         Self::EnvoySidecarIptables,
         Self::NodeIptables,
+        Self::NodeEbpfPlain,
         Self::NodeEbpf,
+        Self::NodeEbpfOn,
     ];
 
     fn name(self) -> &'static str {
@@ -78,7 +84,20 @@ impl Path {
             Self::SidecarIptables => "sidecar-iptables",
             Self::EnvoySidecarIptables => "envoy-sidecar-iptables",
             Self::NodeIptables => "node-iptables",
+            Self::NodeEbpfPlain => "node-ebpf-plain",
             Self::NodeEbpf => "node-ebpf",
+            Self::NodeEbpfOn => "node-ebpf-on",
+        }
+    }
+
+    /// How the pods of a node's proxy are captured and accelerated; `None` where there is none.
+    fn annotations(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Direct | Self::SidecarIptables | Self::EnvoySidecarIptables => None,
+            Self::NodeIptables => Some(("iptables", "off")),
+            Self::NodeEbpfPlain => Some(("ebpf", "off")),
+            Self::NodeEbpf => Some(("ebpf", "auto")),
+            Self::NodeEbpfOn => Some(("ebpf", "on")),
         }
     }
 }

@@ -116,9 +116,7 @@ pub(super) fn build(
     paths: &[Path],
     setting: &Setting,
 ) -> anyhow::Result<Vec<Lane>> {
-    let needs_mesh = paths
-        .iter()
-        .any(|path| matches!(path, Path::NodeIptables | Path::NodeEbpf));
+    let needs_mesh = paths.iter().any(|path| path.annotations().is_some());
     let mesh_config = format!("accessLogFile: {}\n", setting.access_log);
     let mesh = needs_mesh
         .then(|| Mesh::start_with(cluster, &mesh_config))
@@ -161,7 +159,9 @@ impl Builder<'_> {
         let lane = match path {
             Path::Direct => self.direct(path, service),
             Path::SidecarIptables | Path::EnvoySidecarIptables => self.sidecars(path, service),
-            Path::NodeIptables | Path::NodeEbpf => self.node(path, service),
+            Path::NodeIptables | Path::NodeEbpfPlain | Path::NodeEbpf | Path::NodeEbpfOn => {
+                self.node(path, service)
+            }
         }?;
         lane.check()?;
         Ok(lane)
@@ -239,14 +239,11 @@ impl Builder<'_> {
             path.name(),
             &["--workers", &self.setting.workers.to_string()],
         )?;
-        let capture = if path == Path::NodeEbpf {
-            "ebpf"
-        } else {
-            "iptables"
-        };
+        let (capture, acceleration) = path.annotations().context("no path of a node")?;
         let options = |name: &str| {
             PodOptions::named(&format!("{name}-{}", path.name()))
                 .annotation("millrace.io/capture", capture)
+                .annotation("millrace.io/acceleration", acceleration)
         };
         let server = options("server")
             .label("app", &service.name)
