@@ -37,25 +37,43 @@ const COLUMNS: [Column; 3] = [
 ];
 
 pub(super) fn draw(rows: &[Row], setting: &Setting) -> String {
+    let width = column(COLUMNS.len()) + GAP;
+    let (body, height) = groups(rows);
+    let mut svg = String::new();
+    // Writing to a String cannot fail.
+    write!(
+        svg,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\">\n\
+         <style>.title{{font-size:12px;font-weight:bold}}.label{{font-size:11px}}\
+         .value{{font-size:10px;fill:#444}}.small{{font-size:10px;fill:#666}}</style>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"8\" y=\"22\" font-size=\"16\" font-weight=\"bold\">Millrace: what a request costs</text>\n\
+         <text x=\"8\" y=\"40\" class=\"small\">{setting}; medians, whiskers from least to most</text>\n\
+         {body}</svg>\n"
+    )
+    .ok();
+    svg
+}
+
+/// Where a column begins.
+fn column(index: usize) -> usize {
+    LABEL + index * (BAR + VALUE + GAP)
+}
+
+/// All workloads below each other, and where they end.
+fn groups(rows: &[Row]) -> (String, usize) {
     let mut workloads = Vec::new();
     for row in rows {
         if !workloads.contains(&row.workload) {
             workloads.push(row.workload);
         }
     }
-    let column = BAR + VALUE + GAP;
-    let width = LABEL + COLUMNS.len() * column + GAP;
     let mut body = String::new();
-    let mut y = HEAD;
     for (index, heading) in COLUMNS.iter().enumerate() {
-        text(
-            &mut body,
-            LABEL + index * column,
-            HEAD - 16,
-            "title",
-            heading.title,
-        );
+        text(&mut body, column(index), HEAD - 16, "title", heading.title);
     }
+    let mut y = HEAD;
     for workload in workloads {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.workload == workload).collect();
         let name = format!("{}, {} conn.", workload.kind.name(), workload.connections);
@@ -68,34 +86,14 @@ pub(super) fn draw(rows: &[Row], setting: &Setting) -> String {
                     .iter()
                     .map(|row| (shown.figure)(row).max)
                     .fold(0.0, f64::max);
-                bar(
-                    &mut body,
-                    LABEL + index * column,
-                    y,
-                    (shown.figure)(row),
-                    largest,
-                    row.path,
-                );
+                let figure = (shown.figure)(row);
+                bar(&mut body, column(index), y, figure, largest, row.path);
             }
             y += LINE;
         }
         y += LINE / 2;
     }
-    let mut svg = String::new();
-    // Writing to a String cannot fail.
-    write!(
-        svg,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{y}\" \
-         viewBox=\"0 0 {width} {y}\" font-family=\"sans-serif\">\n\
-         <style>.title{{font-size:12px;font-weight:bold}}.label{{font-size:11px}}\
-         .value{{font-size:10px;fill:#444}}.small{{font-size:10px;fill:#666}}</style>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"8\" y=\"22\" font-size=\"16\" font-weight=\"bold\">Millrace: what a request costs</text>\n\
-         <text x=\"8\" y=\"40\" class=\"small\">{setting}; medians, whiskers from least to most</text>\n\
-         {body}</svg>\n"
-    )
-    .ok();
-    svg
+    (body, y)
 }
 
 fn text(body: &mut String, x: usize, y: usize, class: &str, content: &str) {
@@ -142,6 +140,8 @@ fn color(path: Path) -> &'static str {
         Path::SidecarIptables => "#7fb2d9",
         Path::EnvoySidecarIptables => "#d98c7f",
         Path::NodeIptables => "#6fbf8f",
+        Path::NodeEbpfPlain => "#3fa76c",
         Path::NodeEbpf => "#1f8f4f",
+        Path::NodeEbpfOn => "#136b39",
     }
 }
