@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use millrace_testkit::http::{Client, Request};
@@ -131,22 +131,6 @@ fn an_address_is_taken_over_by_the_next_pod() -> anyhow::Result<()> {
         Some("second")
     );
     drop(echo);
-    Ok(())
-}
-
-#[test]
-fn a_pod_is_made_quickly() -> anyhow::Result<()> {
-    require!(cluster);
-    let cluster = Cluster::new()?;
-    let node = cluster.node("n1")?;
-    let start = Instant::now();
-    let pods = (0..10)
-        .map(|n| node.pod(&format!("p{n}")))
-        .collect::<Result<Vec<_>, _>>()?;
-    let each = start.elapsed() / u32::try_from(pods.len())?;
-    println!("{each:?} for a pod");
-    // Far above what it takes, so that a busy machine does not fail it.
-    assert!(each < Duration::from_secs(1), "{each:?}");
     Ok(())
 }
 
