@@ -212,15 +212,15 @@ impl Stream {
     }
 
     /// Sends `length` bytes in one call; how many the kernel took.
-    pub fn send(&mut self, to: &mut TcpStream, length: usize) -> usize {
+    pub fn send(&mut self, to: &mut TcpStream, length: usize) -> Result<usize, String> {
         let bytes = self.bytes(length);
         let taken = match to.write(&bytes) {
             Ok(taken) => taken,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => panic!("write at {}: {error}", self.sent),
+            Err(error) => return Err(format!("write at {}: {error}", self.sent)),
         };
         self.sent += taken as u64;
-        taken
+        Ok(taken)
     }
 
     /// Reads once, with a buffer of `length`; `None` for the end of the stream.
@@ -251,4 +251,33 @@ impl Stream {
 /// A duplicate of a socket under another number.
 pub fn duplicate(end: &TcpStream) -> OwnedFd {
     end.as_fd().try_clone_to_owned().expect("dup")
+}
+
+/// Pseudo-random numbers from a printed seed (xorshift64*).
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % end
+    }
+
+    /// A size as programs have them: mostly small, sometimes more than any cap.
+    pub fn size(&mut self) -> usize {
+        let most = match self.below(20) {
+            0..8 => 16,
+            8..14 => 300,
+            14..18 => 1500,
+            18 => 16_384,
+            _ => 100_000,
+        };
+        usize::try_from(1 + self.below(most)).expect("small")
+    }
 }
