@@ -6,13 +6,13 @@
 
 use aya_ebpf::helpers::bpf_bind;
 use millrace_ebpf_abi::{
-    AF_INET, AF_INET6, Addr, ConnectInput, ConnectVerdict, Counter, Direction, EventKind,
-    NodeConfig, OrigDst, PodPolicy, SocketRole, connect_verdict,
+    AF_INET, AF_INET6, Addr, ConnectInput, ConnectVerdict, Counter, Direction, EventKind, OrigDst,
+    PodPolicy, SocketRole, connect_verdict,
 };
 
 use crate::count::count;
 use crate::ctx::{Sock, SockAddr};
-use crate::log::{decision, node};
+use crate::log::{Subject, decision, node};
 use crate::maps::POLICIES;
 use crate::{event, storage};
 
@@ -70,82 +70,41 @@ fn capture(ctx: &SockAddr<'_>, destination: OrigDst) -> Result<Option<(Addr, u16
             verdict = ConnectVerdict::Refuse(Counter::ConnectStorageFullRefused);
         }
     }
-    carry_out(ctx, &node, netns_cookie, &destination, verdict)
+    let subject = Subject {
+        node,
+        netns_cookie,
+        destination,
+    };
+    carry_out(ctx, &subject, verdict)
 }
 
 #[inline(always)]
 fn carry_out(
     ctx: &SockAddr<'_>,
-    node: &NodeConfig,
-    netns_cookie: u64,
-    destination: &OrigDst,
+    subject: &Subject,
     verdict: ConnectVerdict,
 ) -> Result<Option<(Addr, u16)>, Refused> {
     match verdict {
         ConnectVerdict::Pass(counter) => {
             count(counter);
-            decision!(
-                node,
-                Trace,
-                ctx.inner(),
-                "connect passed",
-                netns_cookie,
-                destination,
-                counter
-            );
+            decision!(Trace, ctx.inner(), "connect passed", subject, counter);
             Ok(None)
         }
         ConnectVerdict::Direct(counter) => {
             count(counter);
-            event::send(
-                EventKind::WentDirect,
-                counter,
-                netns_cookie,
-                Direction::Outbound,
-                destination,
-            );
-            decision!(
-                node,
-                Warn,
-                ctx.inner(),
-                "connect went direct",
-                netns_cookie,
-                destination,
-                counter
-            );
+            event::send(EventKind::WentDirect, counter, Direction::Outbound, subject);
+            decision!(Warn, ctx.inner(), "connect went direct", subject, counter);
             Ok(None)
         }
         ConnectVerdict::Redirect(port, counter) => {
             count(counter);
-            decision!(
-                node,
-                Debug,
-                ctx.inner(),
-                "connect redirected",
-                netns_cookie,
-                destination,
-                counter
-            );
-            Ok(Some((destination.addr.loopback(), port)))
+            decision!(Debug, ctx.inner(), "connect redirected", subject, counter);
+            Ok(Some((subject.destination.addr.loopback(), port)))
         }
         ConnectVerdict::Refuse(counter) => {
             count(counter);
-            event::send(
-                EventKind::Refused,
-                counter,
-                netns_cookie,
-                Direction::Outbound,
-                destination,
-            );
-            decision!(
-                node,
-                Warn,
-                ctx.inner(),
-                "connect refused",
-                netns_cookie,
-                destination,
-                counter
-            );
+            event::send(EventKind::Refused, counter, Direction::Outbound, subject);
+            decision!(Warn, ctx.inner(), "connect refused", subject, counter);
             Err(Refused)
         }
     }

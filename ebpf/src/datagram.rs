@@ -10,7 +10,7 @@ use millrace_ebpf_abi::{
 use crate::connect::{ALLOW, REFUSE, remember};
 use crate::count::count;
 use crate::ctx::SockAddr;
-use crate::log::{decision, node};
+use crate::log::{Subject, decision, node};
 use crate::maps::POLICIES;
 use crate::{event, storage};
 
@@ -71,15 +71,29 @@ fn redirect(ctx: &SockAddr<'_>, destination: OrigDst) -> Result<Option<(Addr, u1
         destination,
     };
     let mut verdict = connect_verdict(&input, ctx);
-    if let (ConnectVerdict::Redirect(port, _), Some(policy)) = (verdict, policy) {
-        if !remember(sock, destination, port) {
-            verdict = if policy.has(PodPolicy::OPEN) {
-                ConnectVerdict::Direct(Counter::ConnectStorageFullDirect)
-            } else {
-                ConnectVerdict::Refuse(Counter::ConnectStorageFullRefused)
-            };
-        }
+    if let (ConnectVerdict::Redirect(port, _), Some(policy)) = (verdict, policy)
+        && !remember(sock, destination, port)
+    {
+        verdict = if policy.has(PodPolicy::OPEN) {
+            ConnectVerdict::Direct(Counter::ConnectStorageFullDirect)
+        } else {
+            ConnectVerdict::Refuse(Counter::ConnectStorageFullRefused)
+        };
     }
+    let subject = Subject {
+        node,
+        netns_cookie,
+        destination,
+    };
+    carry_out(ctx, &subject, verdict)
+}
+
+#[inline(always)]
+fn carry_out(
+    ctx: &SockAddr<'_>,
+    subject: &Subject,
+    verdict: ConnectVerdict,
+) -> Result<Option<(Addr, u16)>, Refused> {
     match verdict {
         ConnectVerdict::Pass(_) => {
             count(Counter::SendmsgPassed);
@@ -87,55 +101,19 @@ fn redirect(ctx: &SockAddr<'_>, destination: OrigDst) -> Result<Option<(Addr, u1
         }
         ConnectVerdict::Direct(reason) => {
             count(Counter::SendmsgDirect);
-            event::send(
-                EventKind::WentDirect,
-                reason,
-                netns_cookie,
-                Direction::Outbound,
-                &destination,
-            );
-            decision!(
-                &node,
-                Warn,
-                ctx.inner(),
-                "sendmsg went direct",
-                netns_cookie,
-                destination,
-                reason
-            );
+            event::send(EventKind::WentDirect, reason, Direction::Outbound, subject);
+            decision!(Warn, ctx.inner(), "sendmsg went direct", subject, reason);
             Ok(None)
         }
         ConnectVerdict::Redirect(port, reason) => {
             count(Counter::SendmsgDnsRedirected);
-            decision!(
-                &node,
-                Debug,
-                ctx.inner(),
-                "sendmsg redirected",
-                netns_cookie,
-                destination,
-                reason
-            );
-            Ok(Some((destination.addr.loopback(), port)))
+            decision!(Debug, ctx.inner(), "sendmsg redirected", subject, reason);
+            Ok(Some((subject.destination.addr.loopback(), port)))
         }
         ConnectVerdict::Refuse(reason) => {
             count(Counter::SendmsgRefused);
-            event::send(
-                EventKind::Refused,
-                reason,
-                netns_cookie,
-                Direction::Outbound,
-                &destination,
-            );
-            decision!(
-                &node,
-                Warn,
-                ctx.inner(),
-                "sendmsg refused",
-                netns_cookie,
-                destination,
-                reason
-            );
+            event::send(EventKind::Refused, reason, Direction::Outbound, subject);
+            decision!(Warn, ctx.inner(), "sendmsg refused", subject, reason);
             Err(Refused)
         }
     }

@@ -1,25 +1,20 @@
 //! Events for the agent.
 
-use millrace_ebpf_abi::{Counter, Direction, Event, EventKind, OrigDst};
+use millrace_ebpf_abi::{Counter, Direction, Event, EventKind};
 
 use crate::count::count;
+use crate::log::Subject;
 use crate::maps::EVENTS;
 
 /// Tells the agent what became of a connection; a full ring is counted.
 #[inline(always)]
-pub fn send(
-    kind: EventKind,
-    counter: Counter,
-    netns_cookie: u64,
-    direction: Direction,
-    destination: &OrigDst,
-) {
+pub fn send(kind: EventKind, counter: Counter, direction: Direction, subject: &Subject) {
     let event = Event {
-        netns_cookie,
+        netns_cookie: subject.netns_cookie,
         kind: kind as u32,
         counter: counter as u32,
-        addr: destination.addr,
-        port: destination.port,
+        addr: subject.destination.addr,
+        port: subject.destination.port,
         direction: direction as u8,
         reserved: [0; 5],
     };

@@ -17,7 +17,7 @@ use crate::lookup;
 use crate::maps::{ANNOUNCED, CIDR_RULES, PORT_RULES};
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the context's socket.
-const CURRENT_NETNS: u64 = -1_i64 as u64;
+const CURRENT_NETNS: u64 = (-1_i64).cast_unsigned();
 
 impl ConnectFacts for SockAddr<'_> {
     #[inline(always)]
@@ -71,9 +71,9 @@ impl SockAddr<'_> {
         // SAFETY: the tuple outlives the call; the reference that a hit takes is given back at once.
         unsafe {
             let sock = if protocol == TCP {
-                bpf_sk_lookup_tcp(ctx, &mut tuple, size, CURRENT_NETNS, 0)
+                bpf_sk_lookup_tcp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)
             } else {
-                bpf_sk_lookup_udp(ctx, &mut tuple, size, CURRENT_NETNS, 0)
+                bpf_sk_lookup_udp(ctx, &raw mut tuple, size, CURRENT_NETNS, 0)
             };
             if sock.is_null() {
                 return false;

@@ -52,13 +52,10 @@ pub fn getsockopt(ctx: &Sockopt<'_>) -> i32 {
     let mut origin = None;
     let verdict = getsockopt_verdict(ctx.level(), ctx.optname(), || {
         origin = find(ctx);
-        match origin {
-            Some((orig_dst, _)) => Some(orig_dst.addr),
-            None => {
-                count(Counter::GetsockoptMissed);
-                None
-            }
+        if origin.is_none() {
+            count(Counter::GetsockoptMissed);
         }
+        origin.map(|(orig_dst, _)| orig_dst.addr)
     });
     let Some((orig_dst, counter)) = origin else {
         return KEEP;
@@ -111,10 +108,10 @@ fn find(ctx: &Sockopt<'_>) -> Option<(OrigDst, Counter)> {
         return None;
     }
     let netns_cookie = ctx.netns_cookie();
-    if let Some(state) = storage::get(sock.raw()) {
-        if state.role == SocketRole::Accepted as u8 {
-            return Some((state.orig_dst, Counter::GetsockoptAnswered));
-        }
+    if let Some(state) = storage::get(sock.raw())
+        && state.role == SocketRole::Accepted as u8
+    {
+        return Some((state.orig_dst, Counter::GetsockoptAnswered));
     }
     if let Some(orig_dst) = published(sock, netns_cookie) {
         return Some((orig_dst, Counter::GetsockoptAnswered));
@@ -140,7 +137,7 @@ fn published(sock: Sock, netns_cookie: u64) -> Option<OrigDst> {
         remote_port: local.port,
         reserved: 0,
     };
-    let value = ORIG_DSTS.get_ptr(&key)?;
+    let value = ORIG_DSTS.get_ptr(key)?;
     // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
     Some(unsafe { *value })
 }

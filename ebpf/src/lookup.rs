@@ -6,13 +6,13 @@
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use millrace_ebpf_abi::{
     Addr, Counter, Direction, EventKind, LISTENER_SLOTS, ListenerKey, LookupInput, LookupVerdict,
-    NodeConfig, OrigDst, PodPolicy, lookup_verdict, missing_listener,
+    PodPolicy, lookup_verdict, missing_listener,
 };
 
 use crate::count::count;
 use crate::ctx::Lookup;
 use crate::event;
-use crate::log::{decision, node};
+use crate::log::{Subject, decision, node};
 use crate::maps::{ADDRESSES, LISTENERS, POLICIES};
 
 /// Chooses the socket of an inbound connection.
@@ -34,7 +34,12 @@ pub fn lookup(ctx: &Lookup<'_>) -> u32 {
     if let (LookupVerdict::Steer, Some(policy)) = (verdict, policy) {
         verdict = steer(ctx, netns_cookie, policy);
     }
-    carry_out(ctx, &node, netns_cookie, &local, verdict)
+    let subject = Subject {
+        node,
+        netns_cookie,
+        destination: local,
+    };
+    carry_out(ctx, &subject, verdict)
 }
 
 /// Cookie of the pod that has this address; 0, which no namespace has, for none.
@@ -62,79 +67,29 @@ fn steer(ctx: &Lookup<'_>, netns_cookie: u64, policy: &PodPolicy) -> LookupVerdi
 }
 
 #[inline(always)]
-fn carry_out(
-    ctx: &Lookup<'_>,
-    node: &NodeConfig,
-    netns_cookie: u64,
-    local: &OrigDst,
-    verdict: LookupVerdict,
-) -> u32 {
+fn carry_out(ctx: &Lookup<'_>, subject: &Subject, verdict: LookupVerdict) -> u32 {
     match verdict {
         LookupVerdict::Pass(counter) => {
             count(counter);
-            decision!(
-                node,
-                Trace,
-                ctx.inner(),
-                "sk_lookup passed",
-                netns_cookie,
-                local,
-                counter
-            );
+            decision!(Trace, ctx.inner(), "sk_lookup passed", subject, counter);
             SK_PASS
         }
         LookupVerdict::Steer => {
             let counter = Counter::LookupSteered;
             count(counter);
-            decision!(
-                node,
-                Debug,
-                ctx.inner(),
-                "sk_lookup steered",
-                netns_cookie,
-                local,
-                counter
-            );
+            decision!(Debug, ctx.inner(), "sk_lookup steered", subject, counter);
             SK_PASS
         }
         LookupVerdict::Direct(counter) => {
             count(counter);
-            event::send(
-                EventKind::WentDirect,
-                counter,
-                netns_cookie,
-                Direction::Inbound,
-                local,
-            );
-            decision!(
-                node,
-                Warn,
-                ctx.inner(),
-                "sk_lookup went direct",
-                netns_cookie,
-                local,
-                counter
-            );
+            event::send(EventKind::WentDirect, counter, Direction::Inbound, subject);
+            decision!(Warn, ctx.inner(), "sk_lookup went direct", subject, counter);
             SK_PASS
         }
         LookupVerdict::Refuse(counter) => {
             count(counter);
-            event::send(
-                EventKind::Refused,
-                counter,
-                netns_cookie,
-                Direction::Inbound,
-                local,
-            );
-            decision!(
-                node,
-                Warn,
-                ctx.inner(),
-                "sk_lookup refused",
-                netns_cookie,
-                local,
-                counter
-            );
+            event::send(EventKind::Refused, counter, Direction::Inbound, subject);
+            decision!(Warn, ctx.inner(), "sk_lookup refused", subject, counter);
             SK_DROP
         }
     }

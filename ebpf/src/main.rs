@@ -13,6 +13,19 @@
     missing_docs,
     reason = "the attribute macros drop the documentation of what they wrap"
 )]
+#![expect(
+    clippy::inline_always,
+    reason = "a call costs instructions and stack, of which a program has 512 bytes"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the attribute macros hand contexts over by value"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "fields of the kernel's structures are wider than what they hold"
+)]
 
 mod connect;
 mod count;

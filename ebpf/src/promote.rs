@@ -1,4 +1,4 @@
-//! The promotion program, of type SCHED_CLS because that type can look sockets of any namespace up and put them
+//! The promotion program, of type `SCHED_CLS` because that type can look sockets of any namespace up and put them
 //! into a map. Attached nowhere: the agent runs it with `BPF_PROG_TEST_RUN`, its packet holding the command.
 //!
 //! Both ends are put into the map or neither is. Until both are, and say so in their storage, the message

@@ -1,4 +1,4 @@
-//! sk_msg: which way a message of a promoted connection goes, its bytes straight into the other end's queue
+//! `sk_msg`: which way a message of a promoted connection goes, its bytes straight into the other end's queue
 //! or through TCP as ever.
 //!
 //! Runs for each message with the sender locked; who else may change what it reads is the reader at the

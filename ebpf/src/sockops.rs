@@ -12,7 +12,7 @@ use millrace_ebpf_abi::{
 
 use crate::count::count;
 use crate::ctx::{Sock, SockOps};
-use crate::log::{decision, node};
+use crate::log::{Subject, decision, node};
 use crate::maps::{ADDRESSES, ANNOUNCED, ORIG_DSTS, POLICIES, TELEMETRY};
 use crate::{event, storage};
 
@@ -61,20 +61,22 @@ fn connecting(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
     } else {
         let counter = Counter::SockopsPublishFailed;
         count(counter);
+        let subject = &Subject {
+            node,
+            netns_cookie,
+            destination: orig_dst,
+        };
         event::send(
             EventKind::OrigDstLost,
             counter,
-            netns_cookie,
             Direction::Outbound,
-            &orig_dst,
+            subject,
         );
         decision!(
-            &node,
             Error,
             ctx.inner(),
             "sockops publish failed",
-            netns_cookie,
-            orig_dst,
+            subject,
             counter
         );
     }
@@ -110,7 +112,7 @@ fn accepted(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
         return;
     }
     // Nobody else may come in under an announced name.
-    let _ = ANNOUNCED.remove(ctx.tuple(0).reversed());
+    ANNOUNCED.remove(ctx.tuple(0).reversed()).ok();
     established(ctx, sock, netns_cookie, Direction::Inbound);
 }
 
@@ -126,7 +128,7 @@ fn adopt_unenrolled(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
 #[inline(always)]
 fn adopt(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) -> bool {
     let tuple = ctx.tuple(netns_cookie).reversed();
-    let Some(orig_dst) = ORIG_DSTS.get_ptr(&tuple) else {
+    let Some(orig_dst) = ORIG_DSTS.get_ptr(tuple) else {
         return false;
     };
     // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
@@ -137,7 +139,7 @@ fn adopt(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) -> bool {
             state.redirected_port = 0;
             state.role = SocketRole::Accepted as u8;
             // Nobody else may ask for it: an error means that the connecting end just closed.
-            let _ = ORIG_DSTS.remove(&tuple);
+            ORIG_DSTS.remove(tuple).ok();
             count(Counter::SockopsAdopted);
         }
         None => count(Counter::SockopsStorageFailed),
@@ -167,7 +169,7 @@ fn established(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64, direction: Dire
 fn closed(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
     if announcement(netns_cookie, &node(), sock.mark()).is_some() {
         // Gone already if it was accepted.
-        let _ = ANNOUNCED.remove(ctx.tuple(0));
+        ANNOUNCED.remove(ctx.tuple(0)).ok();
         return;
     }
     let Some(state) = storage::get(sock.raw()) else {
@@ -175,7 +177,7 @@ fn closed(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64) {
     };
     if state.role == SocketRole::Redirected as u8 {
         // Gone already if the other end took it over.
-        let _ = ORIG_DSTS.remove(ctx.tuple(netns_cookie));
+        ORIG_DSTS.remove(ctx.tuple(netns_cookie)).ok();
     }
     let direction = match state.counted {
         1 => Direction::Outbound,
