@@ -4,6 +4,7 @@
 //! whenever the file changes.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -115,81 +116,83 @@ impl Reader<'_> {
             }
         };
         for (path, line) in decoded.unknown {
-            let message = "no part of this release executes it";
-            self.problem(line, Finding::not_executed(path, message));
+            self.not_executed(line, path);
         }
         let file = decoded.value;
-        for name in file
-            .default_config
-            .iter()
-            .flat_map(|defaults| &defaults.rest.0)
-        {
+        let defaults = file.default_config.iter();
+        for name in defaults.flat_map(|defaults| &defaults.rest.0) {
             let field = format!("defaultConfig.{name}");
-            let message = "no part of this release executes it";
-            self.problem(node.line_of(&field), Finding::not_executed(field, message));
+            self.not_executed(node.line_of(&field), field);
         }
         if let Some(namespace) = file.root_namespace.clone() {
             mesh.root_namespace = namespace;
         }
-        match file
-            .outbound_traffic_policy
-            .as_ref()
-            .and_then(|policy| policy.mode.as_deref())
-        {
-            None | Some("ALLOW_ANY") => {}
-            Some("REGISTRY_ONLY") => mesh.outbound = OutboundPolicy::RegistryOnly,
-            Some(other) => {
+        if let Some(outbound) = self.outbound(node, &file) {
+            mesh.outbound = outbound;
+        }
+        if let Some(time) = self.duration(node, "connectTimeout", file.connect_timeout.as_deref()) {
+            mesh.connect_timeout = time;
+        }
+        let detection = file.protocol_detection_timeout.as_deref();
+        if let Some(time) = self.duration(node, "protocolDetectionTimeout", detection) {
+            mesh.detection_timeout = time;
+        }
+        mesh.access_log = self.access_log(node, &file);
+        mesh.tracing_percent = self.tracing(node, &file);
+        Some(mesh)
+    }
+
+    fn not_executed(&mut self, line: u64, field: String) {
+        let message = "no part of this release executes it";
+        self.problem(line, Finding::not_executed(field, message));
+    }
+
+    /// The policy that the file names.
+    fn outbound(&mut self, node: &Node, file: &Settings) -> Option<OutboundPolicy> {
+        let policy = file.outbound_traffic_policy.as_ref();
+        match policy.and_then(|policy| policy.mode.as_deref())? {
+            "ALLOW_ANY" => {}
+            "REGISTRY_ONLY" => return Some(OutboundPolicy::RegistryOnly),
+            other => {
                 let message = format!("{other:?} is not ALLOW_ANY or REGISTRY_ONLY");
                 self.error(node, "outboundTrafficPolicy.mode", message);
             }
         }
-        for (field, text, slot) in [
-            (
-                "connectTimeout",
-                &file.connect_timeout,
-                &mut mesh.connect_timeout,
-            ),
-            (
-                "protocolDetectionTimeout",
-                &file.protocol_detection_timeout,
-                &mut mesh.detection_timeout,
-            ),
-        ] {
-            match text.as_deref().map(|text| (text, parse_duration(text))) {
-                None => {}
-                Some((_, Some(duration))) => *slot = duration,
-                Some((text, None)) => self.error(
-                    node,
-                    field,
-                    format!("{text:?} is not a duration such as 5s"),
-                ),
-            }
+        None
+    }
+
+    fn duration(&mut self, node: &Node, field: &str, text: Option<&str>) -> Option<Duration> {
+        let text = text?;
+        let duration = parse_duration(text);
+        if duration.is_none() {
+            let message = format!("{text:?} is not a duration such as 5s");
+            self.error(node, field, message);
         }
-        mesh.access_log = self.access_log(node, &file);
-        let sampling = file
+        duration
+    }
+
+    /// The share of requests that stock Envoys make traces of, in percent.
+    fn tracing(&mut self, node: &Node, file: &Settings) -> Option<f64> {
+        let tracing = file
             .default_config
-            .and_then(|defaults| defaults.tracing)
-            .and_then(|tracing| tracing.sampling);
-        let file_says_tracing = file.enable_tracing.is_some();
-        let wanted = file.enable_tracing.unwrap_or(sampling.is_some());
-        if wanted {
-            let field = if file_says_tracing {
-                "enableTracing"
-            } else {
-                "defaultConfig.tracing"
-            };
-            let message = "only stock Envoys make spans; Millrace's proxy forwards trace headers";
-            self.problem(node.line_of(field), Finding::not_executed(field, message));
-        }
-        mesh.tracing_percent = wanted.then(|| sampling.unwrap_or(DEFAULT_SAMPLING));
+            .as_ref()
+            .and_then(|it| it.tracing.as_ref());
+        let sampling = tracing.and_then(|tracing| tracing.sampling);
         if sampling.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
-            self.error(
-                node,
-                "defaultConfig.tracing.sampling",
-                "it is not between 0 and 100".to_owned(),
-            );
+            let message = "it is not between 0 and 100".to_owned();
+            self.error(node, "defaultConfig.tracing.sampling", message);
         }
-        Some(mesh)
+        if !file.enable_tracing.unwrap_or(sampling.is_some()) {
+            return None;
+        }
+        let field = if file.enable_tracing.is_some() {
+            "enableTracing"
+        } else {
+            "defaultConfig.tracing"
+        };
+        let message = "only stock Envoys make spans; Millrace's proxy forwards trace headers";
+        self.problem(node.line_of(field), Finding::not_executed(field, message));
+        Some(sampling.unwrap_or(DEFAULT_SAMPLING))
     }
 
     fn access_log(&mut self, node: &Node, file: &Settings) -> Option<AccessLog> {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::policy::DestinationRule;
 use crate::model::problem::{Finding, Reason};
 use crate::model::route::{Destination, HttpAction, HttpRoute, SubsetRef};
 use crate::model::service::{Service, ServiceKind};
@@ -264,48 +265,49 @@ impl Analysis<'_> {
                         rule.host, subset.name
                     );
                     let field = format!("spec.subsets[{index}].name");
-                    self.warn(
-                        Kind::DestinationRule,
-                        &rule.name,
-                        Reason::Conflict,
-                        field,
-                        message,
-                    );
+                    self.warn_rule(rule, Reason::Conflict, field, message);
                 }
             }
-            if rule.host.is_wildcard() {
-                continue;
+            if !rule.host.is_wildcard() {
+                self.destination_rule_of_a_host(rule);
             }
-            let Some(service) = self.snapshot.service(&rule.host) else {
-                let message = format!(
-                    "no service {} is known, so the rule has no effect",
-                    rule.host
-                );
-                let field = "spec.host".to_owned();
-                self.warn(
-                    Kind::DestinationRule,
-                    &rule.name,
-                    Reason::UnknownReference,
-                    field,
-                    message,
-                );
-                continue;
-            };
-            let own = rule.name.namespace == service.name.namespace;
-            if !own && *rule.name.namespace != *self.snapshot.mesh.root_namespace {
-                let message = format!(
-                    "pods of a node share clusters, so only sidecars use a rule outside {} and {}",
-                    service.name.namespace, self.snapshot.mesh.root_namespace
-                );
-                let field = "metadata.namespace".to_owned();
-                self.warn(
-                    Kind::DestinationRule,
-                    &rule.name,
-                    Reason::NotExecuted,
-                    field,
-                    message,
-                );
-            }
+        }
+    }
+
+    fn warn_rule(
+        &mut self,
+        rule: &DestinationRule,
+        reason: Reason,
+        field: String,
+        message: String,
+    ) {
+        self.warn(Kind::DestinationRule, &rule.name, reason, field, message);
+    }
+
+    /// Whether the rule has a service to work on, and works on it for everybody.
+    fn destination_rule_of_a_host(&mut self, rule: &DestinationRule) {
+        let Some(service) = self.snapshot.service(&rule.host) else {
+            let message = format!(
+                "no service {} is known, so the rule has no effect",
+                rule.host
+            );
+            self.warn_rule(
+                rule,
+                Reason::UnknownReference,
+                "spec.host".to_owned(),
+                message,
+            );
+            return;
+        };
+        let own = rule.name.namespace == service.name.namespace;
+        let root = *rule.name.namespace == *self.snapshot.mesh.root_namespace;
+        if !own && !root {
+            let message = format!(
+                "pods of a node share clusters, so only sidecars use a rule outside {} and {}",
+                service.name.namespace, self.snapshot.mesh.root_namespace
+            );
+            let field = "metadata.namespace".to_owned();
+            self.warn_rule(rule, Reason::NotExecuted, field, message);
         }
     }
 
