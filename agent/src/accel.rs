@@ -21,6 +21,9 @@ use crate::kernel::Kernel;
 const PEERS: usize = 16;
 /// How often promoted connections are looked at for readers that do not read.
 const LOOK: Duration = Duration::from_secs(5);
+/// An application that has left redirected bytes unread for so long does not read: acceleration is not
+/// for it.
+const STALLED: Duration = Duration::from_secs(10);
 /// Pause after a connection that could not be accepted, for want of descriptors for instance.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -75,7 +78,7 @@ pub async fn watch(kernel: Kernel, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => kernel.suspend_stalled(),
+            _ = ticks.tick() => kernel.suspend_stalled(STALLED),
         }
     }
 }

@@ -16,9 +16,6 @@ use super::Kernel;
 use crate::bpf::{AccelOutcome, AcceleratedEnd, Acceleration, PodAcceleration, Promotion, nsid};
 use crate::broker::chain;
 
-/// An application that has left redirected bytes unread for so long does not read: acceleration is not for it.
-const STALLED: Duration = Duration::from_secs(10);
-
 /// What acceleration does for a pod, since its capture or, for the last three, the agent's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -176,8 +173,8 @@ impl Kernel {
         self.with(|bpf| bpf.accelerated())
     }
 
-    /// Ends the acceleration of pods whose programs leave redirected bytes unread.
-    pub fn suspend_stalled(&self) {
+    /// Ends the acceleration of pods whose programs have left redirected bytes unread for `patience`.
+    pub fn suspend_stalled(&self, patience: Duration) {
         if self.acceleration().is_err() {
             return;
         }
@@ -188,7 +185,7 @@ impl Kernel {
                 return;
             }
         };
-        for end in ends.iter().filter(|end| is_stalled(end)) {
+        for end in ends.iter().filter(|end| is_stalled(end, patience)) {
             let mut known = self.accel.0.lock();
             let tally = known.tallies.entry(end.netns_cookie).or_default();
             tally.stalled += 1;
@@ -229,8 +226,8 @@ impl Known {
 }
 
 /// Only what an application does not read: a proxy that waits for a slow peer holds its client back.
-fn is_stalled(end: &AcceleratedEnd) -> bool {
-    end.is_proxy && end.unread_redirected > 0 && end.idle >= STALLED
+fn is_stalled(end: &AcceleratedEnd, patience: Duration) -> bool {
+    end.is_proxy && end.unread_redirected > 0 && end.idle >= patience
 }
 
 fn counts(sums: &PodAcceleration, tally: Option<&Tally>) -> AccelerationCounts {

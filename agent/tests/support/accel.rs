@@ -131,6 +131,23 @@ impl Pair {
     }
 }
 
+/// A connection that redirects in both directions.
+pub fn promoted(fixture: &mut Fixture, place: &Place, listener: &TcpListener) -> Pair {
+    let mut pair = place.connect(listener);
+    pair.exchange();
+    let promotion = place.promotion(&pair);
+    assert_eq!(promote(fixture, promotion), AccelOutcome::Done);
+    pair.exchange();
+    pair.exchange();
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 1));
+    pair
+}
+
+/// Messages that an end of a promoted connection redirected.
+pub fn redirected(end: &TcpStream) -> u64 {
+    state(end).expect("promoted").sent.redirected_messages
+}
+
 pub fn say(from: &mut TcpStream, what: &[u8]) {
     let sent = from.write(what).expect("write");
     assert_eq!(sent, what.len(), "sent whole");
