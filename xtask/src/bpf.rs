@@ -6,10 +6,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Context as _;
 
-use crate::setup::{find_kernel_toolchain, find_linker};
+use crate::setup::{KernelToolchain, find_kernel_toolchain, find_linker};
 use crate::{run, ui};
 
 /// Where the object is put, below the workspace.
@@ -31,40 +32,82 @@ const FLAGS: [&str; 6] = [
 ///
 /// If there is no compiler or linker for it, with what to do; or if the build fails.
 pub(crate) fn build(workspace: &Path) -> anyhow::Result<PathBuf> {
-    let toolchain = find_kernel_toolchain().context(
-        "no compiler for eBPF: neither rustup's nightly with rust-src nor Debian's rustc-web with \
-         rust-web-src; run `cargo xtask setup`",
-    )?;
-    let linker = find_linker(toolchain.llvm).with_context(|| {
-        format!(
-            "no bpf-linker for LLVM {}; run `cargo xtask setup`",
-            toolchain.llvm
-        )
-    })?;
+    let tools = Tools::find()?;
     ui::say(format_args!(
         "{}, linked by {}",
-        toolchain.rustc.display(),
-        linker.display()
+        tools.toolchain.rustc.display(),
+        tools.linker.display()
     ));
-    let directory = workspace.join("target/bpf");
-    let mut cargo = run::foreign(&toolchain.cargo);
-    cargo
-        .current_dir(workspace)
-        .args(["build", "--release", "--package", "millrace-ebpf"])
-        .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
-        .arg(&directory)
-        .env("RUSTC", &toolchain.rustc)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(&linker));
-    if toolchain.bootstrap {
-        cargo.env("RUSTC_BOOTSTRAP", "1");
-    }
-    run::check(&mut cargo).context("building the kernel programs")?;
+    let mut cargo = tools.cargo(workspace, "build");
+    run::check(cargo.arg("--release")).context("building the kernel programs")?;
     let object = workspace.join(OBJECT);
-    install(
-        &directory.join(TARGET).join("release/millrace-ebpf"),
-        &object,
-    )?;
+    let built = directory(workspace)
+        .join(TARGET)
+        .join("release/millrace-ebpf");
+    install(&built, &object)?;
     Ok(object)
+}
+
+/// Lints the kernel programs as they are compiled for the kernel; returns whether there is a clippy to do so.
+///
+/// # Errors
+///
+/// If there is no compiler or linker, or clippy finds something.
+pub(crate) fn lint(workspace: &Path) -> anyhow::Result<bool> {
+    let tools = Tools::find()?;
+    let Some(clippy) = tools.toolchain.clippy() else {
+        return Ok(false);
+    };
+    // What `cargo clippy` does; as a subcommand rustup's would be found, which is of another version.
+    let mut cargo = tools.cargo(workspace, "check");
+    cargo.env("RUSTC_WORKSPACE_WRAPPER", clippy).env(
+        "CLIPPY_ARGS",
+        "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__",
+    );
+    run::check(&mut cargo).context("linting the kernel programs")?;
+    Ok(true)
+}
+
+/// What compiles and links for the kernel.
+struct Tools {
+    toolchain: KernelToolchain,
+    linker: PathBuf,
+}
+
+impl Tools {
+    fn find() -> anyhow::Result<Self> {
+        let toolchain = find_kernel_toolchain().context(
+            "no compiler for eBPF: neither rustup's nightly with rust-src nor Debian's rustc-web with \
+             rust-web-src; run `cargo xtask setup`",
+        )?;
+        let linker = find_linker(toolchain.llvm).with_context(|| {
+            format!(
+                "no bpf-linker for LLVM {}; run `cargo xtask setup`",
+                toolchain.llvm
+            )
+        })?;
+        Ok(Self { toolchain, linker })
+    }
+
+    /// A command of cargo for the kernel programs.
+    fn cargo(&self, workspace: &Path, subcommand: &str) -> Command {
+        let mut cargo = run::foreign(&self.toolchain.cargo);
+        cargo
+            .current_dir(workspace)
+            .args([subcommand, "--package", "millrace-ebpf"])
+            .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
+            .arg(directory(workspace))
+            .env("RUSTC", &self.toolchain.rustc)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(&self.linker));
+        if self.toolchain.bootstrap {
+            cargo.env("RUSTC_BOOTSTRAP", "1");
+        }
+        cargo
+    }
+}
+
+fn directory(workspace: &Path) -> PathBuf {
+    workspace.join("target/bpf")
 }
 
 /// Compiler flags, parted by the unit separator so that the linker's path may hold spaces.

@@ -2,6 +2,7 @@
 //! between crates, and who may name which foreign types.
 
 mod architecture;
+mod functions;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ struct Edges {
     dev: &'static [&'static str],
 }
 
-const EDGES: [Edges; 12] = [
+const EDGES: [Edges; 15] = [
     Edges {
         from: "millrace-ebpf-abi",
         to: &[],
@@ -69,6 +70,21 @@ const EDGES: [Edges; 12] = [
             "millrace-proxy",
             "millrace-runtime",
         ],
+        dev: &[],
+    },
+    Edges {
+        from: "millrace-proxy-fuzz",
+        to: &["millrace-proxy", "millrace-runtime", "millrace-xds"],
+        dev: &[],
+    },
+    Edges {
+        from: "millrace-controlplane-fuzz",
+        to: &["millrace-controlplane"],
+        dev: &[],
+    },
+    Edges {
+        from: "millrace-xds-fuzz",
+        to: &["millrace-xds"],
         dev: &[],
     },
     Edges {
@@ -223,6 +239,10 @@ fn file_faults(file: &Path, text: &str) -> Vec<String> {
             "{shown}: {} code lines, {MAX_CODE_LINES} at most",
             code.len()
         ));
+    }
+    if !is_test {
+        let long = functions::too_long(text).into_iter();
+        faults.extend(long.map(|fault| format!("{shown}:{fault}")));
     }
     let place = file.to_string_lossy();
     for reserved in &RESERVED {

@@ -7,6 +7,8 @@ mod build;
 mod clean;
 mod client;
 mod demo;
+mod dependencies;
+mod fuzz;
 mod interrupt;
 mod layout;
 mod lint;
@@ -40,6 +42,8 @@ enum Task {
     Lint,
     /// Check file sizes and the direction of dependencies.
     Layout,
+    /// Run the fuzz targets for a while.
+    Fuzz(fuzz::Args),
     /// Rewrite the golden files from what the code produces now.
     Bless,
     /// Run Bookinfo in a mesh of two nodes and show that it is routed as the rules say.
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Lint => lint::run(),
         Task::Layout => layout::run(),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bless => test::bless(),
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),

@@ -14,7 +14,7 @@ use anyhow::bail;
 use crate::ui::{self, bold, dim, green, red};
 
 pub(crate) use envoy::find as find_envoy;
-pub(crate) use kernel::find as find_kernel_toolchain;
+pub(crate) use kernel::{KernelToolchain, find as find_kernel_toolchain};
 pub(crate) use linker::find as find_linker;
 
 #[derive(Debug, Default, clap::Args)]

@@ -1,12 +1,14 @@
 //! `cargo xtask test`: every check and every test, weakest and fastest first.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 use crate::tally::Tally;
 use crate::ui::{self, Reported, Step, green, red, seconds};
-use crate::{build, layout, lint, run, setup, workspace};
+use crate::{build, dependencies, layout, lint, run, setup, workspace};
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
@@ -41,11 +43,11 @@ const STAGES: [Stage; 12] = [
     },
     Stage {
         name: "clippy",
-        run: || Ok(Tally::of(&lint::clippy())),
+        run: || Ok(clippy()),
     },
     Stage {
-        name: "deny",
-        run: || Ok(deny()),
+        name: "dependencies",
+        run: || Ok(Tally::of(&dependencies::run())),
     },
     // What the end-to-end tests run is what the demo and the bench run.
     Stage {
@@ -160,20 +162,31 @@ fn cargo_test(args: &[&str]) -> anyhow::Result<Tally> {
     Tally::run(&mut cargo)
 }
 
-const ALL_BUT_E2E: [&str; 5] = [
+/// The kernel programs are for another machine, the end-to-end tests and the fuzz targets have stages of
+/// their own.
+const ALL_BUT_E2E: [&str; 11] = [
     "--workspace",
     "--exclude",
     "millrace-ebpf",
     "--exclude",
     "millrace-e2e",
+    "--exclude",
+    "millrace-proxy-fuzz",
+    "--exclude",
+    "millrace-controlplane-fuzz",
+    "--exclude",
+    "millrace-xds-fuzz",
 ];
 
-fn deny() -> Tally {
-    if !lint::has_deny() {
-        ui::say("cargo-deny is not installed; licences and bans are not checked");
-        return Tally::default();
+fn clippy() -> Tally {
+    let mut tally = Tally::of(&lint::clippy());
+    let programs = lint::clippy_bpf();
+    if matches!(programs, Ok(false)) {
+        tally.skipped.push(lint::NO_CLIPPY_BPF.to_owned());
+    } else {
+        tally.add(&Tally::of(&programs.map(drop)));
     }
-    Tally::of(&lint::deny())
+    tally
 }
 
 fn tests() -> anyhow::Result<Tally> {
@@ -202,14 +215,29 @@ fn e2e() -> anyhow::Result<Tally> {
     ])
 }
 
-/// The demo judges itself; here it only has to agree that all was well.
+/// The demo judges itself; here it has to agree that all was well, in one object on one line.
 fn demo() -> anyhow::Result<()> {
     let this = std::env::current_exe().context("finding this program")?;
-    let mut command = std::process::Command::new(this);
+    let mut command = Command::new(this);
     if std::env::var_os("MILLRACE_BIN_DIR").is_none() {
         command.env("MILLRACE_BIN_DIR", workspace::target_dir().join("release"));
     }
-    run::check(command.args(["demo", "--json"]))
+    let output = command
+        .args(["demo", "--json"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running the demo")?;
+    ensure!(output.status.success(), "the demo: {}", output.status);
+    let printed = String::from_utf8(output.stdout).context("what the demo printed")?;
+    ensure!(
+        printed.lines().count() == 1 && printed.ends_with('\n'),
+        "the demo printed something else than one line: {printed:?}"
+    );
+    let report: Value = serde_json::from_str(&printed).context("what the demo printed")?;
+    let splits = report["splits"].as_array().map_or(0, Vec::len);
+    ensure!(report["ok"] == true && splits == 5, "the demo: {report}");
+    Ok(())
 }
 
 /// A golden that differs has failed its test; this finds the ones that nobody reviewed.
@@ -223,7 +251,7 @@ fn goldens() -> anyhow::Result<()> {
         "*.pending-snap",
     ];
     let pending = run::capture(run::foreign("git").args(args)).unwrap_or_default();
-    anyhow::ensure!(
+    ensure!(
         pending.is_empty(),
         "goldens wait for review (`cargo xtask bless`):\n{pending}"
     );

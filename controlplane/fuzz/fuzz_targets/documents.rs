@@ -1,4 +1,4 @@
-//! Runs [`bodies::documents`] under libfuzzer: `cargo +nightly fuzz run documents`.
+//! Runs [`bodies::documents`] under libFuzzer: `cargo xtask fuzz pilot_documents`.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! Runs [`bodies::access_log`] under libfuzzer: `cargo +nightly fuzz run access_log`.
+//! Runs [`bodies::access_log`] under libFuzzer: `cargo xtask fuzz proxy_access_log`.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! Runs [`bodies::dns`] under libfuzzer: `cargo +nightly fuzz run dns`.
+//! Runs [`bodies::dns`] under libFuzzer: `cargo xtask fuzz proxy_dns`.
 #![no_main]
 
 #[path = "../bodies.rs"]

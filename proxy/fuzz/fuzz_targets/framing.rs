@@ -1,4 +1,4 @@
-//! Runs [`bodies::framing`] under libfuzzer: `cargo +nightly fuzz run framing`.
+//! Runs [`bodies::framing`] under libFuzzer: `cargo xtask fuzz proxy_framing`.
 #![no_main]
 
 #[path = "../bodies.rs"]

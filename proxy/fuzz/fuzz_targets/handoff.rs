@@ -1,4 +1,4 @@
-//! Runs [`bodies::handoff`] under libfuzzer: `cargo +nightly fuzz run handoff`.
+//! Runs [`bodies::handoff`] under libFuzzer: `cargo xtask fuzz proxy_handoff`.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! Runs [`bodies::inspector`] under libfuzzer: `cargo +nightly fuzz run inspector`.
+//! Runs [`bodies::inspector`] under libFuzzer: `cargo xtask fuzz proxy_inspector`.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! Runs [`bodies::state`] under libfuzzer: `cargo +nightly fuzz run state`.
+//! Runs [`bodies::state`] under libFuzzer: `cargo xtask fuzz proxy_state`.
 #![no_main]
 
 #[path = "../bodies.rs"]

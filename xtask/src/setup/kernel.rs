@@ -16,6 +16,8 @@ use crate::workspace::find_program;
 
 /// Debian's compiler, cargo and library sources: always of one version in one release.
 const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+/// Its clippy, which building does without.
+const CLIPPY: &str = "rust-web-clippy";
 
 /// The oldest release that compiles the kernel programs' dependencies.
 const OLDEST: (u32, u32) = (1, 87);
@@ -34,14 +36,30 @@ pub(crate) struct KernelToolchain {
     description: String,
 }
 
+impl KernelToolchain {
+    /// The clippy that belongs to the compiler, if it is there.
+    pub(crate) fn clippy(&self) -> Option<PathBuf> {
+        let driver = self.rustc.with_file_name("clippy-driver");
+        driver.is_file().then_some(driver)
+    }
+
+    /// Whether it is rustup's.
+    fn is_rustups(&self) -> bool {
+        !self.bootstrap
+    }
+}
+
 /// The first toolchain that is complete and whose bitcode a `bpf-linker` can read.
 pub(crate) fn find() -> Option<KernelToolchain> {
     nightly().or_else(debian)
 }
 
 pub(super) fn provide(mode: Mode) -> anyhow::Result<Outcome> {
-    if let Some(found) = find() {
-        return Ok(Outcome::Found(found.description));
+    let before = find();
+    if let Some(found) = &before
+        && (found.clippy().is_some() || mode == Mode::Check)
+    {
+        return Ok(Outcome::Found(found.description.clone()));
     }
     if mode == Mode::Check {
         return Ok(Outcome::Missing(
@@ -49,16 +67,30 @@ pub(super) fn provide(mode: Mode) -> anyhow::Result<Outcome> {
                 .to_owned(),
         ));
     }
-    let debian_has_it = packages::has_apt() && packages::candidate(PACKAGES[0]).is_some();
-    if debian_has_it {
-        packages::install(&PACKAGES)?;
-    } else {
-        install_nightly()?;
+    let debian_has = |package| packages::has_apt() && packages::candidate(package).is_some();
+    if before.is_none() {
+        if debian_has(PACKAGES[0]) {
+            packages::install(&PACKAGES)?;
+        } else {
+            install_nightly()?;
+        }
     }
-    match find() {
-        Some(found) => Ok(Outcome::Installed(found.description)),
-        None => bail!("what was installed cannot build for the kernel"),
+    let Some(found) = find() else {
+        bail!("what was installed cannot build for the kernel");
+    };
+    if found.clippy().is_none() {
+        if found.is_rustups() {
+            let args = ["component", "add", "clippy", "--toolchain", "nightly"];
+            run::check(run::foreign("rustup").args(args))
+                .context("adding clippy to the nightly")?;
+        } else if debian_has(CLIPPY) {
+            packages::install(&[CLIPPY])?;
+        } else {
+            // Building goes without; linting says that it was skipped.
+            return Ok(Outcome::Found(found.description));
+        }
     }
+    Ok(Outcome::Installed(found.description))
 }
 
 fn install_nightly() -> anyhow::Result<()> {

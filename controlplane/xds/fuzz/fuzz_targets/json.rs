@@ -1,4 +1,4 @@
-//! Runs [`bodies::json`] under libfuzzer: `cargo +nightly fuzz run json`.
+//! Runs [`bodies::json`] under libFuzzer: `cargo xtask fuzz xds_json`.
 #![no_main]
 
 #[path = "../bodies.rs"]

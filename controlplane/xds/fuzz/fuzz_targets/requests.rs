@@ -1,4 +1,4 @@
-//! Runs [`bodies::requests`] under libfuzzer: `cargo +nightly fuzz run requests`.
+//! Runs [`bodies::requests`] under libFuzzer: `cargo xtask fuzz xds_requests`.
 #![no_main]
 
 #[path = "../bodies.rs"]

@@ -1,4 +1,4 @@
-//! Runs [`bodies::resources`] under libfuzzer: `cargo +nightly fuzz run resources`.
+//! Runs [`bodies::resources`] under libFuzzer: `cargo xtask fuzz xds_resources`.
 #![no_main]
 
 #[path = "../bodies.rs"]

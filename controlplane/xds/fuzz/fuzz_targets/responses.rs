@@ -1,4 +1,4 @@
-//! Runs [`bodies::responses`] under libfuzzer: `cargo +nightly fuzz run responses`.
+//! Runs [`bodies::responses`] under libFuzzer: `cargo xtask fuzz xds_responses`.
 #![no_main]
 
 #[path = "../bodies.rs"]
