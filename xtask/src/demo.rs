@@ -64,7 +64,7 @@ struct Shown {
 
 fn show(cluster: &Cluster, args: &Args, narrator: &Narrator) -> anyhow::Result<Shown> {
     narrator.title("A mesh of two nodes");
-    let mesh = Mesh::start(cluster)?;
+    let mesh = Mesh::start_with(cluster, &hops::mesh_config())?;
     let mut bookinfo = Bookinfo::deploy(&mesh, narrator)?;
     let mut report = Report::new();
     report.pods = capture::table(&bookinfo, narrator)?;

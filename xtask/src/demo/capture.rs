@@ -18,7 +18,9 @@ pub(super) struct CapturedPod {
     capture: String,
     reason: String,
     since: String,
-    pub(super) healthy: bool,
+    healthy: bool,
+    /// Whether it is captured as well as its node can: by eBPF, unless the node cannot use it.
+    pub(super) ok: bool,
 }
 
 /// A pod that was switched at run time.
@@ -43,6 +45,9 @@ impl CapturedPod {
     fn of(node: &MeshNode, pod: &MeshPod) -> anyhow::Result<Self> {
         let status = node.pod_status(pod)?;
         let text = |key: &str| status[key].as_str().unwrap_or("-").to_owned();
+        let healthy = status["healthy"] == true;
+        let able = node.agent("/status")?.json()?["ebpf"]["available"] == true;
+        let asked = status["requested"].is_string();
         Ok(Self {
             node: node.name().to_owned(),
             pod: pod.name().to_owned(),
@@ -50,13 +55,14 @@ impl CapturedPod {
             capture: text("capture"),
             reason: text("reason"),
             since: text("since"),
-            healthy: status["healthy"] == true,
+            healthy,
+            ok: healthy && (status["capture"] == "ebpf" || !able || asked),
         })
     }
 
     fn show(&self, narrator: &Narrator) {
         narrator.check(
-            self.healthy,
+            self.ok,
             format_args!(
                 "{:<8} {:<16} {:<13} {:<9} since {} ({})",
                 self.node, self.pod, self.ip, self.capture, self.since, self.reason

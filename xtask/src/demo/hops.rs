@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use millrace_testkit::until;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::bookinfo::{Bookinfo, PORT, call};
 use super::narrate::Narrator;
@@ -15,8 +15,36 @@ use crate::client::{Called, Latencies};
 const CALLS: &str = "300";
 /// Access logs are written in batches.
 const LOGGED: Duration = Duration::from_secs(5);
-/// productpage, details, reviews and ratings (v1 of reviews asks nobody).
-const LEAST_HOPS: usize = 3;
+/// Who must have seen which part of the page's request: each call leaves through the caller's node, and
+/// details is on the other one. Reviews v1 is on both, and asks nobody.
+const EXPECTED: [(&str, &str); 4] = [
+    ("node-a", "GET /productpage"),
+    ("node-a", "GET /details/0"),
+    ("node-b", "GET /details/0"),
+    ("node-a", "GET /reviews/0"),
+];
+
+/// Settings of the demo's mesh: records of what is shown, with times in microseconds.
+pub(super) fn mesh_config() -> String {
+    let fields = json!({
+        "start_time": "%START_TIME(%FT%T.%6fZ)%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%REQ(:PATH)%",
+        "response_code": "%RESPONSE_CODE%",
+        "response_flags": "%RESPONSE_FLAGS%",
+        "upstream_host": "%UPSTREAM_HOST%",
+        "upstream_cluster": "%UPSTREAM_CLUSTER_RAW%",
+        "duration_us": "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%",
+        "first_byte_us": "%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:us)%",
+    });
+    let settings = json!({
+        "accessLogFile": "/dev/stdout",
+        "accessLogEncoding": "JSON",
+        "accessLogFormat": fields.to_string(),
+    });
+    settings.to_string()
+}
 
 /// A request's way.
 #[derive(Clone, Debug, Serialize)]
@@ -41,15 +69,15 @@ pub(super) struct Hop {
     status: u64,
     flags: String,
     /// From the first byte of the request to the last of the response.
-    duration_ms: f64,
-    /// Of this, waiting for the upstream's first byte.
-    upstream_ms: f64,
+    duration_us: u64,
+    /// Of this, until the upstream's first byte.
+    first_byte_us: u64,
 }
 
 impl Traced {
     pub(super) fn ok(&self) -> bool {
         self.errors == 0
-            && self.hops.len() >= LEAST_HOPS
+            && unseen(&self.hops).is_empty()
             && self.hops.iter().all(|hop| hop.status == 200)
             && self.mesh.p50_us > 0.0
             && self.outside.p50_us > 0.0
@@ -66,20 +94,21 @@ pub(super) fn show(bookinfo: &Bookinfo, narrator: &Narrator) -> anyhow::Result<T
     ensure!(called.ok == 1, "the page failed: {:?}", called.errors);
     let hops = until(LOGGED, || {
         let hops = logged(bookinfo, &id);
-        ensure!(hops.len() >= LEAST_HOPS, "{} hops are logged", hops.len());
+        let unseen = unseen(&hops);
+        ensure!(unseen.is_empty(), "not logged: {}", unseen.join(", "));
         Ok(hops)
     })?;
     narrator.say(format_args!("{url} with {header}"));
     for hop in &hops {
         narrator.say(format_args!(
-            "    {:<8} {:<24} → {:<20} {:<45} {} {:>7.2} ms, {:>7.2} ms of it upstream",
+            "    {:<8} {:<24} → {:<20} {:<45} {} {:>6} us, the first byte after {:>6} us",
             hop.node,
             hop.call,
             hop.upstream,
             hop.cluster,
             hop.status,
-            hop.duration_ms,
-            hop.upstream_ms
+            hop.duration_us,
+            hop.first_byte_us
         ));
     }
     compare(bookinfo, &url, id, hops, narrator)
@@ -121,6 +150,16 @@ fn compare(
     })
 }
 
+/// What should have been seen of the request, and was not.
+fn unseen(hops: &[Hop]) -> Vec<String> {
+    let seen = |node: &str, call: &str| hops.iter().any(|hop| hop.node == node && hop.call == call);
+    EXPECTED
+        .iter()
+        .filter(|(node, call)| !seen(node, call))
+        .map(|(node, call)| format!("{call} on {node}"))
+        .collect()
+}
+
 /// The access log records of the request on all nodes, in order of their beginning.
 fn logged(bookinfo: &Bookinfo, id: &str) -> Vec<Hop> {
     let mut hops: Vec<Hop> = bookinfo
@@ -142,11 +181,6 @@ fn logged(bookinfo: &Bookinfo, id: &str) -> Vec<Hop> {
 impl Hop {
     fn read(node: &str, record: &Value) -> Option<Self> {
         let text = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
-        // Numbers are numbers or, in some formats, text.
-        let number = |key: &str| match &record[key] {
-            Value::String(text) => text.parse().ok(),
-            other => other.as_f64(),
-        };
         Some(Self {
             node: node.to_owned(),
             start: text("start_time"),
@@ -155,8 +189,8 @@ impl Hop {
             upstream: text("upstream_host"),
             status: record["response_code"].as_u64()?,
             flags: text("response_flags"),
-            duration_ms: number("duration")?,
-            upstream_ms: number("upstream_service_time").unwrap_or(0.0),
+            duration_us: record["duration_us"].as_u64()?,
+            first_byte_us: record["first_byte_us"].as_u64()?,
         })
     }
 }

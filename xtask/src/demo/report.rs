@@ -33,7 +33,7 @@ impl Report {
 
     /// One line for each thing that was to be shown.
     pub(super) fn lines(&self) -> Vec<(bool, String)> {
-        let captured = self.pods.iter().filter(|pod| pod.healthy).count();
+        let captured = self.pods.iter().filter(|pod| pod.ok).count();
         let mut lines = vec![(
             captured == self.pods.len() && captured > 0,
             format!("{captured} of {} pods captured", self.pods.len()),

@@ -12,6 +12,7 @@ use millrace_testkit::until;
 use super::bookinfo::{Bookinfo, PORT, call, examples};
 use super::narrate::Narrator;
 use super::split::Split;
+use crate::client::Called;
 
 /// How long a rule may take to reach the proxies.
 const REACH: Duration = Duration::from_secs(10);
@@ -133,39 +134,41 @@ fn apply(step: &Step, mesh: &Mesh, narrator: &Narrator) -> anyhow::Result<()> {
 /// Waits until every proxy routes as the step says and has its clusters' hosts, and returns what the
 /// first one shows.
 fn admin_page(step: &Step, bookinfo: &Bookinfo) -> anyhow::Result<String> {
-    let mut first = None;
+    let mut pages = Vec::new();
     for node in &bookinfo.nodes {
-        // The proxy of a node knows what its pods use; reviews is called from the first one.
         let page = until(REACH, || {
             routes_as(step, &node.admin("/routes")?.text())?;
             let page = node.admin("/clusters")?.text();
             let shown = reviews_lines(&page);
-            for (version, _) in step.versions {
-                let hosts = bookinfo.apps.iter().filter(|app| {
-                    let labels = &app.pod.options().labels;
-                    labels.get("app").is_some_and(|name| name == "reviews")
-                        && labels.get("version").is_some_and(|name| name == version)
-                });
-                for app in hosts {
-                    let address = app.pod.at(PORT).to_string();
-                    let listed = shown.iter().any(|line| {
-                        line.contains(&format!("|{version}|")) && line.contains(&address)
-                    });
-                    if !listed {
-                        bail!(
-                            "{} is not shown as a host of reviews {version}",
-                            app.pod.name()
-                        );
-                    }
-                }
-            }
+            hosts_as(step, bookinfo, &shown)?;
             anyhow::Ok(shown.join("\n"))
         });
-        if first.is_none() {
-            first = Some(page?);
+        pages.push(page.with_context(|| format!("waiting for {}", node.name()))?);
+    }
+    pages.into_iter().next().context("no node")
+}
+
+/// Fails unless every pod of the step's versions is shown as a host of its version's cluster.
+fn hosts_as(step: &Step, bookinfo: &Bookinfo, shown: &[String]) -> anyhow::Result<()> {
+    for (version, _) in step.versions {
+        let hosts = bookinfo.apps.iter().filter(|app| {
+            let label = |key: &str| app.pod.options().labels.get(key).map(String::as_str);
+            label("app") == Some("reviews") && label("version") == Some(version)
+        });
+        for app in hosts {
+            let address = app.pod.at(PORT).to_string();
+            let listed = shown
+                .iter()
+                .any(|line| line.contains(&format!("|{version}|")) && line.contains(&address));
+            if !listed {
+                bail!(
+                    "{} is not shown as a host of reviews {version}",
+                    app.pod.name()
+                );
+            }
         }
     }
-    first.context("no node")
+    Ok(())
 }
 
 /// Fails unless the route of reviews names the step's versions with their weights, and no other.
@@ -209,36 +212,8 @@ pub(super) fn measure(
     requests: u64,
     narrator: &Narrator,
 ) -> anyhow::Result<Split> {
-    let url = format!("http://productpage:{PORT}/api/v1/products/0/reviews");
-    narrator.say(format_args!(
-        "{requests} requests to {url} from plain clients on both nodes"
-    ));
-    let each = requests.div_ceil(bookinfo.clients.len() as u64).to_string();
-    let arguments = [
-        "--requests",
-        &each,
-        "--connections",
-        "8",
-        "--count-by",
-        "/podname",
-    ];
-    let called = thread::scope(|scope| {
-        let running: Vec<_> = bookinfo
-            .clients
-            .iter()
-            .map(|client| scope.spawn(|| call(client, &url, &arguments)))
-            .collect();
-        running
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| bail!("a client's thread panicked"))
-            })
-            .collect::<anyhow::Result<Vec<_>>>()
-    })?;
     let (mut counts, mut errors) = (BTreeMap::new(), BTreeMap::new());
-    for called in called {
+    for called in call_from_all(bookinfo, requests, narrator)? {
         for (to, from) in [(&mut counts, called.counts), (&mut errors, called.errors)] {
             for (key, count) in from {
                 *to.entry(key).or_insert(0) += count;
@@ -268,6 +243,42 @@ pub(super) fn measure(
         narrator.check(false, format_args!("{count} requests failed: {error}"));
     }
     Ok(split)
+}
+
+/// Makes the requests, with one client on each node at the same time.
+fn call_from_all(
+    bookinfo: &Bookinfo,
+    requests: u64,
+    narrator: &Narrator,
+) -> anyhow::Result<Vec<Called>> {
+    let url = format!("http://productpage:{PORT}/api/v1/products/0/reviews");
+    narrator.say(format_args!(
+        "{requests} requests to {url} from plain clients on both nodes"
+    ));
+    let each = requests.div_ceil(bookinfo.clients.len() as u64).to_string();
+    let arguments = [
+        "--requests",
+        &each,
+        "--connections",
+        "8",
+        "--count-by",
+        "/podname",
+    ];
+    thread::scope(|scope| {
+        let running: Vec<_> = bookinfo
+            .clients
+            .iter()
+            .map(|client| scope.spawn(|| call(client, &url, &arguments)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| bail!("a client's thread panicked"))
+            })
+            .collect()
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
