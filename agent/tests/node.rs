@@ -184,6 +184,26 @@ fn a_stop_ends_everything() {
 }
 
 #[test]
+fn either_signal_ends_every_epoch_and_then_the_launcher() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let node = node!();
+        let mut launcher = launch(&node, &stand_in(&node), &[]);
+        one(&node, &["sleep", "1000"]);
+        // The stand-in never says that it is ready, so the older epoch stays beside the newer one.
+        launcher.signal(Signal::SIGHUP).expect("signalled");
+        eventually(PATIENCE, "two epochs", || {
+            processes(&node, &["sleep", "1000"]).len() == 2
+        });
+        launcher.signal(signal).expect("signalled");
+        let status = launcher.wait(PATIENCE).expect("ended");
+        assert!(status.success(), "{signal}: {}", node.log("node"));
+        for words in [["millrace-agent", "run"], ["sleep", "1000"]] {
+            assert_eq!(processes(&node, &words), Vec::<u32>::new(), "{signal}");
+        }
+    }
+}
+
+#[test]
 fn siblings_do_not_outlive_a_killed_launcher_and_the_next_one_takes_over() {
     let node = node!();
     let mut launcher = launch(&node, &stand_in(&node), &[]);

@@ -274,9 +274,8 @@ fn load_goes_on_while_other_pods_of_the_service_vanish() -> anyhow::Result<()> {
             outcome.slowest,
             outcome.failures
         );
-        // Each client has one request under way; what is begun when the pod is known to be gone is
-        // never sent to it.
-        assert!(outcome.failures.len() <= 8, "{:?}", outcome.failures);
+        // What is under way fails, once; what is begun when the pod is known to be gone is never sent
+        // to it.
         for failure in &outcome.failures {
             assert!(failure.begun < known, "{failure:?}");
             assert!(failure.failed - failure.begun < NOTICED, "{failure:?}");
