@@ -14,6 +14,7 @@ mod layout;
 mod lint;
 mod run;
 mod setup;
+mod stress;
 mod tally;
 mod test;
 mod ui;
@@ -50,6 +51,8 @@ enum Task {
     Demo(demo::Args),
     /// Measure Millrace against no mesh, sidecars and stock Envoy.
     Bench(bench::Args),
+    /// Exchange tagged bytes in every way over every mode of capture and acceleration.
+    Stress(stress::Args),
     /// Remove whatever a killed run left behind.
     CleanHost,
     /// Send requests and report what came back; run inside pods by the demo and the bench.
@@ -58,6 +61,9 @@ enum Task {
     /// Serve fixed answers; run inside pods by the bench.
     #[command(hide = true)]
     Backend(backend::Args),
+    /// Exchange tagged bytes; run inside pods by the stress.
+    #[command(hide = true)]
+    StressPeer(stress::peer::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,9 +77,11 @@ fn main() -> ExitCode {
         Task::Bless => test::bless(),
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Stress(args) => stress::run(&args),
         Task::CleanHost => clean::run(),
         Task::Client(args) => client::run(&args),
         Task::Backend(args) => backend::run(&args),
+        Task::StressPeer(args) => stress::peer::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

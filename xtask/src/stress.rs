@@ -1,0 +1,278 @@
+//! `cargo xtask stress`: applications in pods exchange tagged bytes in every way that a program can,
+//! over each mode of capture and acceleration, and every byte that is not where it belongs is counted.
+//!
+//! A run is drawn from its seed, which is printed. Each mode has a node of its own; all run at once.
+
+mod bytes;
+mod counts;
+mod half;
+mod lane;
+mod memory;
+pub(crate) mod peer;
+mod plan;
+mod tag;
+mod web;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use millrace_testkit::mesh::Mesh;
+use millrace_testkit::{Cluster, ClusterOptions};
+use serde_json::{Value, json};
+
+use crate::ui::{self, Reported, Step, green, red};
+use crate::{build, interrupt, run, setup, workspace};
+
+use counts::Counts;
+use lane::{Lane, Setting};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// For how long applications exchange bytes.
+    #[arg(long, default_value_t = 1.0)]
+    minutes: f64,
+    /// Write the report to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Draw the same run again.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Only these modes, as `ebpf:auto`.
+    #[arg(long = "mode")]
+    modes: Vec<String>,
+    /// Client pods of each mode.
+    #[arg(long, default_value_t = 3)]
+    clients: usize,
+    /// Connections of each client at a time.
+    #[arg(long, default_value_t = 4)]
+    threads: u32,
+    /// Leave the readers out that never read.
+    #[arg(long)]
+    no_memory: bool,
+}
+
+/// A way to capture and to accelerate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mode {
+    capture: &'static str,
+    acceleration: &'static str,
+}
+
+impl Mode {
+    fn all() -> impl Iterator<Item = Self> {
+        ["ebpf", "iptables"].into_iter().flat_map(|capture| {
+            let modes = ["off", "auto", "on"];
+            modes.map(|acceleration| Self {
+                capture,
+                acceleration,
+            })
+        })
+    }
+
+    fn name(self) -> String {
+        format!("{}:{}", self.capture, self.acceleration)
+    }
+
+    /// splice(2) from an accelerated socket waits for TCP alone; who vouches for a program says that
+    /// it does not splice.
+    fn spares_splice(self) -> bool {
+        self.capture == "ebpf" && self.acceleration == "on"
+    }
+}
+
+/// Clients report after this time at the latest.
+const ROUND: Duration = Duration::from_secs(20);
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the stress makes network namespaces and loads eBPF programs: run it as root"
+    );
+    interrupt::clean_up_on_signal()?;
+    if std::env::var_os("MILLRACE_BIN_DIR").is_none() {
+        setup::ensure_for_build()?;
+    }
+    let binaries = build::release_or_given()?;
+    let modes = chosen(&args.modes)?;
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
+    ui::result(format_args!("seed {seed}"));
+
+    let cluster = Cluster::with(ClusterOptions {
+        binaries: Some(binaries),
+        ..ClusterOptions::default()
+    })?;
+    let program = cluster.executable(&generator()?)?;
+    let mesh = Mesh::start_with(&cluster, "accessLogFile: \"\"\n")?;
+    let setting = Setting {
+        mesh: &mesh,
+        program: &program,
+        seed,
+        clients: args.clients,
+        threads: args.threads,
+    };
+    let lanes = {
+        let _step = Step::begin("set up");
+        let lanes = (1..).zip(modes).map(|(number, mode)| {
+            Lane::start(&setting, mode, number)
+                .with_context(|| format!("setting up {}", mode.name()))
+        });
+        lanes.collect::<anyhow::Result<Vec<_>>>()?
+    };
+    let mut sums = exchange(&setting, &lanes, args.minutes)?;
+    let memory = if args.no_memory {
+        Vec::new()
+    } else {
+        let _step = Step::begin("readers that never read");
+        lanes
+            .iter()
+            .map(|lane| memory::check(&setting, lane).with_context(|| lane.mode.name()))
+            .collect::<anyhow::Result<Vec<_>>>()?
+    };
+    for (lane, sum) in lanes.iter().zip(&mut sums) {
+        sum.add(&lane.served()?);
+    }
+    finish(args, seed, &lanes, &sums, &memory)
+}
+
+fn chosen(names: &[String]) -> anyhow::Result<Vec<Mode>> {
+    for name in names {
+        let known = Mode::all().any(|mode| mode.name() == *name);
+        let all: Vec<_> = Mode::all().map(Mode::name).collect();
+        ensure!(known, "no mode {name}; there are {}", all.join(", "));
+    }
+    let wanted = |mode: &Mode| names.is_empty() || names.contains(&mode.name());
+    Ok(Mode::all().filter(wanted).collect())
+}
+
+/// The applications: this very program, optimised if it can be.
+fn generator() -> anyhow::Result<PathBuf> {
+    if std::env::var_os("MILLRACE_BIN_DIR").is_some() {
+        return std::env::current_exe().context("finding this program");
+    }
+    run::check(run::cargo().args(["build", "--release", "--package", "millrace-xtask"]))?;
+    Ok(workspace::target_dir().join("release/millrace-xtask"))
+}
+
+/// Lets all clients make connections until the time is over; sums by lane.
+fn exchange(setting: &Setting<'_>, lanes: &[Lane], minutes: f64) -> anyhow::Result<Vec<Counts>> {
+    let mut sums = vec![Counts::default(); lanes.len()];
+    let end = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
+    let mut rng = fastrand::Rng::with_seed(setting.seed);
+    let mut round = 0;
+    while Instant::now() < end {
+        round += 1;
+        let _step = Step::begin(format!("round {round}"));
+        let seconds = (end - Instant::now()).min(ROUND).as_secs_f64();
+        let started = lanes
+            .iter()
+            .map(|lane| lane.call(setting, rng.u64(..), seconds))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        for ((children, sum), lane) in started.into_iter().zip(&mut sums).zip(lanes) {
+            for child in children {
+                let counts: Counts = lane::report(child)
+                    .with_context(|| format!("{}:\n{}", lane.mode.name(), lane.log()))?;
+                sum.add(&counts);
+            }
+            ui::say(format_args!("    {}", line(lane.mode, sum)));
+        }
+    }
+    Ok(sums)
+}
+
+fn line(mode: Mode, sum: &Counts) -> String {
+    let connections: u64 = sum.connections.values().sum();
+    let faults = &sum.faults;
+    format!(
+        "{:<14} {:>9} messages {:>12} bytes {:>8} requests {:>7} connections; reordered {} lost {} \
+         duplicated {} leaked {} corrupt {}, unexpected ends {}",
+        mode.name(),
+        sum.messages,
+        sum.bytes,
+        sum.requests,
+        connections,
+        faults.reordered,
+        faults.lost,
+        faults.duplicated,
+        faults.leaked,
+        faults.corrupt,
+        sum.unexpected
+    )
+}
+
+fn finish(
+    args: &Args,
+    seed: u64,
+    lanes: &[Lane],
+    sums: &[Counts],
+    memory: &[memory::Found],
+) -> anyhow::Result<()> {
+    let mut ok = true;
+    let mut modes = Vec::new();
+    for (lane, sum) in lanes.iter().zip(sums) {
+        let accelerated = lane.accelerated()?;
+        ui::result(line(lane.mode, sum));
+        for (name, value) in &accelerated {
+            ui::say(format_args!("    {name} {value}"));
+        }
+        for (outcome, count) in &sum.connections {
+            ui::say(format_args!("    {outcome}: {count}"));
+        }
+        for note in &sum.notes {
+            ui::result(format_args!("    {note}"));
+        }
+        ok &= sum.ok();
+        modes.push(object(lane.mode, sum, accelerated)?);
+    }
+    for found in memory {
+        ui::result(found);
+        ok &= found.ok();
+    }
+    let report = json!({
+        "seed": seed,
+        "minutes": args.minutes,
+        "ok": ok,
+        "modes": modes,
+        "memory": memory,
+    });
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    let verdict = if ok {
+        green("every byte was where it belongs")
+    } else {
+        red("not everything was as it should be")
+    };
+    ui::result(format_args!("{verdict} (seed {seed})"));
+    if ok { Ok(()) } else { Err(Reported.into()) }
+}
+
+fn object(
+    mode: Mode,
+    sum: &Counts,
+    accelerated: serde_json::Map<String, Value>,
+) -> anyhow::Result<Value> {
+    let mut object = serde_json::to_value(sum).context("encoding the report")?;
+    let Value::Object(fields) = &mut object else {
+        bail!("the report is no object");
+    };
+    fields.insert("capture".to_owned(), json!(mode.capture));
+    fields.insert("acceleration".to_owned(), json!(mode.acceleration));
+    fields.insert("accelerated".to_owned(), Value::Object(accelerated));
+    Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_is_chosen_by_its_name() {
+        assert_eq!(chosen(&[]).unwrap().len(), 6);
+        let one = chosen(&["iptables:off".to_owned()]).unwrap();
+        assert_eq!(one.len(), 1);
+        assert_eq!(one[0].name(), "iptables:off");
+        assert!(chosen(&["ebpf".to_owned()]).is_err());
+    }
+}
