@@ -363,19 +363,22 @@ impl Lane {
         state.unread_redirected == 0 && state.unread_tcp == 0
     }
 
-    /// What the kernel knows now. A connection that is not in the map has nothing unread there.
+    /// What the kernel knows now. Where it tells nothing, as of a connection whose other end is closed,
+    /// the counters stay what they were and nobody is left to read anything.
     fn sample(&self, tcp: &TcpStream, entry: &Entry) -> AccelState {
-        match State.get(tcp) {
-            Ok(bytes) => {
-                let state = AccelState::from_bytes(&bytes);
-                entry.set_state(state);
-                state
-            }
+        let state = match State.get(tcp) {
+            Ok(bytes) => AccelState::from_bytes(&bytes),
             Err(error) => {
                 tracing::trace!(%error, "the kernel tells nothing of a promoted connection");
-                AccelState::default()
+                AccelState {
+                    unread_redirected: 0,
+                    unread_tcp: 0,
+                    ..entry.state()
+                }
             }
-        }
+        };
+        entry.set_state(state);
+        state
     }
 
     /// The connection is about to be closed: with a reset where bytes are unread, as TCP does, which
