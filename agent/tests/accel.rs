@@ -29,6 +29,9 @@ macro_rules! node {
         if !millrace_testkit::skip::is_root() {
             return millrace_testkit::skip::skip("network namespaces need root");
         }
+        if let Err(reason) = millrace_agent::bpf::probe().acceleration() {
+            return millrace_testkit::skip::not_applicable("acceleration", &reason);
+        }
         AgentNode::new(&[$($annotation),*])
     }};
 }

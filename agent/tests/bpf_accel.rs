@@ -11,7 +11,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use accel::{Pair, Place, hear, mark_priority, promote, promoted, redirected, say, state, wait};
-use bpf::{Fixture, accept, addr, connect_marked, node};
+use bpf::{Fixture, accept, addr, connect_marked};
 use millrace_agent::bpf::{
     AccelOutcome, AcceleratedEnd, Acceleration, Bpf, Counter, Promotion, Replace,
 };
@@ -20,7 +20,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 #[test]
 fn a_promoted_connection_redirects_from_the_second_message_on() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     assert_eq!(fixture.bpf().acceleration(), Ok(()));
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
@@ -57,7 +58,8 @@ fn a_promoted_connection_redirects_from_the_second_message_on() {
 
 #[test]
 fn every_family_is_promoted() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     for (at, to) in [
         ("127.0.0.1:0", "127.0.0.1"),
@@ -80,7 +82,8 @@ fn every_family_is_promoted() {
 /// The proxy connects to an application that accepts, as for a delivery.
 #[test]
 fn the_accepting_end_may_be_the_application() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = accel::listener(place.pod(), addr("0.0.0.0:0"), None);
     let port = listener.local_addr().expect("bound").port();
@@ -98,7 +101,8 @@ type Spoil = fn(&Pair);
 
 #[test]
 fn what_a_program_could_notice_is_refused() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let spoil: [(&str, Spoil, AccelOutcome); 8] = [
@@ -180,7 +184,8 @@ fn set_option(end: &TcpStream, level: i32, name: i32, value: &[u8]) -> nix::Resu
 
 #[test]
 fn connections_that_are_not_there_or_not_the_proxys_are_refused() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let waiting = place
@@ -234,7 +239,8 @@ fn connections_that_are_not_there_or_not_the_proxys_are_refused() {
 
 #[test]
 fn multipath_tcp_is_left_alone() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let to = listener.local_addr().expect("bound");
@@ -252,7 +258,8 @@ fn multipath_tcp_is_left_alone() {
 
 #[test]
 fn an_option_set_later_returns_a_connection_to_tcp() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let mut pair = promoted(&mut fixture, &place, &listener);
@@ -284,7 +291,8 @@ fn is_readable(end: &TcpStream) -> bool {
 
 #[test]
 fn the_proxys_marks_choose_the_way() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let mut pair = promoted(&mut fixture, &place, &listener);
@@ -314,7 +322,8 @@ fn the_proxys_marks_choose_the_way() {
 
 #[test]
 fn the_pods_setting_counts_for_live_connections() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let mut pair = promoted(&mut fixture, &place, &listener);
@@ -336,7 +345,8 @@ fn the_pods_setting_counts_for_live_connections() {
 
 #[test]
 fn promoted_connections_go_on_without_an_agent_and_with_the_next() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let mut pair = promoted(&mut fixture, &place, &listener);
@@ -379,7 +389,8 @@ fn inspected(fixture: &mut Fixture) -> Vec<AcceleratedEnd> {
 
 #[test]
 fn identical_tuples_of_many_pods_do_not_meet() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let places: Vec<Place> = (0..12)
         .map(|index| Place::new(&mut fixture, &format!("app{index}")))
         .collect();

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use accel::{Pair, Place, Stream, hear, mark_priority, promote, promoted, say, state, wait};
-use bpf::{Captured, Fixture, PATIENCE, accept, node};
+use bpf::{Captured, Fixture, PATIENCE, accept};
 use millrace_agent::bpf::{AccelOutcome, Counter, PodEnrolment, experiment};
 use millrace_agent::config::{AgentConfig, Paths};
 use millrace_agent::kernel::Kernel;
@@ -25,7 +25,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 #[test]
 fn a_reader_that_never_reads_holds_the_sender_back_as_tcp_does() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     for size in [1, 100, 65_536] {
@@ -76,7 +77,7 @@ fn fill(to: &mut TcpStream, size: usize) -> usize {
 /// Without rule 3 nothing holds the sender back.
 #[test]
 fn without_rule_3_a_sender_is_not_held_back() {
-    millrace_testkit::require!(cluster);
+    accel::require!();
     let mut fixture = Fixture::with_experiment(experiment::NO_RULE_3);
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
@@ -86,6 +87,7 @@ fn without_rule_3_a_sender_is_not_held_back() {
 
 #[test]
 fn nothing_overtakes_bytes_that_went_by_tcp() {
+    accel::require!();
     let said = |experiment| {
         let mut fixture = Fixture::with_experiment(experiment);
         let place = Place::new(&mut fixture, "app");
@@ -103,13 +105,13 @@ fn nothing_overtakes_bytes_that_went_by_tcp() {
         }
         heard
     };
-    millrace_testkit::require!(cluster);
     assert_eq!(&said(0), b"first second");
     assert_eq!(&said(experiment::NO_RULE_1), b"secondfirst ");
 }
 
 #[test]
 fn a_side_that_is_shut_down_sends_no_more() {
+    accel::require!();
     let sends = |experiment| {
         let mut fixture = Fixture::with_experiment(experiment);
         let place = Place::new(&mut fixture, "app");
@@ -118,7 +120,6 @@ fn a_side_that_is_shut_down_sends_no_more() {
         pair.app.shutdown(Shutdown::Write).expect("shutdown");
         pair.app.write(b"too late").map_err(|error| error.kind())
     };
-    millrace_testkit::require!(cluster);
     assert_eq!(sends(0), Err(ErrorKind::BrokenPipe));
     // A FIN counts like a byte by TCP, so that rule 1 is in the way as long as it is unread.
     let without = experiment::NO_RULE_1 | experiment::NO_RULE_2;
@@ -130,6 +131,7 @@ fn a_side_that_is_shut_down_sends_no_more() {
 /// refused; for others it lasts a moment.
 #[test]
 fn a_read_that_began_before_promotion_loses_nothing() {
+    accel::require!();
     let heard = |experiment| {
         let mut fixture = Fixture::with_experiment(experiment | experiment::BLOCKING);
         let place = Place::new(&mut fixture, "app");
@@ -154,7 +156,6 @@ fn a_read_that_began_before_promotion_loses_nothing() {
             reading.join().expect("reads")
         })
     };
-    millrace_testkit::require!(cluster);
     assert_eq!(heard(0), b"last words");
     assert_eq!(heard(experiment::NO_RULE_4), b"", "the end came first");
 }
@@ -170,7 +171,8 @@ fn sleeps_in_recv(thread: nix::unistd::Pid) {
 
 #[test]
 fn fionread_counts_redirected_bytes() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let mut pair = promoted(&mut fixture, &place, &listener);
@@ -190,7 +192,8 @@ fn fionread_counts_redirected_bytes() {
 /// What the proxy must not do, and why: an edge-triggered reader that takes a short read for the last one.
 #[test]
 fn both_kinds_pending_are_two_reads_and_counted() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let mut pair = promoted(&mut fixture, &place, &listener);
@@ -208,7 +211,8 @@ fn both_kinds_pending_are_two_reads_and_counted() {
 /// The agent ends the acceleration of a pod whose program leaves redirected bytes unread.
 #[test]
 fn a_stalled_reader_ends_the_acceleration_of_its_pod() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     fixture.kill_agent();
     let kernel = Kernel::load(&agent(&fixture));
     let app = Captured::new(fixture.pod("app"));

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use accel::{Dice, Pair, Place, Stream, promote_at, state, wait};
-use bpf::{Fixture, PATIENCE, accept, addr, node};
+use bpf::{Fixture, PATIENCE, accept, addr};
 use millrace_agent::bpf::{AccelOutcome, Counter};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -42,7 +42,8 @@ struct Tally {
 
 #[test]
 fn promotion_in_the_middle_of_traffic_changes_no_byte() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let tally = run(&mut fixture, number("MILLRACE_ACCEL_PROMOTIONS", 600));
     let faults = tally.faults.into_inner();
     assert!(faults.is_empty(), "{faults:?}");
@@ -51,7 +52,8 @@ fn promotion_in_the_middle_of_traffic_changes_no_byte() {
 
 #[test]
 fn the_last_message_before_the_end_is_read_by_whoever_was_reading() {
-    let mut fixture = node!();
+    accel::require!();
+    let mut fixture = Fixture::new();
     let tally = last_words(&mut fixture, number("MILLRACE_ACCEL_PROMOTIONS", 300));
     let faults = tally.faults.into_inner();
     assert!(faults.is_empty(), "{faults:?}");

@@ -4,7 +4,9 @@
 //! compared before anything else of it counts.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use millrace_ebpf_abi::{AccelAnswer, AccelSocket, AccelTraffic, EndFacts, KernelLayout, Sight};
+use millrace_ebpf_abi::{
+    AccelAnswer, AccelSocket, AccelTraffic, EndFacts, KernelLayout, Sight, priority,
+};
 
 use crate::ctx::Sock;
 
@@ -123,25 +125,29 @@ pub fn end_facts(sock: Sock, address: u64) -> Option<EndFacts> {
     })
 }
 
-/// Both ends, as the sender of a message sees them; `None` if the other end is gone.
+/// Both ends, as the sender of a message sees them; `None` if the other end is gone. Every look costs, so that
+/// nothing is read that cannot matter.
 #[inline(always)]
-pub fn sight(state: &AccelSocket) -> Option<Sight> {
+pub fn sight(sock: Sock, state: &AccelSocket) -> Option<Sight> {
     let (own, peer) = (KernelSock::at(state.own), KernelSock::at(state.peer));
     if peer.cookie()? != state.peer_cookie {
         return None;
     }
-    let head: [u64; 7] = read(state.peer_state)?;
-    if head[0] != state.peer_cookie {
-        return None;
-    }
+    // The storage of a socket lives as long as the socket, whose cookie was just seen.
+    let peer_flags: u32 = read(state.peer_state + AccelSocket::FLAGS_AT)?;
+    let peer_priority = if peer_flags & AccelSocket::PROXY == 0 {
+        priority::NORMAL
+    } else {
+        peer.read(at!(priority))?
+    };
     Some(Sight {
         peer_alive: true,
-        peer_flags: head[6] as u32,
-        peer_priority: peer.read(at!(priority))?,
+        peer_flags,
+        peer_priority,
         peer_copied_seq: peer.copied_seq()?,
         peer_unread: peer.read(at!(rmem_alloc))?,
         peer_rcvbuf: peer.read(at!(rcvbuf))?,
-        shutdown: own.read(at!(shutdown))?,
+        state: sock.state(),
         write_seq: own.write_seq()?,
         armed_from: state.armed_from,
         unread_messages: state.unread_messages,
@@ -162,10 +168,7 @@ pub fn answer(state: &AccelSocket) -> Option<AccelAnswer> {
         unread_tcp: 0,
     };
     if peer.cookie() == Some(state.peer_cookie) {
-        let other: Option<u64> = read(state.peer_state + AccelSocket::COOKIE_AT);
-        if other == Some(state.peer_cookie) {
-            answer.received = read(state.peer_state + AccelSocket::SENT_AT)?;
-        }
+        answer.received = read(state.peer_state + AccelSocket::SENT_AT)?;
         answer.unread_redirected = peer.redirected_unread()?;
         let written = KernelSock::at(state.own).write_seq()?;
         answer.unread_tcp = written.wrapping_sub(peer.copied_seq()?);

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4;
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6;
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1};
 use aya_ebpf::helpers::{
-    bpf_ktime_get_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
+    bpf_ktime_get_coarse_ns, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
     bpf_sk_lookup_tcp, bpf_sk_release,
 };
 use aya_ebpf::programs::TcContext;
@@ -240,7 +240,7 @@ fn describe(sock: Sock, report: *mut AccelReport) -> AccelOutcome {
     };
     let (local, remote) = (sock.local(), sock.remote());
     // SAFETY: asks for nothing.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
     let value = AccelReport {
         answer,
         idle_ns: now.wrapping_sub(state.redirected_at),

@@ -9,10 +9,10 @@ use millrace_ebpf_abi::{
     stays_with_tcp,
 };
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 
 use crate::count::count;
-use crate::ctx::Msg;
+use crate::ctx::{Msg, Sock};
 use crate::kernel;
 use crate::maps::{ACCELERATED, ACCELERATION, POLICIES};
 use crate::storage;
@@ -39,7 +39,7 @@ pub fn message(ctx: &Msg<'_>) -> u32 {
         size: ctx.size(),
         experiment: kernel::experiment(),
     };
-    let why = match way(&message, state) {
+    let why = match way(&message, sock, state) {
         Ok(sight) => {
             state.flags |= AccelSocket::ARMED;
             if redirect(ctx, state, &sight, message.size) {
@@ -49,16 +49,16 @@ pub fn message(ctx: &Msg<'_>) -> u32 {
         }
         Err(counter) => counter,
     };
-    by_tcp(state, message.size, why);
+    by_tcp(sock, state, message.size, why);
     PASS
 }
 
 #[inline(always)]
-fn way(message: &Message, state: &AccelSocket) -> Result<Sight, Counter> {
+fn way(message: &Message, sock: Sock, state: &AccelSocket) -> Result<Sight, Counter> {
     if let Some(counter) = stays_with_tcp(message) {
         return Err(counter);
     }
-    let Some(sight) = kernel::sight(state) else {
+    let Some(sight) = kernel::sight(sock, state) else {
         return Err(Counter::MessagePeerGone);
     };
     message_way(message, &sight)?;
@@ -84,7 +84,7 @@ fn redirect(ctx: &Msg<'_>, state: &mut AccelSocket, sight: &Sight, size: u32) ->
         state.unread_messages + 1
     };
     // SAFETY: asks for nothing.
-    state.redirected_at = unsafe { bpf_ktime_get_ns() };
+    state.redirected_at = unsafe { bpf_ktime_get_coarse_ns() };
     state.sent.redirected_messages += 1;
     state.sent.redirected_bytes += u64::from(size);
     if let Some(sums) = sums(state.netns_cookie) {
@@ -96,13 +96,13 @@ fn redirect(ctx: &Msg<'_>, state: &mut AccelSocket, sight: &Sight, size: u32) ->
 }
 
 #[inline(always)]
-fn by_tcp(state: &mut AccelSocket, size: u32, why: Counter) {
+fn by_tcp(sock: Sock, state: &mut AccelSocket, size: u32, why: Counter) {
     state.sent.tcp_messages += 1;
     state.sent.tcp_bytes += u64::from(size);
     count(why);
     let mixed = state.flags & AccelSocket::PROXY != 0
         && state.unread_messages > 0
-        && kernel::sight(state).is_some_and(|sight| sight.has_redirected());
+        && kernel::sight(sock, state).is_some_and(|sight| sight.has_redirected());
     if mixed {
         count(Counter::MessageMixed);
     }

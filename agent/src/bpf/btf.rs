@@ -63,7 +63,6 @@ fn layout(btf: &Btf<'_>) -> Result<KernelLayout, String> {
         socket: sock("sk_socket", 8)?,
         tsflags: sock("sk_tsflags", 4)?,
         priority: sock("sk_priority", 4)?,
-        shutdown: sock("sk_shutdown", 1)?,
         user_data: sock("sk_user_data", 8)?,
         copied_seq: btf.offset("tcp_sock", "copied_seq", 4)?,
         write_seq: btf.offset("tcp_sock", "write_seq", 4)?,

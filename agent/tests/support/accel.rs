@@ -20,6 +20,17 @@ use nix::sys::socket::{self, SockaddrStorage, setsockopt, sockopt};
 
 use crate::bpf::{Captured, Fixture, PATIENCE, accept, addr};
 
+/// Ends a test on a kernel that cannot accelerate.
+macro_rules! require {
+    () => {
+        millrace_testkit::require!(cluster);
+        if let Err(reason) = millrace_agent::bpf::probe().acceleration() {
+            return millrace_testkit::skip::not_applicable("acceleration", &reason);
+        }
+    };
+}
+pub(crate) use require;
+
 pub const PROXY_MARK: u32 = 0x539;
 
 /// A policy that captures nothing by itself and accelerates.

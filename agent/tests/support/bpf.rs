@@ -4,6 +4,8 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_imports,
+    unused_macros,
     clippy::expect_used,
     reason = "each test binary uses a part; what a test needs must be there"
 )]

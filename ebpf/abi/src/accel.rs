@@ -60,8 +60,6 @@ pub struct KernelLayout {
     pub tsflags: u32,
     /// `sock.sk_priority`.
     pub priority: u32,
-    /// `sock.sk_shutdown`.
-    pub shutdown: u32,
     /// `sock.sk_user_data`.
     pub user_data: u32,
     /// `tcp_sock.copied_seq`.
@@ -99,7 +97,6 @@ impl KernelLayout {
         socket: 0,
         tsflags: 0,
         priority: 0,
-        shutdown: 0,
         user_data: 0,
         copied_seq: 0,
         write_seq: 0,
@@ -153,7 +150,7 @@ pub struct AccelSocket {
     pub unread_messages: u32,
     /// Always 0.
     pub reserved: u32,
-    /// When a message was redirected last, by `bpf_ktime_get_ns`.
+    /// When a message was redirected last, by `bpf_ktime_get_coarse_ns`.
     pub redirected_at: u64,
     /// What this end sent.
     pub sent: AccelTraffic,
@@ -168,8 +165,6 @@ impl AccelSocket {
     pub const ARMED: u32 = 1 << 2;
     /// An option was set that acceleration cannot honour.
     pub const OPTION: u32 = 1 << 3;
-    /// Byte offset of [`Self::cookie`].
-    pub const COOKIE_AT: u64 = 0;
     /// Byte offset of [`Self::flags`].
     pub const FLAGS_AT: u64 = 48;
     /// Byte offset of [`Self::sent`].
@@ -392,7 +387,7 @@ impl AccelOutcome {
     }
 }
 
-const _: () = assert!(size_of::<KernelLayout>() == 22 * 4);
+const _: () = assert!(size_of::<KernelLayout>() == 21 * 4);
 const _: () = assert!(size_of::<AccelSocket>() == 6 * 8 + 4 * 4 + 8 + 4 * 8);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, flags) as u64 == AccelSocket::FLAGS_AT);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, sent) as u64 == AccelSocket::SENT_AT);

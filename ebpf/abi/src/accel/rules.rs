@@ -43,6 +43,7 @@ pub struct EndFacts {
 }
 
 const ESTABLISHED: u32 = 1;
+const CLOSE_WAIT: u32 = 8;
 const O_NONBLOCK: u32 = 0o4000;
 
 /// Whether an end may be promoted; `as_proxy` says which one it should be.
@@ -141,7 +142,7 @@ pub struct Sight {
     pub peer_alive: bool,
     /// [`AccelSocket::flags`] of the other end.
     pub peer_flags: u32,
-    /// `SO_PRIORITY` of the other end.
+    /// `SO_PRIORITY` of the other end, where that is the proxy's.
     pub peer_priority: u32,
     /// How far the other end has read what came by TCP.
     pub peer_copied_seq: u32,
@@ -149,8 +150,8 @@ pub struct Sight {
     pub peer_unread: u32,
     /// `SO_RCVBUF` of the other end, as the kernel counts it.
     pub peer_rcvbuf: u32,
-    /// `sk_shutdown` of the sender.
-    pub shutdown: u8,
+    /// `sk_state` of the sender, which says whether it has shut its side down.
+    pub state: u32,
     /// How far the sender has written by TCP.
     pub write_seq: u32,
     /// [`AccelSocket::armed_from`].
@@ -173,8 +174,6 @@ impl Sight {
     }
 }
 
-const SEND_SHUTDOWN: u8 = 2;
-
 /// Whether a message is redirected: rules 1 to 4.
 ///
 /// # Errors
@@ -194,7 +193,10 @@ pub const fn message_way(message: &Message, sight: &Sight) -> Result<(), Counter
     {
         return Err(Counter::MessageWithdrawn);
     }
-    if sight.shutdown & SEND_SHUTDOWN != 0 && message.experiment & experiment::NO_RULE_2 == 0 {
+    if sight.state != ESTABLISHED
+        && sight.state != CLOSE_WAIT
+        && message.experiment & experiment::NO_RULE_2 == 0
+    {
         return Err(Counter::MessageShutDown);
     }
     if !sight.has_read_all() && message.experiment & experiment::NO_RULE_1 == 0 {

@@ -126,7 +126,7 @@ fn sight() -> Sight {
         peer_copied_seq: 500,
         peer_unread: 0,
         peer_rcvbuf: 131_072,
-        shutdown: 0,
+        state: ESTABLISHED,
         write_seq: 500,
         armed_from: 400,
         unread_messages: 0,
@@ -165,14 +165,14 @@ fn each_rule_sends_a_message_by_tcp() {
         (withdrawn(5), Err(Counter::MessageWithdrawn)),
         (
             Sight {
-                shutdown: 2,
+                state: 4,
                 ..sight()
             },
             Err(Counter::MessageShutDown),
         ),
         (
             Sight {
-                shutdown: 1,
+                state: CLOSE_WAIT,
                 ..sight()
             },
             Ok(()),
@@ -282,7 +282,7 @@ fn an_experiment_switches_one_rule_off() {
         (
             experiment::NO_RULE_2,
             Sight {
-                shutdown: 2,
+                state: 4,
                 ..sight()
             },
         ),
