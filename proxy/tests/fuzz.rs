@@ -5,9 +5,9 @@
 mod bodies;
 
 use millrace_runtime::handoff::{PROTOCOL_VERSION, ProxyRequest};
+use millrace_testkit::fuzz;
 use millrace_xds::json::from_yaml;
 use millrace_xds::proto::{self, pack};
-use proptest::prelude::*;
 
 const ROUTES: &str = "name: r\nvirtual_hosts:\n- {name: v, domains: ['*'], routes: [{match: {prefix: /a}, route: {cluster: c, timeout: 1s}}]}\n";
 
@@ -55,28 +55,12 @@ fn seeds_are_read() {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+#[test]
+fn arbitrary_bytes_are_survived() {
+    fuzz::arbitrary(run);
+}
 
-    #[test]
-    fn arbitrary_bytes_are_survived(data in prop::collection::vec(any::<u8>(), 0..200)) {
-        run(&data);
-    }
-
-    #[test]
-    fn changed_input_is_survived(
-        seed in 0..7_usize,
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
-        cut in prop::option::of(any::<prop::sample::Index>()),
-    ) {
-        let mut data = seeds().swap_remove(seed);
-        for (index, byte) in changes {
-            let index = index.index(data.len());
-            data[index] = byte;
-        }
-        if let Some(cut) = cut {
-            data.truncate(cut.index(data.len()));
-        }
-        run(&data);
-    }
+#[test]
+fn changed_input_is_survived() {
+    fuzz::changed(&seeds(), run);
 }

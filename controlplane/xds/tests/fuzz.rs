@@ -11,10 +11,10 @@ mod bodies;
 
 mod support;
 
+use millrace_testkit::fuzz;
 use millrace_xds::proto::envoy::service::discovery::v3::Resource;
 use millrace_xds::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, google};
 use millrace_xds::{TypeUrl, proto};
-use proptest::prelude::*;
 use prost::Message;
 
 const YAML: &str = "node: { id: a, metadata: { k: [1, x] } }\nstatic_resources:\n  clusters:\n  - name: a\n    connect_timeout: 0.25s\n";
@@ -89,28 +89,12 @@ fn seeds_are_read() {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+#[test]
+fn arbitrary_bytes_are_survived() {
+    fuzz::arbitrary(run);
+}
 
-    #[test]
-    fn arbitrary_bytes_are_survived(data in prop::collection::vec(any::<u8>(), 0..200)) {
-        run(&data);
-    }
-
-    #[test]
-    fn changed_messages_are_survived(
-        seed in 0..4_usize,
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
-        cut in prop::option::of(any::<prop::sample::Index>()),
-    ) {
-        let mut data = seeds().swap_remove(seed);
-        for (index, byte) in changes {
-            let index = index.index(data.len());
-            data[index] = byte;
-        }
-        if let Some(cut) = cut {
-            data.truncate(cut.index(data.len()));
-        }
-        run(&data);
-    }
+#[test]
+fn changed_messages_are_survived() {
+    fuzz::changed(&seeds(), run);
 }

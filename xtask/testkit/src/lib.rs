@@ -34,6 +34,9 @@ mod wait;
 pub use wait::{eventually, until};
 pub mod skip;
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
+
 pub mod mesh;
 
 pub mod echo;
