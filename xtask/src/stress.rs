@@ -124,10 +124,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Vec::new()
     } else {
         let _step = Step::begin("readers that never read");
-        lanes
-            .iter()
-            .map(|lane| memory::check(&setting, lane).with_context(|| lane.mode.name()))
-            .collect::<anyhow::Result<Vec<_>>>()?
+        memory::check_all(&setting, &lanes)?
     };
     for (lane, sum) in lanes.iter().zip(&mut sums) {
         sum.add(&lane.served()?);
@@ -212,7 +209,10 @@ fn finish(
     for (lane, sum) in lanes.iter().zip(sums) {
         let accelerated = lane.accelerated()?;
         ui::result(line(lane.mode, sum));
-        for (name, value) in &accelerated {
+        let counted = accelerated
+            .iter()
+            .filter(|(_, value)| value.as_f64() != Some(0.0));
+        for (name, value) in counted {
             ui::say(format_args!("    {name} {value}"));
         }
         for (outcome, count) in &sum.connections {

@@ -23,7 +23,7 @@ struct Stage {
     run: fn() -> anyhow::Result<Tally>,
 }
 
-const STAGES: [Stage; 12] = [
+const STAGES: [Stage; 13] = [
     Stage {
         name: "setup",
         run: || Ok(Tally::of(&setup::ensure_all())),
@@ -69,6 +69,10 @@ const STAGES: [Stage; 12] = [
     Stage {
         name: "e2e",
         run: e2e,
+    },
+    Stage {
+        name: "stress",
+        run: || Ok(Tally::of(&stress())),
     },
     Stage {
         name: "demo",
@@ -213,6 +217,17 @@ fn e2e() -> anyhow::Result<Tally> {
         "--test-threads",
         &threads.to_string(),
     ])
+}
+
+/// A short run of the stress, which judges itself and prints the seed that repeats it.
+fn stress() -> anyhow::Result<()> {
+    let this = std::env::current_exe().context("finding this program")?;
+    let mut command = Command::new(this);
+    if std::env::var_os("MILLRACE_BIN_DIR").is_none() {
+        command.env("MILLRACE_BIN_DIR", workspace::target_dir().join("release"));
+    }
+    let size = ["--minutes", "0.3", "--clients", "2", "--threads", "2"];
+    run::check(command.arg("stress").args(size))
 }
 
 /// The demo judges itself; here it has to agree that all was well, in one object on one line.

@@ -172,8 +172,8 @@ impl Collector for AccelerationCollector {
         )?;
         let mut sums = [stats.closed[0].values(), stats.closed[1].values()];
         for entry in promoted {
-            let state = entry.state();
-            for (sum, traffic) in sums.iter_mut().zip([&state.sent, &state.received]) {
+            let kernel = entry.state();
+            for (sum, traffic) in sums.iter_mut().zip([&kernel.sent, &kernel.received]) {
                 for (sum, value) in sum.iter_mut().zip(values(traffic)) {
                     *sum += value;
                 }

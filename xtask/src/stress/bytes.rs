@@ -90,9 +90,11 @@ pub(super) fn converse(
     counts.stream(&checked, what);
     match (result, orderly) {
         (Ok(()), true) => counts.ended("completed"),
-        (Ok(()) | Err(Stop::Planned | Stop::Ended), false) => counts.ended("broken off as planned"),
+        (Ok(()) | Err(Stop::Planned | Stop::Ended), false) => {
+            counts.ended("broken off as planned");
+        }
         (Err(Stop::Failed(error)), false) if is_end(&error) => {
-            counts.ended("broken off as planned")
+            counts.ended("broken off as planned");
         }
         (Err(Stop::Failed(error)), _) if error.kind() == io::ErrorKind::TimedOut => {
             counts.failed("stalled", what);
@@ -173,17 +175,17 @@ impl End<'_> {
                 // Who lingers is told last; the other half-closes first.
                 let lingers = matches!(self.plan.ending, Ending::LingerAfter(_));
                 if (first == self.side) == lingers {
-                    self.receiver.to_end()?;
+                    self.receiver.read_to_end()?;
                     return self.finish();
                 }
                 self.shut_down()?;
                 self.see_the_last(lingers)
             }
             // Whoever breaks off has not come to its place if the other did first.
-            Ending::Reset(by, _) if by == self.side => Err(Stop::Planned),
-            Ending::Reset(..) => self.receiver.to_end(),
-            Ending::CloseUnread(by, _) if by == self.side => Err(Stop::Planned),
-            Ending::CloseUnread(..) => self.receiver.to_end(),
+            Ending::Reset(by, _) | Ending::CloseUnread(by, _) if by == self.side => {
+                Err(Stop::Planned)
+            }
+            Ending::Reset(..) | Ending::CloseUnread(..) => self.receiver.read_to_end(),
         }
     }
 
@@ -199,19 +201,19 @@ impl End<'_> {
             }
             _ => {}
         }
-        let (sender, receiver) = (&mut self.sender, &mut self.receiver);
+        let (writer, reader) = (&mut self.sender, &mut self.receiver);
         let (ending, side) = (self.plan.ending, self.side);
         let (sent, received) = thread::scope(|scope| {
             let sending = scope.spawn(move || {
-                sender.send(out)?;
+                writer.send(out)?;
                 if ending == Ending::HalfClose(side) {
-                    sender.half.stream().shutdown(Shutdown::Write)?;
+                    writer.half.stream().shutdown(Shutdown::Write)?;
                 }
                 Ok(())
             });
             let received = match ending {
-                Ending::LingerAfter(_) => receiver.receive(back),
-                _ => receiver.to_end(),
+                Ending::LingerAfter(_) => reader.receive(back),
+                _ => reader.read_to_end(),
             };
             let sent = sending
                 .join()
@@ -224,7 +226,7 @@ impl End<'_> {
             Ending::HalfClose(first) if first == side => Ok(()),
             Ending::HalfClose(_) => self.shut_down(),
             Ending::LingerAfter(last) if last == side => {
-                self.receiver.to_end()?;
+                self.receiver.read_to_end()?;
                 self.finish()
             }
             Ending::LingerAfter(_) => {
@@ -246,7 +248,7 @@ impl End<'_> {
 
     /// Waits for the other side to go: with a FIN, or as it lingers with a reset.
     fn see_the_last(&mut self, reset: bool) -> Result<(), Stop> {
-        match self.receiver.to_end() {
+        match self.receiver.read_to_end() {
             Err(Stop::Failed(error)) if reset && is_end(&error) => Ok(()),
             other => other,
         }
@@ -361,9 +363,9 @@ impl<'a> Receiver<'a> {
     }
 
     /// Reads until the stream ends.
-    fn to_end(&mut self) -> Result<(), Stop> {
+    fn read_to_end(&mut self) -> Result<(), Stop> {
         if self.conduct.two_readers {
-            return self.to_end_by_two();
+            return self.read_by_two();
         }
         while self.read(usize::MAX)? > 0 {}
         Ok(())
@@ -382,7 +384,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// Two threads read until each has seen the end; what they read is put in order afterwards.
-    fn to_end_by_two(&mut self) -> Result<(), Stop> {
+    fn read_by_two(&mut self) -> Result<(), Stop> {
         let mut second = self.half.again()?;
         let first = &mut self.half;
         let (conduct, mut rng) = (self.conduct, self.rng.fork());

@@ -72,15 +72,28 @@ fn shown(title: &str, what: Option<&String>) -> String {
     what.map_or_else(String::new, |what| format!("{title}{what}"))
 }
 
+/// All lanes at once: each has pods of its own.
+pub(super) fn check_all(setting: &Setting<'_>, lanes: &[Lane]) -> anyhow::Result<Vec<Found>> {
+    thread::scope(|scope| {
+        let checks: Vec<_> = lanes
+            .iter()
+            .map(|lane| scope.spawn(|| check(setting, lane).with_context(|| lane.mode.name())))
+            .collect();
+        let ends = checks.into_iter().map(|check| {
+            let end = check.join();
+            end.map_err(|_| anyhow::anyhow!("a check panicked"))?
+        });
+        ends.collect()
+    })
+}
+
 /// Both lengths of writes over one lane, the worse of them.
-pub(super) fn check(setting: &Setting<'_>, lane: &Lane) -> anyhow::Result<Found> {
+fn check(setting: &Setting<'_>, lane: &Lane) -> anyhow::Result<Found> {
     let mut worst: Option<Found> = None;
     for chunk in CHUNKS {
         let found = flood(setting, lane, chunk)?;
-        let worse = worst
-            .as_ref()
-            .is_none_or(|worst| (found.ok(), worst.held) < (worst.ok(), found.held));
-        if worse {
+        let so_far = worst.as_ref();
+        if so_far.is_none_or(|worst| (found.ok(), worst.held) < (worst.ok(), found.held)) {
             worst = Some(found);
         }
     }

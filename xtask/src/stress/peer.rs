@@ -3,13 +3,14 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Subcommand;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
 };
@@ -24,6 +25,8 @@ use crate::ui;
 
 /// A server that is slow to accept waits up to this long.
 const LATE_MILLIS: u64 = 30;
+/// Bytes that a server echoes which reads nothing afterwards.
+const ECHOES: u32 = 100;
 /// Requests on one HTTP connection at most.
 const REQUESTS: u32 = 60;
 /// Numbers that one thread of a client uses up before it starts over.
@@ -79,7 +82,8 @@ struct Common {
 impl Common {
     fn run(self) -> u32 {
         // Any 32 bits of it do.
-        (self.seed ^ self.seed >> 32) as u32
+        let [a, b, c, d, ..] = (self.seed ^ self.seed >> 32).to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
     }
 
     fn spare(self) -> Spare {
@@ -134,7 +138,7 @@ struct FloodArgs {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.role {
         Role::Serve(args) => serve(args),
-        Role::Call(args) => report(&call(args)?),
+        Role::Call(args) => report(&call(args)),
         Role::Flood(args) => report(&flood(args)?),
     }
 }
@@ -173,9 +177,8 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         });
     }
     thread::spawn(move || {
-        let mut kept = Vec::new();
         for stream in never.incoming().filter_map(Result::ok) {
-            kept.push(stream);
+            thread::spawn(move || stop_reading(stream));
         }
     });
     for mut stream in control.incoming().filter_map(Result::ok) {
@@ -184,6 +187,29 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         stream.write_all(text.as_bytes()).ok();
     }
     Ok(())
+}
+
+/// Echoes some bytes, so that the connection earns whatever it can earn, and then reads no more.
+fn stop_reading(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    let mut left = ECHOES;
+    let mut byte = [0];
+    while left > 0 {
+        match stream.read(&mut byte) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {
+                stream.write_all(&byte)?;
+                left -= 1;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    loop {
+        thread::park();
+    }
 }
 
 /// Accepts for ever, with a thread for every connection.
@@ -228,7 +254,7 @@ fn serve_bytes(mut stream: TcpStream, common: Common, counts: &mut Counts) {
     bytes::converse(stream, Side::Server, common.run(), hello, &plan, counts);
 }
 
-fn call(args: &CallArgs) -> anyhow::Result<Counts> {
+fn call(args: &CallArgs) -> Counts {
     let end = Instant::now() + Duration::from_secs_f64(args.seconds);
     let mut sums = Counts::default();
     thread::scope(|scope| {
@@ -242,7 +268,7 @@ fn call(args: &CallArgs) -> anyhow::Result<Counts> {
             }
         }
     });
-    Ok(sums)
+    sums
 }
 
 /// One thread of a client, one connection at a time.
@@ -406,6 +432,13 @@ pub(super) struct Flooded {
 fn flood(args: &FloodArgs) -> anyhow::Result<Flooded> {
     let mut stream = TcpStream::connect(args.to).context("connecting")?;
     stream.set_nonblocking(true).context("non-blocking")?;
+    for _ in 0..ECHOES {
+        stream.write_all(b"?").context("asking for an echo")?;
+        let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(STALLED).unwrap_or(PollTimeout::MAX);
+        anyhow::ensure!(poll(&mut fds, limit)? > 0, "no echo");
+        stream.read_exact(&mut [0]).context("reading an echo")?;
+    }
     let chunk = vec![0x55; args.chunk];
     let end = Instant::now() + Duration::from_secs_f64(args.seconds);
     let mut flooded = Flooded {

@@ -82,7 +82,7 @@ impl Tag {
 }
 
 fn offset(at: u64) -> usize {
-    (at % BLOCK as u64) as usize
+    usize::try_from(at % BLOCK as u64).unwrap_or_default()
 }
 
 /// Streams are shorter than the 2^35 bytes that an index can count.
@@ -338,7 +338,7 @@ impl Checker {
             self.reached = to;
         } else {
             self.at = began;
-            self.advance((to - began) as usize);
+            self.advance(usize::try_from(to - began).unwrap_or_default());
         }
         self.at = to;
     }

@@ -247,9 +247,9 @@ impl Session<'_> {
         if head.status() != Some(200) {
             return Err(io::Error::other(format!("status {:?}", head.status())));
         }
-        let mut checker = Checker::new(self.tag(call, Way::Down));
-        self.connection.body(&head, &mut checker)?;
-        let checked = checker.finish(Some(call.down as u64));
+        let mut body = Checker::new(self.tag(call, Way::Down));
+        self.connection.body(&head, &mut body)?;
+        let checked = body.finish(Some(call.down as u64));
         self.counts.stream(&checked, || {
             format!("the answer to {call:?}, client seed {}", self.client.seed)
         });
@@ -289,7 +289,7 @@ pub(super) fn serve(stream: TcpStream, run: u32, seed: u64, counts: &mut Counts)
         Ok(()) => counts.ended("served"),
         // The client broke off, and the proxy with it, or an idle connection was closed.
         Err(error) if error.kind() != io::ErrorKind::Other => {
-            counts.ended("served until broken off")
+            counts.ended("served until broken off");
         }
         Err(error) => counts.failed("error", || format!("{error} at {}", what())),
     }
@@ -313,10 +313,10 @@ fn serve_requests(
             number: call.number,
             way,
         };
-        let mut checker = Checker::new(tag(Way::Up));
-        let read = connection.body(&head, &mut checker);
+        let mut body = Checker::new(tag(Way::Up));
+        let read = connection.body(&head, &mut body);
         let whole = read.is_ok().then_some(call.up as u64);
-        let checked = checker.finish(whole);
+        let checked = body.finish(whole);
         counts.stream(&checked, || format!("the body of {call:?}"));
         read?;
         if rng.u8(..50) == 0 {
@@ -484,7 +484,9 @@ impl Connection {
             }
             return self.write(b"0\r\n\r\n");
         }
-        head += &format!("content-length: {}\r\n\r\n", body.len());
+        head += "content-length: ";
+        head += &body.len().to_string();
+        head += "\r\n\r\n";
         if style == Style::Whole {
             return self.write(&[head.as_bytes(), body].concat());
         }
