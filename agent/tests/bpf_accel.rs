@@ -218,6 +218,12 @@ fn connections_that_are_not_there_or_not_the_proxys_are_refused() {
         promote(&mut fixture, elsewhere),
         AccelOutcome::NotFound | AccelOutcome::NotEstablished
     ));
+    // The number of the namespace, but another pod's cookie.
+    let anothers = Promotion {
+        netns_cookie: 1,
+        ..promotion
+    };
+    assert_eq!(promote(&mut fixture, anothers), AccelOutcome::NotFound);
     let nowhere = Promotion {
         nsid: 1_000_000,
         ..promotion

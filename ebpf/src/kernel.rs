@@ -105,12 +105,14 @@ pub fn end_facts(sock: Sock, address: u64) -> Option<EndFacts> {
     } else {
         read(file + u64::from(at!(file_flags)))?
     };
+    let net: u64 = kernel.read(at!(net))?;
     let filter: u64 = kernel.read(at!(filter))?;
     let flags: u32 = kernel.read(at!(flags))?;
     let inq: u8 = kernel.read(at!(inq))?;
     let mptcp: u8 = kernel.read(at!(mptcp))?;
     Some(EndFacts {
         cookie: kernel.cookie()?,
+        netns_cookie: read(net + u64::from(at!(net_cookie)))?,
         state: sock.state(),
         mark: sock.mark(),
         has_file: file != 0,

@@ -144,6 +144,8 @@ fn join(proxy: Sock, application: Sock, netns_cookie: u64) -> Result<(), Refused
     if (near.flags | far.flags) & AccelSocket::READY != 0 {
         return Err((AccelOutcome::InUse, 0));
     }
+    near.netns_cookie = netns_cookie;
+    far.netns_cookie = netns_cookie;
     prepare(proxy, near, true)?;
     prepare(application, far, false)?;
     insert(proxy, near.cookie)?;
@@ -154,8 +156,8 @@ fn join(proxy: Sock, application: Sock, netns_cookie: u64) -> Result<(), Refused
         unsafe { bpf_map_delete_elem(map(), (&raw mut key).cast()) };
         return Err(refused);
     }
-    introduce(near, far, netns_cookie);
-    introduce(far, near, netns_cookie);
+    introduce(near, far);
+    introduce(far, near);
     let failed = (AccelOutcome::Failed, 0);
     // Bytes that are counted from here on are read by a `recv` that knows of the map, or before such a one.
     near.armed_from = KernelSock::at(near.own).write_seq().ok_or(failed)?;
@@ -180,7 +182,7 @@ fn prepare(sock: Sock, state: &mut AccelSocket, as_proxy: bool) -> Result<(), Re
     if kernel::experiment() & experiment::BLOCKING != 0 {
         facts.file_flags = !0;
     }
-    end_verdict(&facts, as_proxy).map_err(|outcome| (outcome, 0))?;
+    end_verdict(&facts, state.netns_cookie, as_proxy).map_err(|outcome| (outcome, 0))?;
     state.cookie = facts.cookie;
     Ok(())
 }
@@ -205,12 +207,11 @@ fn insert(sock: Sock, cookie: u64) -> Result<(), Refused> {
 }
 
 #[inline(always)]
-fn introduce(state: &mut AccelSocket, other: &AccelSocket, netns_cookie: u64) {
+fn introduce(state: &mut AccelSocket, other: &AccelSocket) {
     state.peer = other.own;
     state.peer_cookie = other.cookie;
     // SAFETY: a field of the storage; the address is only ever read through.
     unsafe { (&raw mut state.peer_state).write_volatile(ptr::from_ref(other) as u64) };
-    state.netns_cookie = netns_cookie;
     state.unread_messages = 0;
 }
 

@@ -44,6 +44,10 @@ pub struct KernelLayout {
     pub cookie: u32,
     /// `sock.sk_flags`.
     pub flags: u32,
+    /// `sock.sk_net`.
+    pub net: u32,
+    /// `net.net_cookie`.
+    pub net_cookie: u32,
     /// `sock.sk_peek_off`.
     pub peek_off: u32,
     /// `sock.sk_rmem_alloc`.
@@ -89,6 +93,8 @@ impl KernelLayout {
     pub const UNKNOWN: Self = Self {
         cookie: 0,
         flags: 0,
+        net: 0,
+        net_cookie: 0,
         peek_off: 0,
         rmem_alloc: 0,
         rcvbuf: 0,
@@ -387,7 +393,7 @@ impl AccelOutcome {
     }
 }
 
-const _: () = assert!(size_of::<KernelLayout>() == 21 * 4);
+const _: () = assert!(size_of::<KernelLayout>() == 23 * 4);
 const _: () = assert!(size_of::<AccelSocket>() == 6 * 8 + 4 * 4 + 8 + 4 * 8);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, flags) as u64 == AccelSocket::FLAGS_AT);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, sent) as u64 == AccelSocket::SENT_AT);

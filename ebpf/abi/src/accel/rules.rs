@@ -18,6 +18,8 @@ use crate::{Acceleration, Counter, GUARD_MARK, GUARD_MARK_MASK};
 pub struct EndFacts {
     /// Its cookie; 0 if nobody asked for one yet.
     pub cookie: u64,
+    /// Cookie of its network namespace.
+    pub netns_cookie: u64,
     /// `sk_state`.
     pub state: u32,
     /// Its mark.
@@ -46,13 +48,21 @@ const ESTABLISHED: u32 = 1;
 const CLOSE_WAIT: u32 = 8;
 const O_NONBLOCK: u32 = 0o4000;
 
-/// Whether an end may be promoted; `as_proxy` says which one it should be.
+/// Whether an end may be promoted for the pod of this namespace; `as_proxy` says which one it should be.
 ///
 /// # Errors
 ///
 /// Why not.
 #[inline(always)]
-pub const fn end_verdict(end: &EndFacts, as_proxy: bool) -> Result<(), AccelOutcome> {
+pub const fn end_verdict(
+    end: &EndFacts,
+    netns_cookie: u64,
+    as_proxy: bool,
+) -> Result<(), AccelOutcome> {
+    // The number of a namespace that is gone may be another's by now.
+    if end.netns_cookie != netns_cookie {
+        return Err(AccelOutcome::NotFound);
+    }
     if end.state != ESTABLISHED {
         return Err(AccelOutcome::NotEstablished);
     }

@@ -3,6 +3,7 @@ use super::*;
 fn end() -> EndFacts {
     EndFacts {
         cookie: 7,
+        netns_cookie: 4100,
         state: ESTABLISHED,
         mark: GUARD_MARK,
         has_file: true,
@@ -20,7 +21,8 @@ fn end() -> EndFacts {
 #[test]
 fn an_end_is_promoted_only_if_its_program_cannot_notice() {
     type Spoil = fn(&mut EndFacts);
-    let cases: [(Spoil, AccelOutcome); 12] = [
+    let cases: [(Spoil, AccelOutcome); 13] = [
+        (|e| e.netns_cookie = 4200, AccelOutcome::NotFound),
         (|e| e.state = 8, AccelOutcome::NotEstablished),
         (|e| e.mptcp = true, AccelOutcome::Mptcp),
         (|e| e.has_file = false, AccelOutcome::NotAccepted),
@@ -34,15 +36,18 @@ fn an_end_is_promoted_only_if_its_program_cannot_notice() {
         (|e| e.inq = true, AccelOutcome::SocketOption),
         (|e| e.cookie = 0, AccelOutcome::NoCookie),
     ];
-    assert_eq!(end_verdict(&end(), true), Ok(()));
+    assert_eq!(end_verdict(&end(), 4100, true), Ok(()));
     for (spoil, outcome) in cases {
         let mut spoilt = end();
         spoil(&mut spoilt);
-        assert_eq!(end_verdict(&spoilt, true), Err(outcome), "{spoilt:?}");
+        assert_eq!(end_verdict(&spoilt, 4100, true), Err(outcome), "{spoilt:?}");
     }
     // The application's accepted end of a delivery inherits the mark, or has none.
     for mark in [0, 0x1_0539] {
-        assert_eq!(end_verdict(&EndFacts { mark, ..end() }, false), Ok(()));
+        assert_eq!(
+            end_verdict(&EndFacts { mark, ..end() }, 4100, false),
+            Ok(())
+        );
     }
 }
 
