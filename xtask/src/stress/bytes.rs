@@ -80,31 +80,7 @@ pub(super) fn converse(
         ),
     };
     let result = end.run();
-    end.sender.half.settle();
-    counts.add(&end.sender.counts);
-    counts.add(&end.receiver.counts);
-    let total = end.expected();
-    let orderly = plan.ending.is_orderly();
-    let whole = orderly && matches!(result, Ok(()) | Err(Stop::Ended));
-    let checked = end.receiver.checker.finish(whole.then_some(total));
-    counts.stream(&checked, what);
-    match (result, orderly) {
-        (Ok(()), true) => counts.ended("completed"),
-        (Ok(()) | Err(Stop::Planned | Stop::Ended), false) => {
-            counts.ended("broken off as planned");
-        }
-        (Err(Stop::Failed(error)), false) if is_end(&error) => {
-            counts.ended("broken off as planned");
-        }
-        (Err(Stop::Failed(error)), _) if error.kind() == io::ErrorKind::TimedOut => {
-            counts.failed("stalled", what);
-        }
-        (Err(Stop::Failed(error)), _) => {
-            let outcome = if is_end(&error) { "reset" } else { "error" };
-            counts.failed(outcome, || format!("{error} at {}", what()));
-        }
-        (Err(Stop::Planned | Stop::Ended), true) => counts.failed("truncated", what),
-    }
+    end.conclude(result, counts, &what);
 }
 
 /// What a connection answers whose other end has gone.
@@ -155,6 +131,40 @@ impl End<'_> {
             self.reset()?;
         }
         result
+    }
+
+    /// Counts what came of the connection.
+    fn conclude(
+        mut self,
+        result: Result<(), Stop>,
+        counts: &mut Counts,
+        what: &impl Fn() -> String,
+    ) {
+        self.sender.half.settle();
+        counts.add(&self.sender.counts);
+        counts.add(&self.receiver.counts);
+        let total = self.expected();
+        let orderly = self.plan.ending.is_orderly();
+        let whole = orderly && matches!(result, Ok(()) | Err(Stop::Ended));
+        let checked = self.receiver.checker.finish(whole.then_some(total));
+        counts.stream(&checked, what);
+        match (result, orderly) {
+            (Ok(()), true) => counts.ended("completed"),
+            (Ok(()) | Err(Stop::Planned | Stop::Ended), false) => {
+                counts.ended("broken off as planned");
+            }
+            (Err(Stop::Failed(error)), false) if is_end(&error) => {
+                counts.ended("broken off as planned");
+            }
+            (Err(Stop::Failed(error)), _) if error.kind() == io::ErrorKind::TimedOut => {
+                counts.failed("stalled", what);
+            }
+            (Err(Stop::Failed(error)), _) => {
+                let outcome = if is_end(&error) { "reset" } else { "error" };
+                counts.failed(outcome, || format!("{error} at {}", what()));
+            }
+            (Err(Stop::Planned | Stop::Ended), true) => counts.failed("truncated", what),
+        }
     }
 
     fn turns(&mut self, pairs: &[(usize, usize)]) -> Result<(), Stop> {
