@@ -33,6 +33,7 @@ fn a_reader_that_never_reads_holds_the_sender_back_as_tcp_does() {
         let mut plain = place.connect(&listener);
         narrow(&plain);
         let by_tcp = fill(&mut plain.app, size);
+        let held_by_tcp = held(&plain);
         let mut pair = promoted(&mut fixture, &place, &listener);
         narrow(&pair);
         let taken = fill(&mut pair.app, size);
@@ -42,6 +43,11 @@ fn a_reader_that_never_reads_holds_the_sender_back_as_tcp_does() {
         assert!(
             taken <= by_tcp + 2 * 65_536,
             "{size}: {taken} bytes were taken, {by_tcp} by TCP alone"
+        );
+        let held = held(&pair);
+        assert!(
+            held <= held_by_tcp + 4 * 65_536,
+            "{size}: {held} bytes of memory are held, {held_by_tcp} by TCP alone"
         );
         let mut heard = vec![0; taken];
         let mut length = 0;
@@ -61,6 +67,28 @@ fn narrow(pair: &Pair) {
         setsockopt(end, sockopt::SndBuf, &32_768).expect("SO_SNDBUF");
         setsockopt(end, sockopt::RcvBuf, &131_072).expect("SO_RCVBUF");
     }
+}
+
+/// Kernel memory that both ends are charged with: what they have received, and what they have queued to send
+/// (`SO_MEMINFO`, its first and its sixth number).
+fn held(pair: &Pair) -> usize {
+    let of = |end: &TcpStream| {
+        let mut numbers = [0_u32; 9];
+        let mut length = libc::socklen_t::try_from(size_of_val(&numbers)).expect("short");
+        // SAFETY: the buffer is as long as `length` says and outlives the call.
+        let result = unsafe {
+            libc::getsockopt(
+                end.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                numbers.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        assert_eq!(result, 0);
+        numbers[0] as usize + numbers[5] as usize
+    };
+    of(&pair.app) + of(&pair.proxy)
 }
 
 /// Sends messages of `size` bytes until the kernel takes no more, at most 64 MiB.
