@@ -37,6 +37,7 @@ pub(crate) async fn run(
     text.push_str(&table(&pods).render("no pods on this node"));
     for pod in &pods {
         text.push_str(&problems(pod));
+        text.push_str(&acceleration(pod));
     }
     Ok(Output { text, healthy })
 }
@@ -151,6 +152,37 @@ fn problems(pod: &Value) -> String {
         .concat()
 }
 
+/// What acceleration does for a pod; nothing where it is off and always was.
+fn acceleration(pod: &Value) -> String {
+    let counts = &pod["accelerated"];
+    let count = |key: &str| counts[key].as_u64().unwrap_or_default();
+    let setting = string(&pod["acceleration"]);
+    if (setting.is_empty() || setting == "off") && count("promoted") == 0 {
+        return String::new();
+    }
+    let refused = match compact(&counts["refused"]) {
+        none if none.is_empty() => none,
+        some => format!(", refused: {some}"),
+    };
+    let suspended = if counts["suspended"] == true {
+        format!(", SUSPENDED: {} readers stalled", count("stalled"))
+    } else {
+        String::new()
+    };
+    format!(
+        "{}/{}: acceleration {setting}, {} connections promoted, {} messages ({} bytes) past TCP, {} by TCP ({} at the cap), \
+         {} returned to TCP{refused}{suspended}\n",
+        string(&pod["namespace"]),
+        string(&pod["name"]),
+        count("promoted"),
+        count("redirected_messages"),
+        count("redirected_bytes"),
+        count("tcp_messages"),
+        count("capped"),
+        count("returned"),
+    )
+}
+
 /// A string as it is, anything else as JSON; nothing for null.
 fn string(value: &Value) -> String {
     match value {
@@ -196,6 +228,23 @@ mod tests {
         assert_eq!(problems(chosen[1]), "default/b: no proxy\n");
         assert_eq!(select(&pods, Some("default/a")).len(), 1);
         assert!(select(&pods, Some("c")).is_empty());
+    }
+
+    #[test]
+    fn acceleration_is_told_where_it_is_asked_for() {
+        let mut pod = pod("a", true);
+        pod["acceleration"] = json!("off");
+        assert_eq!(acceleration(&pod), "");
+        pod["acceleration"] = json!("auto");
+        pod["accelerated"] = json!({
+            "promoted": 3, "redirected_messages": 40, "redirected_bytes": 9000, "tcp_messages": 5,
+            "capped": 1, "returned": 2, "refused": {"blocking": 7}, "stalled": 1, "suspended": true,
+        });
+        assert_eq!(
+            acceleration(&pod),
+            "default/a: acceleration auto, 3 connections promoted, 40 messages (9000 bytes) past TCP, 5 by TCP (1 at the cap), \
+             2 returned to TCP, refused: blocking 7, SUSPENDED: 1 readers stalled\n"
+        );
     }
 
     #[test]

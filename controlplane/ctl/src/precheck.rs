@@ -58,7 +58,7 @@ fn report(found: &Value, source: &str) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let kernel = &found["kernel"];
     let mut table = Table::new(&["CHECK", "VERDICT", "DETAIL"]);
-    for way in ["ebpf", "iptables"] {
+    for way in ["ebpf", "iptables", "acceleration"] {
         let state = &found[way];
         let verdict = if state["available"] == true {
             "available"
@@ -67,7 +67,8 @@ fn report(found: &Value, source: &str) -> String {
         };
         table.row([way, verdict, &text(&state["reason"])]);
     }
-    for feature in kernel["features"].as_array().into_iter().flatten() {
+    let features = ["features", "acceleration"].map(|key| kernel[key].as_array());
+    for feature in features.into_iter().flatten().flatten() {
         let verdict = text(&feature["verdict"]);
         let detail = match feature["reason"].as_str() {
             Some(reason) => reason.to_owned(),
@@ -98,6 +99,7 @@ mod tests {
             "summary": "pods are captured by iptables, as there is no eBPF: no BTF",
             "ebpf": {"available": false, "reason": "no BTF"},
             "iptables": {"available": true, "reason": null},
+            "acceleration": {"available": false, "reason": "too old"},
             "kernel": {
                 "kernel": "6.18.0",
                 "cgroup2": "/sys/fs/cgroup",
@@ -106,15 +108,20 @@ mod tests {
                     {"name": "btf", "purpose": "types", "verdict": "missing", "reason": "no file"},
                     {"name": "sockops", "purpose": "telemetry", "verdict": "available"},
                 ],
+                "acceleration": [
+                    {"name": "offsets", "purpose": "x", "verdict": "missing", "reason": "too old"},
+                ],
             },
         });
         let text = report(&found, "x");
         for line in [
             "kernel 6.18.0, cgroup2 /sys/fs/cgroup, bpffs not mounted (asked x)",
-            "ebpf        missing     no BTF",
-            "iptables    available",
-            "  btf       missing     no file",
-            "  sockops   available   telemetry",
+            "ebpf           missing     no BTF",
+            "iptables       available",
+            "acceleration   missing     too old",
+            "  btf          missing     no file",
+            "  sockops      available   telemetry",
+            "  offsets      missing     too old",
         ] {
             assert!(
                 text.lines().any(|l| l == line),
