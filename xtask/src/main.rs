@@ -18,6 +18,7 @@ mod stress;
 mod tally;
 mod test;
 mod ui;
+mod vmtest;
 mod workspace;
 
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Task {
     Bench(bench::Args),
     /// Exchange tagged bytes in every way over every mode of capture and acceleration.
     Stress(stress::Args),
+    /// Run the tests of the kernel programs on Debian's kernels, in an emulated machine.
+    Vmtest(vmtest::Args),
     /// Remove whatever a killed run left behind.
     CleanHost,
     /// Send requests and report what came back; run inside pods by the demo and the bench.
@@ -64,6 +67,9 @@ enum Task {
     /// Exchange tagged bytes; run inside pods by the stress.
     #[command(hide = true)]
     StressPeer(stress::peer::Args),
+    /// Run tests as the first process of an emulated machine.
+    #[command(hide = true)]
+    VmGuest(vmtest::guest::Args),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +88,8 @@ fn main() -> ExitCode {
         Task::Client(args) => client::run(&args),
         Task::Backend(args) => backend::run(&args),
         Task::StressPeer(args) => stress::peer::run(&args),
+        Task::Vmtest(args) => vmtest::run(&args),
+        Task::VmGuest(args) => vmtest::guest::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

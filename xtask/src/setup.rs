@@ -4,6 +4,7 @@
 mod envoy;
 mod kernel;
 mod linker;
+mod machine;
 mod packages;
 mod rust;
 
@@ -16,6 +17,7 @@ use crate::ui::{self, bold, dim, green, red};
 pub(crate) use envoy::find as find_envoy;
 pub(crate) use kernel::{KernelToolchain, find as find_kernel_toolchain};
 pub(crate) use linker::find as find_linker;
+pub(crate) use machine::{KernelPackage, kernel_package};
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
@@ -88,6 +90,12 @@ const ITEMS: [Item; 5] = [
     },
 ];
 
+/// What only booting other kernels needs.
+const MACHINE: [Item; 1] = [Item {
+    name: "emulated machine",
+    provide: machine::provide,
+}];
+
 /// How many of the items, from the first, a build needs.
 const FOR_BUILD: usize = 4;
 
@@ -108,6 +116,12 @@ pub(crate) fn ensure_for_build() -> anyhow::Result<()> {
 /// Everything; silent about what is there.
 pub(crate) fn ensure_all() -> anyhow::Result<()> {
     provide(&ITEMS, Mode::Install, Report::Changes)
+}
+
+/// What booting other kernels needs, beside what a build does; silent about what is there.
+pub(crate) fn ensure_for_machine() -> anyhow::Result<()> {
+    ensure_for_build()?;
+    provide(&MACHINE, Mode::Install, Report::Changes)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -145,7 +145,8 @@ fn line(name: &str, tally: &Tally, time: Duration) -> String {
     )
 }
 
-fn requires_all() -> bool {
+/// Whether a test that is skipped fails.
+pub(crate) fn requires_all() -> bool {
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|set| set == value);
     is("CI", "true") || is(REQUIRE_ALL, "1")
 }
