@@ -78,7 +78,13 @@ pub async fn watch(kernel: Kernel, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => kernel.suspend_stalled(STALLED),
+            _ = ticks.tick() => {
+                let kernel = kernel.clone();
+                let looked = tokio::task::spawn_blocking(move || kernel.suspend_stalled(STALLED));
+                if let Err(error) = looked.await {
+                    tracing::warn!(%error, "promoted connections are not looked at");
+                }
+            }
         }
     }
 }

@@ -141,7 +141,7 @@ impl Api {
             })
             .get("/acceleration", "promoted connections, one entry per end", move |_| {
                 let api = accelerated.clone();
-                async move { api.accelerated() }
+                async move { api.accelerated().await }
             })
             .get("/metrics", "Prometheus metrics", move |_| {
                 let api = scrape.clone();
@@ -284,11 +284,13 @@ impl Api {
         self.levels()
     }
 
-    fn accelerated(&self) -> Response {
+    async fn accelerated(&self) -> Response {
         if let Err(reason) = self.kernel.acceleration() {
             return Reply::json(409, &json!({"error": reason}));
         }
-        let ends = match self.kernel.accelerated() {
+        let kernel = self.kernel.clone();
+        let looked = tokio::task::spawn_blocking(move || kernel.accelerated()).await;
+        let ends = match looked.map_err(|error| error.to_string()).flatten() {
             Ok(ends) => ends,
             Err(error) => return Reply::json(409, &json!({"error": error})),
         };

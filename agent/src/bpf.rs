@@ -20,7 +20,7 @@ mod probe;
 mod programs;
 mod sys;
 
-pub use accel::{AcceleratedEnd, Promotion};
+pub use accel::{AcceleratedEnd, Inspector, Promotion};
 pub use enrolment::{Enrolled, PodEnrolment};
 pub use error::BpfError;
 pub use loader::{Adoption, Bpf, BpfConfig, Replace};

@@ -272,6 +272,14 @@ fn an_option_set_later_returns_a_connection_to_tcp() {
     // TCP_ULP: refused while promoted, and to anybody else whatever the kernel says.
     let ulp = set_option(&pair.app, libc::SOL_TCP, 31, b"tls");
     assert_eq!(ulp, Err(nix::errno::Errno::EPERM));
+    // Zero-copy sends would never be told that they are done, not even by TCP.
+    let zero_copy = set_option(
+        &pair.app,
+        libc::SOL_SOCKET,
+        libc::SO_ZEROCOPY,
+        &[1, 0, 0, 0],
+    );
+    assert_eq!(zero_copy, Err(nix::errno::Errno::EPERM));
     pair.exchange();
     let before = redirected(&pair.app);
     option(&pair.app, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 4);
@@ -390,7 +398,8 @@ fn promoted_connections_go_on_without_an_agent_and_with_the_next() {
 }
 
 fn inspected(fixture: &mut Fixture) -> Vec<AcceleratedEnd> {
-    fixture.bpf().accelerated().expect("listed")
+    let inspector = fixture.bpf().inspector().expect("opened");
+    inspector.ends().expect("listed")
 }
 
 #[test]

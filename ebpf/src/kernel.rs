@@ -52,6 +52,14 @@ impl KernelSock {
         Self { address }
     }
 
+    /// Address of the number that says whether its protocol is short of memory; a socket in a map has a copy
+    /// of the protocol that shares it.
+    #[inline(always)]
+    pub fn pressure(self) -> Option<u64> {
+        let prot: u64 = self.read(at!(prot))?;
+        read(prot + u64::from(at!(memory_pressure)))
+    }
+
     /// Its cookie.
     #[inline(always)]
     pub fn cookie(self) -> Option<u64> {
@@ -153,6 +161,7 @@ pub fn sight(sock: Sock, state: &AccelSocket) -> Option<Sight> {
         write_seq: own.write_seq()?,
         armed_from: state.armed_from,
         unread_messages: state.unread_messages,
+        pressure: read::<u64>(state.pressure)? != 0,
     })
 }
 

@@ -184,6 +184,8 @@ fn prepare(sock: Sock, state: &mut AccelSocket, as_proxy: bool) -> Result<(), Re
     }
     end_verdict(&facts, state.netns_cookie, as_proxy).map_err(|outcome| (outcome, 0))?;
     state.cookie = facts.cookie;
+    let pressure = KernelSock::at(address).pressure();
+    state.pressure = pressure.ok_or((AccelOutcome::Failed, 0))?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::Pod;
@@ -91,36 +92,25 @@ impl Bpf {
             remote_port: promotion.remote.port(),
             reserved: 0,
         };
-        let (outcome, report) = self.run(&command)?;
+        let (outcome, report) = run(self.program()?, &command)?;
         if outcome == AccelOutcome::Failed {
             tracing::warn!(?promotion, errno = -report.errno, "promotion failed");
         }
         Ok(outcome)
     }
 
-    /// Every end of a promoted connection, as long as it lives.
+    /// What looks at promoted connections without this being locked meanwhile: there may be many.
     ///
     /// # Errors
     ///
-    /// If the map cannot be listed or the program not be run.
-    pub fn accelerated(&self) -> Result<Vec<AcceleratedEnd>, BpfError> {
+    /// If nothing is accelerated here, or descriptors are short.
+    pub fn inspector(&self) -> Result<Inspector, BpfError> {
         let path = self.pins.map(MAP);
-        let map = sys::get(&path).map_err(BpfError::bpffs("opening", &path))?;
-        let keys = sys::keys(map.as_fd()).map_err(BpfError::bpffs("listing", &path))?;
-        let mut ends = Vec::with_capacity(keys.len());
-        for key in keys {
-            let command = AccelCommand {
-                key,
-                operation: AccelCommand::INSPECT,
-                ..AccelCommand::default()
-            };
-            let (outcome, report) = self.run(&command)?;
-            // It may have closed meanwhile.
-            if outcome == AccelOutcome::Done {
-                ends.push(end(&report));
-            }
-        }
-        Ok(ends)
+        Ok(Inspector {
+            map: sys::get(&path).map_err(BpfError::bpffs("opening", &path))?,
+            promote: self.program()?.try_clone().map_err(failed)?,
+            path,
+        })
     }
 
     /// Sums over the promoted connections of a pod.
@@ -163,21 +153,58 @@ impl Bpf {
         }
     }
 
-    fn run(&self, command: &AccelCommand) -> Result<(AccelOutcome, AccelReport), BpfError> {
-        let failed = |source| BpfError::Run {
-            program: PROMOTE,
-            source,
-        };
-        let programs = self
-            .accel
-            .as_ref()
-            .map_err(|reason| failed(io::Error::other(reason.clone())))?;
-        let mut packet = [0_u8; AccelReport::PACKET];
-        packet[AccelCommand::AT..AccelReport::AT].copy_from_slice(bytes_of(command));
-        let value = sys::test_run(programs.promote.as_fd(), &mut packet).map_err(failed)?;
-        let mut report = AccelReport::default();
-        bytes_of_mut(&mut report).copy_from_slice(&packet[AccelReport::AT..]);
-        Ok((AccelOutcome::from_value(value), report))
+    fn program(&self) -> Result<&OwnedFd, BpfError> {
+        let programs = self.accel.as_ref();
+        let programs = programs.map_err(|reason| failed(io::Error::other(reason.clone())))?;
+        Ok(&programs.promote)
+    }
+}
+
+/// Looks at promoted connections.
+pub struct Inspector {
+    map: OwnedFd,
+    promote: OwnedFd,
+    path: PathBuf,
+}
+
+impl Inspector {
+    /// Every end of a promoted connection, as long as it lives. Two system calls for each.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be listed or the program not be run.
+    pub fn ends(&self) -> Result<Vec<AcceleratedEnd>, BpfError> {
+        let keys = sys::keys(self.map.as_fd()).map_err(BpfError::bpffs("listing", &self.path))?;
+        let mut ends = Vec::with_capacity(keys.len());
+        for key in keys {
+            let command = AccelCommand {
+                key,
+                operation: AccelCommand::INSPECT,
+                ..AccelCommand::default()
+            };
+            let (outcome, report) = run(&self.promote, &command)?;
+            // It may have closed meanwhile.
+            if outcome == AccelOutcome::Done {
+                ends.push(end(&report));
+            }
+        }
+        Ok(ends)
+    }
+}
+
+fn run(program: &OwnedFd, command: &AccelCommand) -> Result<(AccelOutcome, AccelReport), BpfError> {
+    let mut packet = [0_u8; AccelReport::PACKET];
+    packet[AccelCommand::AT..AccelReport::AT].copy_from_slice(bytes_of(command));
+    let value = sys::test_run(program.as_fd(), &mut packet).map_err(failed)?;
+    let mut report = AccelReport::default();
+    bytes_of_mut(&mut report).copy_from_slice(&packet[AccelReport::AT..]);
+    Ok((AccelOutcome::from_value(value), report))
+}
+
+fn failed(source: io::Error) -> BpfError {
+    BpfError::Run {
+        program: PROMOTE,
+        source,
     }
 }
 

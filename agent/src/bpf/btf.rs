@@ -60,6 +60,8 @@ fn layout(btf: &Btf<'_>) -> Result<KernelLayout, String> {
     Ok(KernelLayout {
         cookie: sock("__sk_common.skc_cookie", 8)?,
         flags: sock("__sk_common.skc_flags", 8)?,
+        prot: sock("__sk_common.skc_prot", 8)?,
+        memory_pressure: btf.offset("proto", "memory_pressure", 8)?,
         net: sock("__sk_common.skc_net", 8)?,
         net_cookie: btf.offset("net", "net_cookie", 8)?,
         peek_off: sock("sk_peek_off", 4)?,

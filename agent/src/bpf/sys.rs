@@ -6,6 +6,7 @@
     reason = "bpf(2) and SO_NETNS_COOKIE have no safe wrapper"
 )]
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -183,11 +184,14 @@ struct MapElement {
     flags: u64,
 }
 
+/// Steps after which a listing ends: after an element that is gone the kernel begins anew.
+const MOST_STEPS: u32 = 1 << 20;
+
 /// The keys of a map whose keys are 64-bit numbers; elements come and go meanwhile.
-pub(super) fn keys(map: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
-    let mut keys = Vec::new();
+pub(super) fn keys(map: BorrowedFd<'_>) -> io::Result<BTreeSet<u64>> {
+    let mut keys = BTreeSet::new();
     let mut last: Option<u64> = None;
-    loop {
+    for _ in 0..MOST_STEPS {
         let mut next = 0_u64;
         let mut attr = MapElement {
             map: number(map),
@@ -198,12 +202,15 @@ pub(super) fn keys(map: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
             ..MapElement::default()
         };
         match bpf(MAP_NEXT_KEY, &mut attr) {
-            Ok(_) => keys.push(next),
+            Ok(_) => {
+                keys.insert(next);
+            }
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(keys),
             Err(error) => return Err(error),
         }
         last = Some(next);
     }
+    Ok(keys)
 }
 
 /// Removes an element of such a map; one that is not there is fine.

@@ -165,12 +165,13 @@ impl Kernel {
         counts(&sums, tally)
     }
 
-    /// Every end of a promoted connection.
+    /// Every end of a promoted connection. May take a while where there are many.
     ///
     /// # Errors
     /// Says why they cannot be listed.
     pub fn accelerated(&self) -> Result<Vec<AcceleratedEnd>, String> {
-        self.with(|bpf| bpf.accelerated())
+        let inspector = self.with(|bpf| bpf.inspector())?;
+        inspector.ends().map_err(|error| chain(&error))
     }
 
     /// Ends the acceleration of pods whose programs have left redirected bytes unread for `patience`.

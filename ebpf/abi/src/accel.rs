@@ -44,6 +44,10 @@ pub struct KernelLayout {
     pub cookie: u32,
     /// `sock.sk_flags`.
     pub flags: u32,
+    /// `sock.sk_prot`.
+    pub prot: u32,
+    /// `proto.memory_pressure`.
+    pub memory_pressure: u32,
     /// `sock.sk_net`.
     pub net: u32,
     /// `net.net_cookie`.
@@ -93,6 +97,8 @@ impl KernelLayout {
     pub const UNKNOWN: Self = Self {
         cookie: 0,
         flags: 0,
+        prot: 0,
+        memory_pressure: 0,
         net: 0,
         net_cookie: 0,
         peek_off: 0,
@@ -148,6 +154,8 @@ pub struct AccelSocket {
     pub peer_state: u64,
     /// The pod.
     pub netns_cookie: u64,
+    /// Address of the number that says whether TCP is short of memory.
+    pub pressure: u64,
     /// See the constants of this type.
     pub flags: u32,
     /// `write_seq` just after promotion.
@@ -172,9 +180,9 @@ impl AccelSocket {
     /// An option was set that acceleration cannot honour.
     pub const OPTION: u32 = 1 << 3;
     /// Byte offset of [`Self::flags`].
-    pub const FLAGS_AT: u64 = 48;
+    pub const FLAGS_AT: u64 = 56;
     /// Byte offset of [`Self::sent`].
-    pub const SENT_AT: u64 = 72;
+    pub const SENT_AT: u64 = 80;
 }
 
 /// Sums over the promoted connections of a pod.
@@ -393,8 +401,8 @@ impl AccelOutcome {
     }
 }
 
-const _: () = assert!(size_of::<KernelLayout>() == 23 * 4);
-const _: () = assert!(size_of::<AccelSocket>() == 6 * 8 + 4 * 4 + 8 + 4 * 8);
+const _: () = assert!(size_of::<KernelLayout>() == 25 * 4);
+const _: () = assert!(size_of::<AccelSocket>() == 7 * 8 + 4 * 4 + 8 + 4 * 8);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, flags) as u64 == AccelSocket::FLAGS_AT);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, sent) as u64 == AccelSocket::SENT_AT);
 const _: () = assert!(size_of::<PodAcceleration>() == 8 * 8);

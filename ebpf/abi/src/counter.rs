@@ -177,13 +177,15 @@ counters! {
     MessageNotArmed => ("sk_msg", "not_armed"),
     /// By TCP: too much is unread.
     MessageCapped => ("sk_msg", "capped"),
+    /// By TCP: TCP is short of memory.
+    MessagePressure => ("sk_msg", "pressure"),
     /// By TCP: the map does not have the other end any more.
     MessageRedirectFailed => ("sk_msg", "redirect_failed"),
     /// By TCP while the application had redirected bytes to read.
     MessageMixed => ("sk_msg", "mixed"),
     /// An option that acceleration cannot honour was set on a promoted connection.
     SetsockoptReturned => ("setsockopt", "returned_to_tcp"),
-    /// A protocol on top of TCP was refused to a promoted connection.
+    /// A protocol on top of TCP, or zero-copy sends, refused to a promoted connection.
     SetsockoptRefused => ("setsockopt", "refused"),
     /// An event found the ring full.
     EventLost => ("event", "lost"),

@@ -168,6 +168,8 @@ pub struct Sight {
     pub armed_from: u32,
     /// [`AccelSocket::unread_messages`].
     pub unread_messages: u32,
+    /// TCP is short of memory: a redirected message would fail with ENOMEM where TCP waits.
+    pub pressure: bool,
 }
 
 impl Sight {
@@ -221,6 +223,9 @@ pub const fn message_way(message: &Message, sight: &Sight) -> Result<(), Counter
     if is_over_cap(message.size, sight) && message.experiment & experiment::NO_RULE_3 == 0 {
         return Err(Counter::MessageCapped);
     }
+    if sight.pressure {
+        return Err(Counter::MessagePressure);
+    }
     Ok(())
 }
 
@@ -244,7 +249,8 @@ pub enum OptionVerdict {
     Ignore,
     /// Acceleration cannot honour it: the connection returns to TCP.
     Return,
-    /// A protocol on top of TCP: the kernel may not put one on a socket that is in a map.
+    /// Not even by TCP, as long as the socket is in a map: a protocol on top has bugs there, and zero-copy sends
+    /// copy and never tell that they are done. The caller is told, and does without.
     Refuse,
 }
 
@@ -255,12 +261,12 @@ pub const fn option_verdict(level: i32, name: i32) -> OptionVerdict {
     const SOL_TCP: i32 = 6;
     match (level, name) {
         // SO_OOBINLINE, SO_RCVLOWAT, SO_ATTACH_FILTER, SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING (old and
-        // new), SO_PEEK_OFF, SO_ATTACH_BPF, SO_ZEROCOPY
-        (SOL_SOCKET, 10 | 18 | 26 | 29 | 35 | 37 | 42 | 50 | 60 | 63 | 64 | 65)
+        // new), SO_PEEK_OFF, SO_ATTACH_BPF
+        (SOL_SOCKET, 10 | 18 | 26 | 29 | 35 | 37 | 42 | 50 | 63 | 64 | 65)
         // TCP_REPAIR, TCP_INQ
         | (SOL_TCP, 19 | 36) => OptionVerdict::Return,
-        // TCP_ULP
-        (SOL_TCP, 31) => OptionVerdict::Refuse,
+        // SO_ZEROCOPY, TCP_ULP
+        (SOL_SOCKET, 60) | (SOL_TCP, 31) => OptionVerdict::Refuse,
         _ => OptionVerdict::Ignore,
     }
 }

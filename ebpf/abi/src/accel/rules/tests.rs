@@ -135,6 +135,7 @@ fn sight() -> Sight {
         write_seq: 500,
         armed_from: 400,
         unread_messages: 0,
+        pressure: false,
     }
 }
 
@@ -217,6 +218,13 @@ fn each_rule_sends_a_message_by_tcp() {
                 ..sight()
             },
             Err(Counter::MessageCapped),
+        ),
+        (
+            Sight {
+                pressure: true,
+                ..sight()
+            },
+            Err(Counter::MessagePressure),
         ),
         // Everything was read since: the count begins anew.
         (
@@ -319,19 +327,13 @@ fn an_experiment_switches_one_rule_off() {
 
 #[test]
 fn options_that_cannot_be_honoured_are_known() {
-    let returns = [
-        (1, 18),
-        (1, 42),
-        (1, 60),
-        (1, 37),
-        (1, 65),
-        (6, 36),
-        (1, 26),
-    ];
+    let returns = [(1, 18), (1, 42), (1, 37), (1, 65), (6, 36), (1, 26)];
     for (level, name) in returns {
         assert_eq!(option_verdict(level, name), OptionVerdict::Return);
     }
-    assert_eq!(option_verdict(6, 31), OptionVerdict::Refuse);
+    for (level, name) in [(6, 31), (1, 60)] {
+        assert_eq!(option_verdict(level, name), OptionVerdict::Refuse);
+    }
     // TCP_NODELAY, SO_RCVBUF, SO_PRIORITY
     for (level, name) in [(6, 1), (1, 8), (1, 12)] {
         assert_eq!(option_verdict(level, name), OptionVerdict::Ignore);
