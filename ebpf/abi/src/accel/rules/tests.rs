@@ -141,108 +141,47 @@ fn sight() -> Sight {
 
 #[test]
 fn each_rule_sends_a_message_by_tcp() {
-    let withdrawn = |priority| Sight {
-        peer_flags: AccelSocket::READY | AccelSocket::PROXY,
-        peer_priority: priority,
-        ..sight()
-    };
-    let table = [
-        (sight(), Ok(())),
+    type Change = fn(&mut Sight);
+    fn marked(sight: &mut Sight, priority: u32) {
+        sight.peer_flags |= AccelSocket::PROXY;
+        sight.peer_priority = priority;
+    }
+    let table: [(Change, Result<(), Counter>); 18] = [
+        (|_| (), Ok(())),
+        (|s| s.peer_alive = false, Err(Counter::MessagePeerGone)),
         (
-            Sight {
-                peer_alive: false,
-                ..sight()
-            },
-            Err(Counter::MessagePeerGone),
-        ),
-        (
-            Sight {
-                peer_flags: AccelSocket::OPTION,
-                ..sight()
-            },
+            |s| s.peer_flags |= AccelSocket::OPTION,
             Err(Counter::MessageOption),
         ),
-        (withdrawn(priority::NORMAL), Ok(())),
-        (withdrawn(priority::BY_TCP), Ok(())),
+        (|s| marked(s, priority::NORMAL), Ok(())),
+        (|s| marked(s, priority::BY_TCP), Ok(())),
         (
-            withdrawn(priority::WITHDRAWN),
+            |s| marked(s, priority::WITHDRAWN),
             Err(Counter::MessageWithdrawn),
         ),
-        (withdrawn(5), Err(Counter::MessageWithdrawn)),
+        (|s| marked(s, 5), Err(Counter::MessageWithdrawn)),
+        (|s| s.state = 4, Err(Counter::MessageShutDown)),
+        (|s| s.state = CLOSE_WAIT, Ok(())),
+        (|s| s.peer_copied_seq = 499, Err(Counter::MessageUnreadTcp)),
+        (|s| s.armed_from = 500, Err(Counter::MessageNotArmed)),
+        (|s| s.peer_unread = 32_768 - 99, Err(Counter::MessageCapped)),
+        (|s| s.peer_unread = 32_768 - 100, Ok(())),
+        (|s| s.unread_messages = MAX_UNREAD_MESSAGES - 1, Ok(())),
         (
-            Sight {
-                state: 4,
-                ..sight()
-            },
-            Err(Counter::MessageShutDown),
-        ),
-        (
-            Sight {
-                state: CLOSE_WAIT,
-                ..sight()
-            },
-            Ok(()),
-        ),
-        (
-            Sight {
-                peer_copied_seq: 499,
-                ..sight()
-            },
-            Err(Counter::MessageUnreadTcp),
-        ),
-        (
-            Sight {
-                armed_from: 500,
-                ..sight()
-            },
-            Err(Counter::MessageNotArmed),
-        ),
-        (
-            Sight {
-                peer_unread: 32_768 - 99,
-                ..sight()
+            |s| {
+                s.peer_unread = 64;
+                s.unread_messages = MAX_UNREAD_MESSAGES;
             },
             Err(Counter::MessageCapped),
-        ),
-        (
-            Sight {
-                peer_unread: 32_768 - 100,
-                ..sight()
-            },
-            Ok(()),
-        ),
-        (
-            Sight {
-                peer_unread: 64,
-                unread_messages: MAX_UNREAD_MESSAGES,
-                ..sight()
-            },
-            Err(Counter::MessageCapped),
-        ),
-        (
-            Sight {
-                pressure: true,
-                ..sight()
-            },
-            Err(Counter::MessagePressure),
         ),
         // Everything was read since: the count begins anew.
-        (
-            Sight {
-                unread_messages: MAX_UNREAD_MESSAGES,
-                ..sight()
-            },
-            Ok(()),
-        ),
-        (
-            Sight {
-                peer_rcvbuf: 396,
-                ..sight()
-            },
-            Err(Counter::MessageCapped),
-        ),
+        (|s| s.unread_messages = MAX_UNREAD_MESSAGES, Ok(())),
+        (|s| s.peer_rcvbuf = 396, Err(Counter::MessageCapped)),
+        (|s| s.pressure = true, Err(Counter::MessagePressure)),
     ];
-    for (sight, way) in table {
+    for (change, way) in table {
+        let mut sight = sight();
+        change(&mut sight);
         assert_eq!(message_way(&message(), &sight), way, "{sight:?}");
     }
 }
