@@ -180,14 +180,12 @@ impl Stream {
         let mut ended = false;
         loop {
             ready!(self.io.poll_read_ready(cx))?;
-            match self.io.try_read(buf.initialize_unfilled()) {
+            // Into uninitialised memory: a read that finds nothing must not cost a cleared buffer.
+            match self.io.try_read_buf(buf) {
                 // Of data and FIN that arrive while a recv begins, the first one may see the FIN
                 // alone: it is the end only if it is seen twice.
                 Ok(0) if !ended && buf.remaining() > 0 => ended = true,
-                Ok(n) => {
-                    buf.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
+                Ok(_) => return Poll::Ready(Ok(())),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
