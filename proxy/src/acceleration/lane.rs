@@ -121,6 +121,8 @@ pub struct Lane {
     /// What is left of it where the kernel did not take all.
     left: Cell<usize>,
     writes: Cell<u32>,
+    /// The last message to the application had a body, or may have had one.
+    had_body: Cell<bool>,
     drain: RefCell<Option<Drain>>,
 }
 
@@ -154,6 +156,7 @@ impl Lane {
             due: Cell::new(0),
             left: Cell::new(0),
             writes: Cell::new(0),
+            had_body: Cell::new(true),
             drain: RefCell::default(),
         }
     }
@@ -266,6 +269,7 @@ impl Lane {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<()>> {
         self.due.set(0);
+        self.had_body.set(size != MessageSize::Known(0));
         let entry = self.entry.borrow();
         let Some(entry) = entry.as_ref().filter(|entry| entry.is_promoted()) else {
             return Poll::Ready(Ok(()));
@@ -352,9 +356,13 @@ impl Lane {
         }
     }
 
-    /// Whether the application has read everything that it was sent, as far as the kernel knows of a
-    /// promoted connection.
+    /// Whether the application that has answered has read everything that it was sent, as far as the
+    /// kernel knows of a promoted connection. Who answers a request without a body and keeps the
+    /// connection has read its head, so that the kernel need not be asked.
     pub fn is_settled(&self, tcp: &TcpStream) -> bool {
+        if !self.had_body.get() {
+            return true;
+        }
         let entry = self.entry.borrow();
         let Some(entry) = entry.as_ref().filter(|entry| entry.is_promoted()) else {
             return true;
