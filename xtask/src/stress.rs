@@ -81,6 +81,8 @@ impl Mode {
     }
 }
 
+/// How long a setting holds before it is changed.
+const FLIP: Duration = Duration::from_millis(1500);
 /// Clients report after this time at the latest.
 const ROUND: Duration = Duration::from_secs(20);
 
@@ -165,16 +167,41 @@ fn exchange(setting: &Setting<'_>, lanes: &[Lane], minutes: f64) -> anyhow::Resu
             .iter()
             .map(|lane| lane.call(setting, rng.u64(..), seconds))
             .collect::<anyhow::Result<Vec<_>>>()?;
+        flip(lanes, seconds)?;
         for ((children, sum), lane) in started.into_iter().zip(&mut sums).zip(lanes) {
             for child in children {
                 let counts: Counts = lane::report(child)
                     .with_context(|| format!("{}:\n{}", lane.mode.name(), lane.log()))?;
+                for note in &counts.notes {
+                    ui::say(format_args!("    {}: {note}", lane.mode.name()));
+                }
                 sum.add(&counts);
             }
             ui::say(format_args!("    {}", line(lane.mode, sum)));
         }
     }
     Ok(sums)
+}
+
+/// Switches acceleration off and on again while the clients are at it, for about so long: connections
+/// return to TCP in the middle of whatever they do, and new ones are promoted.
+fn flip(lanes: &[Lane], seconds: f64) -> anyhow::Result<()> {
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let mut off = false;
+    while Instant::now() + FLIP < end {
+        std::thread::sleep(FLIP);
+        off = !off;
+        for lane in lanes.iter().filter(|lane| lane.is_accelerated()) {
+            lane.accelerate(if off { "off" } else { lane.mode.acceleration })?;
+        }
+    }
+    if off {
+        let accelerated = lanes.iter().filter(|lane| lane.is_accelerated());
+        for lane in accelerated {
+            lane.accelerate(lane.mode.acceleration)?;
+        }
+    }
+    Ok(())
 }
 
 fn line(mode: Mode, sum: &Counts) -> String {

@@ -15,7 +15,7 @@ use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, setsockopt, sockopt}
 use nix::sys::time::TimeVal;
 
 /// Without progress for this long a connection is stalled.
-pub(super) const STALLED: Duration = Duration::from_secs(30);
+pub(super) const STALLED: Duration = Duration::from_secs(60);
 /// Most bytes that go through a pipe at once; its capacity is 64 KiB.
 const PIPE: usize = 32 * 1024;
 /// How long a reader waits for as much as it asked for.
@@ -209,7 +209,9 @@ impl Half {
             }
             Read::Splice => self.read_by_splice(buffer)?,
         };
-        if self.wait == Wait::EdgeShort && count < length && count > 0 && !self.ending {
+        // A pipe is full before its bytes are, so nobody takes a short splice for "drained".
+        let short = count < length && count > 0 && how != Read::Splice;
+        if self.wait == Wait::EdgeShort && short && !self.ending {
             self.ready = false;
         }
         Ok(count)

@@ -148,6 +148,17 @@ impl Lane {
         self.clients.iter().enumerate().map(start).collect()
     }
 
+    /// Whether the kernel carries messages here.
+    pub(super) fn is_accelerated(&self) -> bool {
+        self.mode.capture == "ebpf" && self.mode.acceleration != "off"
+    }
+
+    /// Gives all pods another setting of acceleration, while they go on.
+    pub(super) fn accelerate(&self, setting: &str) -> anyhow::Result<()> {
+        let mut pods = self.clients.iter().chain([&self.server]);
+        pods.try_for_each(|pod| pod.annotate("millrace.io/acceleration", setting))
+    }
+
     /// Lets a client write to the server that never reads.
     pub(super) fn flood(
         &self,

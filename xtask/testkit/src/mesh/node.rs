@@ -340,12 +340,23 @@ impl MeshPod {
         self.mesh.pilot.remove(&self.manifest)
     }
 
+    /// Tells the agent of another value of one of the pod's annotations.
+    pub fn annotate(&self, key: &str, value: &str) -> anyhow::Result<()> {
+        let mut description = self.pod.description();
+        description["annotations"][key] = json!(value);
+        self.describe(&description)
+    }
+
     fn tell(&self) -> anyhow::Result<()> {
         self.mesh
             .pilot
             .apply(&self.manifest, &self.pod.manifest().to_string())?;
+        self.describe(&self.pod.description())
+    }
+
+    fn describe(&self, description: &Value) -> anyhow::Result<()> {
         let nascent = self.description.with_extension("new");
-        fs::write(&nascent, self.pod.description().to_string())
+        fs::write(&nascent, description.to_string())
             .with_context(|| format!("writing {}", nascent.display()))?;
         fs::rename(&nascent, &self.description)
             .with_context(|| format!("writing {}", self.description.display()))
