@@ -146,7 +146,9 @@ impl Client {
     fn answered(&self, reply: AccelReply) {
         match reply {
             AccelReply::Promoted { results } => {
-                results.iter().for_each(|result| self.resolve(result));
+                for result in &results {
+                    self.resolve(result);
+                }
             }
             AccelReply::Welcome { .. } => tracing::warn!("unexpected welcome from the agent"),
         }

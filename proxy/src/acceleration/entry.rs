@@ -178,7 +178,7 @@ impl Entry {
 
     /// From the next message on everything goes by TCP; false where that was so already.
     pub fn give_up(&self, why: Returned) -> bool {
-        let why = why.index() as u8;
+        let why = why as u8;
         let first =
             self.returned
                 .compare_exchange(NOT_RETURNED, why, Ordering::Relaxed, Ordering::Relaxed);

@@ -192,6 +192,9 @@ impl Lane {
         if exchanges < self.ask_at.get() || !self.accelerator.is_available() {
             return;
         }
+        if self.is_promoted() {
+            return;
+        }
         let phase = self.entry.borrow().as_ref().map(|entry| entry.phase());
         match phase {
             None => self.ask(tcp),
@@ -302,7 +305,7 @@ impl Lane {
     /// Whether an application that is sent bytes has read what it was sent before. One that has not
     /// is streamed to, and that is for TCP.
     fn is_read(&self, tcp: &TcpStream, entry: &Entry) -> bool {
-        let read = self.sample(tcp, entry).unread_redirected == 0;
+        let read = sample(tcp, entry).unread_redirected == 0;
         if !read {
             self.give_up(Returned::Streaming);
         }
@@ -312,7 +315,7 @@ impl Lane {
     /// Ready when the application has read what went by the map.
     fn poll_drained(&self, cx: &mut Context<'_>, tcp: &TcpStream, entry: &Entry) -> Poll<()> {
         let mut drain = self.drain.borrow_mut();
-        while self.sample(tcp, entry).unread_redirected > 0 {
+        while sample(tcp, entry).unread_redirected > 0 {
             let drain = drain.get_or_insert_with(|| Drain {
                 since: Instant::now(),
                 sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -352,7 +355,7 @@ impl Lane {
             && let Some(entry) = &*self.entry.borrow()
             && entry.is_promoted()
         {
-            self.sample(tcp, entry);
+            sample(tcp, entry);
         }
     }
 
@@ -367,26 +370,8 @@ impl Lane {
         let Some(entry) = entry.as_ref().filter(|entry| entry.is_promoted()) else {
             return true;
         };
-        let state = self.sample(tcp, entry);
+        let state = sample(tcp, entry);
         state.unread_redirected == 0 && state.unread_tcp == 0
-    }
-
-    /// What the kernel knows now. Where it tells nothing, as of a connection whose other end is closed,
-    /// the counters stay what they were and nobody is left to read anything.
-    fn sample(&self, tcp: &TcpStream, entry: &Entry) -> AccelState {
-        let state = match State.get(tcp) {
-            Ok(bytes) => AccelState::from_bytes(&bytes),
-            Err(error) => {
-                tracing::trace!(%error, "the kernel tells nothing of a promoted connection");
-                AccelState {
-                    unread_redirected: 0,
-                    unread_tcp: 0,
-                    ..entry.state()
-                }
-            }
-        };
-        entry.set_state(state);
-        state
     }
 
     /// The connection is about to be closed: with a reset where bytes are unread, as TCP does, which
@@ -405,8 +390,26 @@ impl Lane {
             }
         }
         if entry.is_promoted() {
-            self.accelerator.stats().closed(&self.sample(tcp, &entry));
+            self.accelerator.stats().closed(&sample(tcp, &entry));
         }
         self.accelerator.forget(entry.id());
     }
+}
+
+/// What the kernel knows now. Where it tells nothing, as of a connection whose other end is closed,
+/// the counters stay what they were and nobody is left to read anything.
+fn sample(tcp: &TcpStream, entry: &Entry) -> AccelState {
+    let state = match State.get(tcp) {
+        Ok(bytes) => AccelState::from_bytes(&bytes),
+        Err(error) => {
+            tracing::trace!(%error, "the kernel tells nothing of a promoted connection");
+            AccelState {
+                unread_redirected: 0,
+                unread_tcp: 0,
+                ..entry.state()
+            }
+        }
+    };
+    entry.set_state(state);
+    state
 }

@@ -44,9 +44,9 @@ fn no_more_requests_wait_for_a_connection_than_may() {
     taken(&proxy, Resource::Pending, 0);
     let mut waiting = ask("/waiting");
     taken(&proxy, Resource::Pending, 1);
-    let (head, _) = read_message(&mut ask("/refused"));
-    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
-    assert_eq!(header(&head, "x-envoy-overloaded"), Some("true"));
+    let (answer, _) = read_message(&mut ask("/refused"));
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!(header(&answer, "x-envoy-overloaded"), Some("true"));
 
     go.send(()).unwrap();
     assert_eq!(read_message(&mut held).1, b"served");
