@@ -3,7 +3,9 @@
 //! Reads as much of the format as that takes (Documentation/bpf/btf.rst); the whole of it lists some
 //! 150,000 types. Called once per load and by the probe.
 
+use std::collections::HashMap;
 use std::fs;
+use std::sync::OnceLock;
 
 use millrace_ebpf_abi::KernelLayout;
 
@@ -29,8 +31,14 @@ const ENUM64: u32 = 19;
 /// Names and unnamed members within each other, at most; real ones need four.
 const DEPTH: u32 = 16;
 
-/// Offsets of everything that the programs read, or which of it this kernel does not have.
+/// Offsets of everything that the programs read, or which of it this kernel does not have. Read once: a kernel
+/// does not change.
 pub(super) fn kernel_layout() -> Result<KernelLayout, String> {
+    static LAYOUT: OnceLock<Result<KernelLayout, String>> = OnceLock::new();
+    LAYOUT.get_or_init(read).clone()
+}
+
+fn read() -> Result<KernelLayout, String> {
     let bytes = fs::read(VMLINUX).map_err(|error| format!("{VMLINUX}: {error}"))?;
     layout(&Btf::parse(&bytes).ok_or_else(|| format!("{VMLINUX} is malformed"))?)
 }
@@ -99,6 +107,8 @@ struct Btf<'a> {
     strings: &'a [u8],
     /// Where each type begins; number 0 is `void`.
     starts: Vec<usize>,
+    /// Structures and enumerations by name; several may have one.
+    named: HashMap<&'a [u8], Vec<u32>>,
 }
 
 impl<'a> Btf<'a> {
@@ -120,11 +130,28 @@ impl<'a> Btf<'a> {
             starts.push(at);
             at += 12 + extra(word(types, at + 4)?);
         }
-        Some(Self {
+        let mut btf = Self {
             types,
             strings: section(16)?,
             starts,
-        })
+            named: HashMap::new(),
+        };
+        for index in 1..btf.starts.len() {
+            let kind = u32::try_from(index).ok()?;
+            if [STRUCT, ENUM].contains(&btf.kind(kind)?) {
+                let name = btf.name(kind)?;
+                btf.named.entry(name).or_default().push(kind);
+            }
+        }
+        Some(btf)
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = u32> {
+        self.named
+            .get(name.as_bytes())
+            .into_iter()
+            .flatten()
+            .copied()
     }
 
     /// Byte offset of a member that must have `size` bytes.
@@ -142,11 +169,9 @@ impl<'a> Btf<'a> {
 
     fn member(&self, root: &str, path: &str) -> Result<Member, String> {
         let first = path.split('.').next().unwrap_or_default();
-        let structure = (1..self.starts.len()).find_map(|index| {
-            let kind = u32::try_from(index).ok()?;
-            let matches = self.kind(kind)? == STRUCT && self.name(kind)? == root.as_bytes();
-            (matches && self.find(kind, first, DEPTH).is_some()).then_some(kind)
-        });
+        let structure = self
+            .named(root)
+            .find(|kind| self.find(*kind, first, DEPTH).is_some());
         let mut place = Member {
             bits: 0,
             kind: structure.ok_or_else(|| format!("no {root}.{path} in the kernel's BTF"))?,
@@ -194,9 +219,8 @@ impl<'a> Btf<'a> {
     }
 
     fn enumerator(&self, enumeration: &str, name: &str) -> Option<u32> {
-        (1..self.starts.len()).find_map(|index| {
-            let kind = u32::try_from(index).ok()?;
-            if self.kind(kind)? != ENUM || self.name(kind)? != enumeration.as_bytes() {
+        self.named(enumeration).find_map(|kind| {
+            if self.kind(kind)? != ENUM {
                 return None;
             }
             let count = usize_of(self.word(kind, 4)? & 0xffff)?;

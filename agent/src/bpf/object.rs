@@ -84,40 +84,37 @@ pub(super) fn pin(pins: &Pins, name: &str, program: &OwnedFd) -> Result<(), BpfE
     sys::pin(program.as_fd(), &path).map_err(BpfError::bpffs("pinning", path))
 }
 
-/// Loads every program with maps of its own and lets it go again, for the probe.
-pub(super) fn try_all() -> Vec<(&'static str, Result<(), BpfError>)> {
-    let names = CGROUP_PROGRAMS
-        .iter()
-        .map(|program| program.name)
-        .chain([LOOKUP]);
-    match embedded().and_then(|object| load_object(object, None, &Constants::default())) {
-        Ok(mut ebpf) => names
-            .map(|name| (name, load_program(&mut ebpf, name).map(drop)))
-            .collect(),
-        Err(error) => vec![("object", Err(error))],
-    }
-}
+/// What came of loading programs, each by its name.
+pub(super) type Tried<E> = Vec<(&'static str, Result<(), E>)>;
 
-/// Loads the programs of acceleration likewise.
-pub(super) fn try_accel() -> Vec<(&'static str, Result<(), String>)> {
+/// Loads every program with maps of its own and lets it go again, for the probe: those of capture, and, with what
+/// they need to know of the kernel, those of acceleration.
+pub(super) fn try_all() -> (Tried<BpfError>, Tried<String>) {
     let layout = btf::kernel_layout();
     let constants = Constants {
         layout: *layout.as_ref().unwrap_or(&KernelLayout::UNKNOWN),
         experiment: 0,
     };
-    let mut tried = vec![("kernel structures", layout.map(drop))];
-    match embedded().and_then(|object| load_object(object, None, &constants)) {
-        Ok(mut ebpf) => tried.extend([MESSAGE, PROMOTE].map(|name| {
-            let loaded = load_program(&mut ebpf, name).map(drop);
-            (name, loaded.map_err(|error| chain(&error)))
-        })),
-        Err(error) => tried.push(("object", Err(chain(&error)))),
-    }
-    tried
+    let mut accel = vec![("kernel structures", layout.map(drop))];
+    let mut ebpf = match embedded().and_then(|object| load_object(object, None, &constants)) {
+        Ok(ebpf) => ebpf,
+        Err(error) => {
+            accel.push(("object", Err(chain(&error))));
+            return (vec![("object", Err(error))], accel);
+        }
+    };
+    let mut load = |name| load_program(&mut ebpf, name).map(drop);
+    let capture = CGROUP_PROGRAMS
+        .iter()
+        .map(|program| program.name)
+        .chain([LOOKUP])
+        .map(|name| (name, load(name)))
+        .collect();
+    accel.extend([MESSAGE, PROMOTE].map(|name| (name, load(name).map_err(|error| chain(&error)))));
+    (capture, accel)
 }
 
 /// What the object is given before it is loaded.
-#[derive(Default)]
 struct Constants {
     layout: KernelLayout,
     experiment: u32,

@@ -148,32 +148,29 @@ pub fn probe() -> Capabilities {
         cookie_feature(),
     ];
     features.extend(HELPERS.iter().map(helper_feature));
-    features.extend(
-        object::try_all()
-            .into_iter()
-            .map(|(program, result)| Feature {
-                name: format!("program {program}"),
-                purpose: purpose_of(program).to_owned(),
-                verdict: verdict(result.map_err(|error| chain(&error))),
-            }),
-    );
+    let (capture, acceleration) = object::try_all();
+    features.extend(capture.into_iter().map(|(program, result)| Feature {
+        name: format!("program {program}"),
+        purpose: purpose_of(program).to_owned(),
+        verdict: verdict(result.map_err(|error| chain(&error))),
+    }));
     Capabilities {
         kernel: kernel.trim().to_owned(),
         cgroup2,
         bpffs: mount_of(&mounts, "bpf"),
         features,
-        acceleration: accel_features(),
+        acceleration: accel_features(acceleration),
     }
 }
 
-fn accel_features() -> Vec<Feature> {
+fn accel_features(tried: object::Tried<String>) -> Vec<Feature> {
     let purpose = |name: &str| match name {
         "kernel structures" => "reading what sockets have sent and read",
         "millrace_message" => "moving messages past the TCP stack",
         "millrace_promote" => "promoting connections",
         _ => "acceleration",
     };
-    object::try_accel()
+    tried
         .into_iter()
         .map(|(name, result)| Feature {
             name: name.to_owned(),

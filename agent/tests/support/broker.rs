@@ -13,9 +13,9 @@ use std::time::Duration;
 use millrace_agent::broker::{self, BrokerConfig};
 use millrace_agent::broker_client::BrokerClient;
 use millrace_runtime::handoff::{
-    Adopted, AgentAnswer, AgentRequest, BrokerConnection, CaptureMode, Family, IptablesConfig,
-    ListenerLabel, ListenerRole, OnCaptureLoss, PROTOCOL_VERSION, PodSpec, PodUid, ProxyRequest,
-    Received, SocketKind, ToProxy,
+    Adopted, AgentAnswer, AgentRequest, BrokerConnection, CaptureMode, Family, HEARTBEAT_INTERVAL,
+    IptablesConfig, ListenerLabel, ListenerRole, OnCaptureLoss, PROTOCOL_VERSION, PodSpec, PodUid,
+    ProxyRequest, Received, SocketKind, ToProxy,
 };
 use millrace_testkit::{Cluster, Node, Pod};
 use tokio::time::timeout;
@@ -216,15 +216,25 @@ impl Proxy {
         }
     }
 
-    /// Hears until a pod with sockets is announced.
+    /// Hears until a pod with sockets is announced, and lives meanwhile: an agent may take a while to start.
     pub(crate) async fn pod(&self) -> (PodSpec, Vec<(ListenerLabel, OwnedFd)>) {
-        loop {
-            let received = self.hear().await;
-            if let ToProxy::PodUp { pod, listeners, .. } = received.message {
-                let held = listeners.into_iter().zip(received.fds).collect();
-                return (*pod, held);
+        let mut beats = tokio::time::interval(HEARTBEAT_INTERVAL);
+        let announced = async {
+            loop {
+                let received = tokio::select! {
+                    received = self.hear() => received,
+                    _ = beats.tick() => {
+                        self.say(ProxyRequest::Heartbeat).await;
+                        continue;
+                    }
+                };
+                if let ToProxy::PodUp { pod, listeners, .. } = received.message {
+                    let held = listeners.into_iter().zip(received.fds).collect();
+                    return (*pod, held);
+                }
             }
-        }
+        };
+        timeout(PATIENCE * 3, announced).await.expect("in time")
     }
 
     /// Hears until `wanted` arrives.
