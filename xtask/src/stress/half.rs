@@ -15,7 +15,7 @@ use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, setsockopt, sockopt}
 use nix::sys::time::TimeVal;
 
 /// Without progress for this long a connection is stalled.
-pub(super) const STALLED: Duration = Duration::from_secs(60);
+pub(super) const STALLED: Duration = Duration::from_mins(1);
 /// Most bytes that go through a pipe at once; its capacity is 64 KiB.
 const PIPE: usize = 32 * 1024;
 /// How long a reader waits for as much as it asked for.
@@ -123,6 +123,8 @@ pub(super) struct Half {
     pinned: VecDeque<Vec<u8>>,
     completed: u32,
     sent_zero_copy: u32,
+    /// The kernel programs refused `SO_ZEROCOPY`.
+    zero_copy_refused: bool,
 }
 
 /// Both sides of a socket that waits in this way.
@@ -170,6 +172,7 @@ impl Half {
             pinned: VecDeque::new(),
             completed: 0,
             sent_zero_copy: 0,
+            zero_copy_refused: false,
         })
     }
 
@@ -332,8 +335,15 @@ impl Half {
     }
 
     fn write_without_copy(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.sent_zero_copy == 0 {
-            setsockopt(&*self.stream, AllowZeroCopy, &1)?;
+        if self.sent_zero_copy == 0 && !self.zero_copy_refused {
+            match setsockopt(&*self.stream, AllowZeroCopy, &1) {
+                // What a promoted connection answers, since its completions would never come.
+                Err(Errno::EPERM) => self.zero_copy_refused = true,
+                other => other?,
+            }
+        }
+        if self.zero_copy_refused {
+            return self.attempt(|half| half.send(bytes, MsgFlags::empty()));
         }
         let memory = bytes.to_vec();
         let flags = MsgFlags::from_bits_retain(libc::MSG_ZEROCOPY);
