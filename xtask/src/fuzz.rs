@@ -53,11 +53,12 @@ const FLAGS: [&str; 14] = [
 ];
 
 /// A finding needs no more; what is larger only takes longer.
-const LIMITS: [&str; 4] = [
+const LIMITS: [&str; 5] = [
     "-max_len=4096",
     "-timeout=60",
     "-rss_limit_mb=2048",
     "-verbosity=0",
+    "-print_funcs=0",
 ];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
