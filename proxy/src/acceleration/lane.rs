@@ -32,6 +32,12 @@ use crate::socket::canonical;
 pub const EARNED: u32 = 4;
 /// A refusal that need not last is tried this often, each time after four times as many exchanges.
 const TRIES: u32 = 3;
+/// An exchange of more bytes than this, both directions together, gains nothing from the map, and in it
+/// costs more than outside: the connection asks no sooner than [`AFTER_LARGE`] exchanges later. It cannot
+/// be taken out again, so that one with only large exchanges must not come in.
+const LARGE: u64 = 2 * MAX_REDIRECTED as u64;
+/// Smaller exchanges that follow a large one before the connection asks.
+const AFTER_LARGE: u32 = 64;
 /// Pause before the kernel is asked again whether the application has read.
 const DRAIN_PAUSE: Duration = Duration::from_millis(1);
 /// An application that reads nothing of what was redirected for this long counts as stalled.
@@ -179,9 +185,9 @@ impl Lane {
         entry.as_ref().is_some_and(|entry| entry.is_promoted())
     }
 
-    /// A request and its response are over; `pipelined` where the request had come before the
-    /// response before it was over.
-    pub fn exchanged(&self, tcp: &TcpStream, pipelined: bool) {
+    /// A request and its response of `bytes` together are over; `pipelined` where the request had come
+    /// before the response before it was over.
+    pub fn exchanged(&self, tcp: &TcpStream, bytes: u64, pipelined: bool) {
         if pipelined {
             self.ask_at.set(u32::MAX);
             self.give_up(Returned::Pipelining);
@@ -189,6 +195,10 @@ impl Lane {
         }
         let exchanges = self.exchanges.get().saturating_add(1);
         self.exchanges.set(exchanges);
+        if bytes > LARGE {
+            let ask_at = exchanges.saturating_add(AFTER_LARGE);
+            self.ask_at.set(self.ask_at.get().max(ask_at));
+        }
         if exchanges < self.ask_at.get() || !self.accelerator.is_available() {
             return;
         }
@@ -347,7 +357,7 @@ impl Lane {
         self.left.set(left.saturating_sub(count));
         self.due.set(0);
         if self.carries.get() == Carries::Bytes && count <= MAX_REDIRECTED && !self.is_promoted() {
-            return self.exchanged(tcp, false);
+            return self.exchanged(tcp, count as u64, false);
         }
         let writes = self.writes.get().wrapping_add(1);
         self.writes.set(writes);

@@ -132,7 +132,7 @@ async fn connection(
 fn exchange(stream: &Stream, times: u32) {
     let (lane, tcp) = stream.lane().unwrap();
     for _ in 0..times {
-        lane.exchanged(tcp, false);
+        lane.exchanged(tcp, 1024, false);
     }
 }
 
@@ -314,9 +314,29 @@ async fn a_client_that_pipelines_returns_to_tcp() {
     let known = MessageSize::Known(2);
     assert_eq!(write(&it.stream, known, SMALL).await, PRIORITY_NORMAL);
     let (lane, tcp) = it.stream.lane().unwrap();
-    lane.exchanged(tcp, true);
+    lane.exchanged(tcp, 1024, true);
     assert_eq!(write(&it.stream, known, SMALL).await, PRIORITY_WITHDRAWN);
     assert_eq!(it.accelerator.stats().returns(Returned::Pipelining), 1);
+}
+
+#[tokio::test]
+async fn a_connection_of_large_exchanges_does_not_ask() {
+    let pods = Arc::new(LocalPods::default());
+    let pod = pod(Some("auto"), CaptureMode::Ebpf);
+    let (mut fake, accelerator) = FakeAgent::start(&pods);
+    let _agent = fake.welcome(None).await;
+    until("the agent is known", || accelerator.is_available()).await;
+    let (stream, _application) = connection(&accelerator, &pod, Carries::Http1).await;
+    let (lane, tcp) = stream.lane().unwrap();
+    for _ in 0..100 {
+        exchange(&stream, EARNED - 1);
+        lane.exchanged(tcp, 1 << 20, false);
+    }
+    assert_eq!(accelerator.entries().len(), 0);
+    exchange(&stream, 63);
+    assert_eq!(accelerator.entries().len(), 0, "the last was large");
+    exchange(&stream, 1);
+    assert_eq!(accelerator.entries().len(), 1, "they have been small since");
 }
 
 #[tokio::test]

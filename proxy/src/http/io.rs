@@ -48,6 +48,8 @@ struct Inner {
     blocks: Option<Mutex<BlockScan>>,
     read: AtomicU64,
     written: AtomicU64,
+    /// Bytes of both directions when the last exchange was over.
+    carried: AtomicU64,
     message: AtomicU64,
     /// The peer reset the connection without closing it first.
     reset: AtomicBool,
@@ -115,6 +117,7 @@ impl SharedIo {
             blocks,
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            carried: AtomicU64::new(0),
             message: AtomicU64::new(u64::MAX),
             reset: AtomicBool::new(false),
         }))
@@ -182,7 +185,9 @@ impl SharedIo {
     /// response before it was over.
     pub fn exchanged(&self, pipelined: bool) {
         if let Some((lane, tcp)) = self.0.stream.lock().lane() {
-            lane.exchanged(tcp, pipelined);
+            let carried = self.bytes_read() + self.bytes_written();
+            let before = self.0.carried.swap(carried, Ordering::Relaxed);
+            lane.exchanged(tcp, carried - before, pipelined);
         }
     }
 
