@@ -133,6 +133,7 @@ impl AgentNode {
     }
 
     pub(crate) async fn switch(&self, mode: &str) -> PodStatus {
+        self.until("the agent knows the pod", |_| true).await;
         let path = format!("/pods/{}/capture", self.pod.uid());
         let body = format!("{{\"mode\": \"{mode}\"}}");
         let answer = self.ask(Method::PUT, &path, &body).await.expect("answer");

@@ -99,66 +99,67 @@ fn seal(run: u32, number: u32, place: u32) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Puts pieces of a stream that several threads read into its order. A piece too short to say where
-/// it belongs is put where it fits.
+/// Puts pieces of a stream that several threads read into its order. Pieces too short to say where they
+/// belong are looked at together: if each is what the stream has somewhere in a gap, and all of them are
+/// as long as the gaps, then the gaps are filled. Which of them lay where cannot be told.
 pub(super) fn assemble(tag: Tag, chunks: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     let mut placed = Vec::new();
     let mut loose = Vec::new();
     for chunk in chunks {
-        let mut windows = chunk.windows(BLOCK).enumerate();
-        let found = windows.find_map(|(at, window)| {
-            let (found, index) = Tag::recognise(tag.run, window)?;
-            let begin = u64::from(index) * BLOCK as u64;
-            (found == tag).then(|| begin.saturating_sub(at as u64))
-        });
-        match found {
+        match place(tag, &chunk) {
             Some(at) => placed.push((at, chunk)),
             None => loose.push(chunk),
         }
     }
     placed.sort_by_key(|(at, _)| *at);
-    let mut ordered = Vec::new();
     let mut at = 0;
-    for (begin, chunk) in placed {
-        if begin > at {
-            fill_gap(tag, at..begin, &mut loose, &mut ordered);
+    let mut gaps = Vec::new();
+    for (begin, chunk) in &placed {
+        if *begin > at {
+            gaps.push(at..*begin);
         }
         at = begin + chunk.len() as u64;
-        ordered.push(chunk);
     }
-    let rest = loose.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-    fill_gap(tag, at..at + rest, &mut loose, &mut ordered);
-    ordered.extend(loose);
-    ordered
+    let missing = gaps.iter().map(|gap| gap.end - gap.start).sum::<u64>();
+    let found = loose.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+    if found > missing {
+        gaps.push(at..at + found - missing);
+    }
+    let fits = |chunk: &Vec<u8>| gaps.iter().any(|gap| is_within(tag, gap, chunk));
+    if found < missing || !loose.iter().all(fits) {
+        // The checker finds out what is wrong.
+        return placed
+            .into_iter()
+            .map(|(_, chunk)| chunk)
+            .chain(loose)
+            .collect();
+    }
+    let filled = gaps.into_iter().map(|gap| {
+        let length = usize::try_from(gap.end - gap.start).unwrap_or_default();
+        (gap.start, tag.bytes(gap.start, length))
+    });
+    placed.extend(filled);
+    placed.sort_by_key(|(at, _)| *at);
+    placed.into_iter().map(|(_, chunk)| chunk).collect()
 }
 
-/// Moves those loose pieces over that together fill a gap exactly; false where none do.
-fn fill_gap(
-    tag: Tag,
-    gap: Range<u64>,
-    loose: &mut Vec<Vec<u8>>,
-    ordered: &mut Vec<Vec<u8>>,
-) -> bool {
-    if gap.is_empty() {
-        return true;
-    }
-    for index in 0..loose.len() {
-        let length = loose[index].len() as u64;
-        let fits = length <= gap.end - gap.start
-            && tag.bytes(gap.start, loose[index].len()) == loose[index];
-        if !fits {
-            continue;
-        }
-        let chunk = loose.remove(index);
-        ordered.push(chunk);
-        if fill_gap(tag, gap.start + length..gap.end, loose, ordered) {
-            return true;
-        }
-        if let Some(chunk) = ordered.pop() {
-            loose.insert(index, chunk);
-        }
-    }
-    false
+/// Where a piece says that it belongs.
+fn place(tag: Tag, chunk: &[u8]) -> Option<u64> {
+    let mut windows = chunk.windows(BLOCK).enumerate();
+    windows.find_map(|(at, window)| {
+        let (found, index) = Tag::recognise(tag.run, window)?;
+        let begin = u64::from(index) * BLOCK as u64;
+        (found == tag).then(|| begin.saturating_sub(at as u64))
+    })
+}
+
+/// Whether a part of the gap, which may end within the piece, has this content. Pieces of neighbouring
+/// gaps never run into each other: a placed piece lies between.
+fn is_within(tag: Tag, gap: &Range<u64>, chunk: &[u8]) -> bool {
+    let length = chunk.len() as u64;
+    (gap.start..gap.end)
+        .take_while(|at| at + length <= gap.end)
+        .any(|at| tag.bytes(at, chunk.len()) == chunk)
 }
 
 /// What was wrong with a stream, in bytes. Which kind of fault the bytes of a torn block belong to
