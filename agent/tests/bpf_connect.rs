@@ -261,12 +261,10 @@ fn open_pod_without_a_listener_goes_direct() {
         on_capture_loss: OnCaptureLoss::Open,
         ..CapturePolicy::default()
     };
-    let mut app = fixture.captured("app", policy);
+    let app = fixture.captured("app", policy);
     app.pod.connect(server.at(9080)).expect("captured");
     accept(&app.outbound4);
-    let unused = listen(&app.pod, "127.0.0.1:0");
-    app.outbound4 = unused;
-    app.outbound6 = listen(&app.pod, "[::1]:0");
+    app.stop_listening();
 
     app.pod.connect(server.at(9080)).expect("direct");
     accept(&listener);
@@ -282,8 +280,8 @@ fn closed_pod_without_a_listener_gets_an_error() {
     let mut fixture = node!();
     let server = fixture.pod("server");
     let listener = listen(&server, "0.0.0.0:9080");
-    let mut app = fixture.captured("app", CapturePolicy::default());
-    app.outbound4 = listen(&app.pod, "127.0.0.1:0");
+    let app = fixture.captured("app", CapturePolicy::default());
+    app.stop_listening();
 
     let error = refusal(&app.pod, server.at(9080));
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);

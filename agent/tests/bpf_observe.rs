@@ -106,8 +106,8 @@ fn what_could_not_be_captured_is_told_at_once() {
         on_capture_loss: OnCaptureLoss::Open,
         ..CapturePolicy::default()
     };
-    let mut app = fixture.captured("app", policy);
-    app.outbound4 = listen(&app.pod, "127.0.0.1:0");
+    let app = fixture.captured("app", policy);
+    app.stop_listening();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -173,6 +173,14 @@ pub struct Captured {
 }
 
 impl Captured {
+    /// Ends the outbound listeners. A process that another test is just starting may hold copies of the
+    /// descriptors, so that closing them need not do it; `shutdown()` does.
+    pub fn stop_listening(&self) {
+        for listener in [&self.outbound4, &self.outbound6] {
+            socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both).expect("shutdown");
+        }
+    }
+
     pub fn new(pod: Pod) -> Self {
         Self {
             cookie: cookie_of(&pod),
