@@ -6,13 +6,13 @@
     reason = "helpers of tests fail the test where they fail"
 )]
 
+mod process;
+mod workers;
+
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use millrace_xds::push::{ConfigView, Generation};
@@ -21,8 +21,10 @@ use millrace_xds::{EncodedResource, Selection, TypeUrl, json, proto};
 use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
 
+use crate::process::Proxy;
+
 /// Longest wait for anything.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// The seed's static example with a kernel-chosen port in place of 10000 and 9901.
 const STATIC: &str = r#"
@@ -73,64 +75,6 @@ static_resources:
     hosts: [{socket_address: {address: 127.0.0.1, port_value: PORT}}]
 ";
 
-/// A running proxy; killed when dropped.
-struct Proxy {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    _directory: tempfile::TempDir,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // It may have ended by itself; either way it is gone after this.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-impl Proxy {
-    fn start(file: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("bootstrap.yaml");
-        let log = directory.path().join("admin.log");
-        let file = file.replace("ADMIN_LOG", &log.display().to_string());
-        std::fs::write(&path, file).unwrap();
-        let mut child = Command::new(Path::new(env!("CARGO_BIN_EXE_millrace-proxy")))
-            .args(["-c", &path.display().to_string(), "--workers", "1"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stderr = child.stderr.take().unwrap();
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self {
-            child,
-            lines,
-            _directory: directory,
-        }
-    }
-
-    /// The address in the next log line that holds `what`.
-    fn address(&self, what: &str) -> SocketAddr {
-        let mut seen = Vec::new();
-        while let Ok(line) = self.lines.recv_timeout(LIMIT) {
-            if line.contains(what)
-                && let Some((_, address)) = line.split_once("address=")
-            {
-                return address.trim().parse().unwrap();
-            }
-            seen.push(line);
-        }
-        panic!("no line with {what:?} in\n{}", seen.join("\n"));
-    }
-}
-
 /// Answers every connection once; the text tells who answered.
 fn backend(text: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -160,7 +104,7 @@ fn get(address: SocketAddr, path: &str) -> String {
     answer
 }
 
-fn static_file(kind: &str, host: &str, backend: SocketAddr) -> String {
+pub(crate) fn static_file(kind: &str, host: &str, backend: SocketAddr) -> String {
     STATIC
         .replace("KIND", kind)
         .replace("HOST", host)
@@ -169,7 +113,7 @@ fn static_file(kind: &str, host: &str, backend: SocketAddr) -> String {
 
 #[test]
 fn the_static_example_forwards_and_shows_itself() {
-    let proxy = Proxy::start(&static_file("STATIC", "127.0.0.1", backend("static")));
+    let proxy = Proxy::start(&static_file("STATIC", "127.0.0.1", backend("static")), 1);
     let admin = proxy.address("admin");
     let listener = proxy.address("listener_0");
     let answer = get(listener, "/");
@@ -186,11 +130,12 @@ fn the_static_example_forwards_and_shows_itself() {
 
 #[test]
 fn the_dns_example_resolves_its_service() {
-    let proxy = Proxy::start(&static_file(
+    let file = static_file(
         "LOGICAL_DNS\n    dns_lookup_family: V4_ONLY",
         "localhost",
         backend("dns"),
-    ));
+    );
+    let proxy = Proxy::start(&file, 1);
     let listener = proxy.address("listener_0");
     // The name may resolve a moment after the listener is bound.
     let begin = std::time::Instant::now();
@@ -208,11 +153,9 @@ fn the_dns_example_resolves_its_service() {
 fn a_mistake_in_the_file_is_named_and_ends_the_start() {
     let file = static_file("STATIC", "127.0.0.1", backend("x"));
     let file = file.replace("codec_type: AUTO", "codec_type: FOO");
-    let mut proxy = Proxy::start(&file);
-    let status = proxy.child.wait().unwrap();
+    let proxy = Proxy::start(&file, 1);
+    let (status, text) = proxy.end();
     assert!(!status.success());
-    let lines: Vec<_> = proxy.lines.iter().collect();
-    let text = lines.join("\n");
     assert!(text.contains("bootstrap.yaml:14: "), "{text}");
     assert!(text.contains("codec_type"), "{text}");
 }
@@ -309,7 +252,7 @@ async fn the_dynamic_example_takes_everything_from_its_control_plane() {
     let server = tonic::transport::Server::builder().add_service(service);
     let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
     let checked = tokio::task::spawn_blocking(move || {
-        let proxy = Proxy::start(&DYNAMIC.replace("PORT", &port.to_string()));
+        let proxy = Proxy::start(&DYNAMIC.replace("PORT", &port.to_string()), 1);
         let admin = proxy.address("admin");
         let listener = proxy.address("from_lds");
         let answer = get(listener, "/");
