@@ -288,7 +288,7 @@ fn address_that_another_pod_got_stays_with_it() {
     let (old_cookie, ip) = (gone.cookie, gone.pod.ip());
     drop(gone);
     let number = match ip {
-        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V4(v4) => u16::from(v4.octets()[3]),
         IpAddr::V6(_) => unreachable!("IPv4"),
     };
     let options = millrace_testkit::PodOptions::named("next").number(number);

@@ -1,9 +1,12 @@
-//! `cargo xtask bench`: the same workloads over five paths, interleaved in rounds, so that whatever
-//! else the machine does falls on all of them.
+//! `cargo xtask bench [REPORT]`: what Millrace costs. `paths`, the usual one, measures the same workloads
+//! over every path, interleaved in rounds, so that whatever else the machine does falls on all of
+//! them; the other reports look at one thing each.
 
 mod envoy;
 mod lane;
+mod memory;
 mod picture;
+mod pods;
 mod ports;
 mod report;
 mod setting;
@@ -28,6 +31,9 @@ use workload::{WORKLOADS, Workload};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// What to measure.
+    #[arg(value_enum, default_value_t = Report::Paths)]
+    report: Report,
     /// Write an array with an object per measurement to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -46,6 +52,18 @@ pub(crate) struct Args {
     /// Measure only these workloads, as `http1` or `http1:32`.
     #[arg(long = "workload")]
     workloads: Vec<String>,
+    /// With how many idle pods the report `pods` measures.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 500])]
+    pods: Vec<usize>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Report {
+    /// The workloads over every path, against no mesh and stock Envoy.
+    Paths,
+    /// Memory with many idle pods, and how fast they are enrolled.
+    Pods,
 }
 
 /// What lies between client and server.
@@ -115,27 +133,50 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     interrupt::clean_up_on_signal()?;
     setup::ensure_all()?;
     let binaries = build::release_or_given()?;
-    run::check(run::cargo().args(["build", "--release", "--package", "millrace-xtask"]))?;
+    prepare_generator()?;
     let setting = Setting::new();
-    let workloads = args.chosen_workloads()?;
-    let paths = args.chosen_paths();
-
     let cluster = Cluster::with(ClusterOptions {
         binaries: Some(binaries),
         ..ClusterOptions::default()
     })?;
-    let lanes = {
-        let _step = Step::begin("set up");
-        lane::build(&cluster, &paths, &setting)?
-    };
+    match args.report {
+        Report::Paths => compare(&cluster, &setting, args),
+        Report::Pods => pods::run(&cluster, &setting, args),
+    }
+}
+
+fn compare(cluster: &Cluster, setting: &Setting, args: &Args) -> anyhow::Result<()> {
+    let workloads = args.chosen_workloads()?;
+    let lanes = set_up(cluster, setting, &args.chosen_paths())?;
     let rows = measure(&lanes, &workloads, args)?;
     drop(lanes);
-    finish(args, &setting, &rows)
+    finish(args, setting, &rows)
+}
+
+fn set_up(cluster: &Cluster, setting: &Setting, paths: &[Path]) -> anyhow::Result<Vec<Lane>> {
+    let _step = Step::begin("set up");
+    lane::build(cluster, paths, setting)
+}
+
+/// Builds load generator and backend, unless they are among the given binaries.
+fn prepare_generator() -> anyhow::Result<()> {
+    if given_generator().is_some() {
+        return Ok(());
+    }
+    run::check(run::cargo().args(["build", "--release", "--package", "millrace-xtask"]))
+}
+
+fn given_generator() -> Option<PathBuf> {
+    let dir = PathBuf::from(std::env::var_os("MILLRACE_BIN_DIR")?);
+    Some(dir.join("millrace-xtask")).filter(|path| path.is_file())
 }
 
 /// The load generator and backend: this very program, optimised.
 fn generator() -> anyhow::Result<PathBuf> {
-    let path = workspace::target_dir().join("release/millrace-xtask");
+    let path = match given_generator() {
+        Some(path) => path,
+        None => workspace::target_dir().join("release/millrace-xtask"),
+    };
     ensure!(path.is_file(), "{} is not built", path.display());
     Ok(path)
 }
@@ -186,11 +227,7 @@ fn finish(args: &Args, setting: &Setting, rows: &[Row]) -> anyhow::Result<()> {
     }
     std::fs::write(&picture, picture::draw(rows, setting))
         .with_context(|| format!("writing {}", picture.display()))?;
-    if let Some(path) = &args.json {
-        let objects: Vec<_> = rows.iter().map(Row::json).collect();
-        std::fs::write(path, serde_json::to_string_pretty(&objects)? + "\n")
-            .with_context(|| format!("writing {}", path.display()))?;
-    }
+    args.write(&rows.iter().map(Row::json).collect::<Vec<_>>())?;
     ui::result(report::machine()?);
     ui::result(setting);
     ui::result("");
@@ -203,6 +240,15 @@ fn finish(args: &Args, setting: &Setting, rows: &[Row]) -> anyhow::Result<()> {
 }
 
 impl Args {
+    /// Writes the measurements to the file that was asked for.
+    fn write(&self, objects: &[serde_json::Value]) -> anyhow::Result<()> {
+        let Some(path) = &self.json else {
+            return Ok(());
+        };
+        std::fs::write(path, serde_json::to_string_pretty(objects)? + "\n")
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
     fn chosen_paths(&self) -> Vec<Path> {
         let chosen = |path: &Path| self.paths.is_empty() || self.paths.contains(path);
         Path::ALL.into_iter().filter(chosen).collect()

@@ -29,7 +29,7 @@ fn waiting(
     node: &MeshNode,
     service: &str,
     name: &str,
-    number: u8,
+    number: u16,
     capture: &str,
 ) -> anyhow::Result<Waiting> {
     let options = PodOptions::named(name)

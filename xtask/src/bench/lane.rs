@@ -117,9 +117,8 @@ pub(super) fn build(
     setting: &Setting,
 ) -> anyhow::Result<Vec<Lane>> {
     let needs_mesh = paths.iter().any(|path| path.annotations().is_some());
-    let mesh_config = format!("accessLogFile: {}\n", setting.access_log);
     let mesh = needs_mesh
-        .then(|| Mesh::start_with(cluster, &mesh_config))
+        .then(|| Mesh::start_with(cluster, &setting.mesh_config()))
         .transpose()?;
     let builder = Builder {
         cluster,

@@ -19,6 +19,11 @@ impl Setting {
             access_log: "/dev/null",
         }
     }
+
+    /// The same for pilot, as a file of `MeshConfig`.
+    pub(super) fn mesh_config(&self) -> String {
+        format!("accessLogFile: {}\n", self.access_log)
+    }
 }
 
 impl fmt::Display for Setting {

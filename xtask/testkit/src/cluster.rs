@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::cgroup::{Cgroup, cgroup2_mount};
 use crate::host::{Host, Parts};
 use crate::netns::Netns;
-use crate::node::Node;
+use crate::node::{Node, POD_BLOCKS};
 use crate::registry::RunId;
 use crate::{bin, clean, ip};
 
@@ -99,7 +99,8 @@ impl Cluster {
         &self.run.id
     }
 
-    /// Adds a node with pods in `10.244.N.0/24` and `fd00:244:N::/64`, N counting from 1.
+    /// Adds a node with pods in `10.244.N.0/24` (those after the 253rd in `10.245.N.0/24` and so on) and
+    /// `fd00:244:N::/64`, N counting from 1.
     pub fn node(&self, name: &str) -> anyhow::Result<Node> {
         let number = self.run.next_node.fetch_add(1, Ordering::Relaxed);
         ensure!(number < FIRST_OTHER, "a cluster has at most 199 nodes");
@@ -264,10 +265,13 @@ impl Run {
     pub(crate) fn route(&self, number: u8, netns: &Netns) -> anyhow::Result<()> {
         let mut nodes = self.nodes.lock();
         let to = |other: u8| {
+            let (v4, v6) = (fabric_v4(other), fabric_v6(other));
+            let blocks: Vec<String> = POD_BLOCKS
+                .map(|block| format!("route replace 10.{block}.{other}.0/24 via {v4}\n"))
+                .collect();
             format!(
-                "route replace 10.244.{other}.0/24 via {}\nroute replace fd00:244:{other}::/64 via {}\n",
-                fabric_v4(other),
-                fabric_v6(other)
+                "{}route replace fd00:244:{other}::/64 via {v6}\n",
+                blocks.concat()
             )
         };
         ip::batch(self.fabric.netns().name(), &to(number))?;

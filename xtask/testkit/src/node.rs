@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::Deref;
+use std::ops::{Deref, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context as _, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -30,7 +30,7 @@ pub(crate) struct Inner {
     pods: Cgroup,
     cgroup: Cgroup,
     dir: PathBuf,
-    next_pod: AtomicU8,
+    next_pod: AtomicU16,
     run: Arc<Run>,
 }
 
@@ -46,12 +46,16 @@ impl Node {
         let pods = cgroup.child("pods")?;
         let netns = run.attach(name, number)?;
         let mac = ip::hardware_address(Ipv4Addr::new(10, 244, number, 1));
+        let gateways: Vec<String> = POD_BLOCKS
+            .map(|block| format!("address add 10.{block}.{number}.1/24 dev br0\n"))
+            .collect();
+        let gateways = gateways.concat();
         ip::batch(
             netns.name(),
             &format!(
                 "link add br0 address {mac} type bridge\n\
-                 address add 10.244.{number}.1/24 dev br0\n\
                  address add fd00:244:{number}::1/64 dev br0 nodad\n\
+                 {gateways}\
                  link set br0 up\n"
             ),
         )?;
@@ -63,7 +67,7 @@ impl Node {
             view: None,
             detached: run.detached(),
         })?;
-        let next_pod = AtomicU8::new(2);
+        let next_pod = AtomicU16::new(FIRST_POD);
         let name = name.to_owned();
         let inner = Inner {
             name,
@@ -89,11 +93,11 @@ impl Node {
     pub fn pod_with(&self, options: PodOptions) -> anyhow::Result<Pod> {
         let number = match options.number {
             Some(number) => number,
-            None => self.inner.next_pod.fetch_add(1, Ordering::Relaxed),
+            None => self.inner.next_number(),
         };
         ensure!(
-            (2..255).contains(&number),
-            "a node's pods are numbered 2 to 254"
+            is_pod(number),
+            "a node's pods are numbered from 2 to 1022 without those that end in a byte 0, 1 or 255"
         );
         let name = options.name.clone();
         Pod::make(Arc::clone(&self.inner), options, number)
@@ -171,22 +175,40 @@ impl Inner {
         &self.dir
     }
 
-    pub(crate) fn pod_v4(&self, pod: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, self.number, pod)
+    pub(crate) fn pod_v4(&self, pod: u16) -> Ipv4Addr {
+        let [block, last] = pod.to_be_bytes();
+        Ipv4Addr::new(10, POD_BLOCKS.start() + block, self.number, last)
     }
 
-    pub(crate) fn pod_v6(&self, pod: u8) -> Ipv6Addr {
-        Ipv6Addr::new(
-            0xfd00,
-            0x244,
-            u16::from(self.number),
-            0,
-            0,
-            0,
-            0,
-            u16::from(pod),
-        )
+    /// The node's own address among those of pods like `pod`.
+    pub(crate) fn gateway_v4(&self, pod: u16) -> Ipv4Addr {
+        let [block, _] = pod.to_be_bytes();
+        self.pod_v4(u16::from_be_bytes([block, 1]))
     }
+
+    pub(crate) fn pod_v6(&self, pod: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x244, u16::from(self.number), 0, 0, 0, 0, pod)
+    }
+
+    fn next_number(&self) -> u16 {
+        loop {
+            let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
+            if is_pod(number) || number > LAST_POD {
+                return number;
+            }
+        }
+    }
+}
+
+/// The second bytes of pods' IPv4 addresses: each has room for 253 pods of every node.
+pub(crate) const POD_BLOCKS: RangeInclusive<u8> = 244..=247;
+const FIRST_POD: u16 = 2;
+/// More ports than that a bridge has not.
+const LAST_POD: u16 = 1022;
+
+fn is_pod(number: u16) -> bool {
+    let [_, last] = number.to_be_bytes();
+    (FIRST_POD..=LAST_POD).contains(&number) && (2..255).contains(&last)
 }
 
 impl Drop for Inner {

@@ -43,8 +43,8 @@ pub struct PodOptions {
     pub annotations: BTreeMap<String, String>,
     /// Names and numbers of the container's ports; a name tells the protocol.
     pub ports: Vec<(String, u16)>,
-    /// The last byte of the pod's addresses; by default one that no pod of the node has had.
-    pub number: Option<u8>,
+    /// Which of the node's addresses the pod has; by default ones that no pod of it has had.
+    pub number: Option<u16>,
 }
 
 impl PodOptions {
@@ -96,9 +96,9 @@ impl PodOptions {
         self
     }
 
-    /// With addresses that end in this number.
+    /// With the addresses of this number: up to 254 it is their last byte.
     #[must_use]
-    pub fn number(mut self, number: u8) -> Self {
+    pub fn number(mut self, number: u16) -> Self {
         self.number = Some(number);
         self
     }
@@ -109,7 +109,7 @@ impl PodOptions {
 #[derive(Debug)]
 pub struct Pod {
     options: PodOptions,
-    number: u8,
+    number: u16,
     uid: String,
     host: Host,
     cgroup: Cgroup,
@@ -120,7 +120,7 @@ impl Pod {
     pub(crate) fn make(
         node: Arc<NodeInner>,
         options: PodOptions,
-        number: u8,
+        number: u16,
     ) -> anyhow::Result<Self> {
         let (v4, v6) = (node.pod_v4(number), node.pod_v6(number));
         let run = node.run();
@@ -259,9 +259,9 @@ impl Drop for Pod {
     }
 }
 
-fn link(node: &NodeInner, netns: &Netns, number: u8) -> anyhow::Result<()> {
+fn link(node: &NodeInner, netns: &Netns, number: u16) -> anyhow::Result<()> {
     let (pod, v4, v6) = (netns.name(), node.pod_v4(number), node.pod_v6(number));
-    let (gateway4, gateway6) = (node.pod_v4(1), node.pod_v6(1));
+    let (gateway4, gateway6) = (node.gateway_v4(number), node.pod_v6(1));
     let mac = ip::hardware_address(v4);
     ip::batch(
         node.host().netns().name(),

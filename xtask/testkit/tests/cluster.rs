@@ -1,6 +1,7 @@
 //! Clusters as tests use them: pods reach each other, act in their own places, and leave nothing.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -131,6 +132,25 @@ fn an_address_is_taken_over_by_the_next_pod() -> anyhow::Result<()> {
         Some("second")
     );
     drop(echo);
+    Ok(())
+}
+
+#[test]
+fn pods_beyond_the_first_253_are_reached_from_their_node_and_from_another() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let (node, other) = (cluster.node("n1")?, cluster.node("n2")?);
+    let late = node.pod_with(PodOptions::named("late").number(300))?;
+    assert_eq!(late.ip(), IpAddr::from([10, 245, 1, 44]));
+    let _echo = echo::http(late.listen(late.at(80))?, "late")?;
+    for client in [node.pod("client")?, other.pod("client")?] {
+        let answer = client.get(late.at(80), "x", "/")?;
+        assert_eq!(answer.headers.first("x-server"), Some("late"));
+    }
+    for number in [0, 1, 255, 256, 257, 511, 1023] {
+        let refused = node.pod_with(PodOptions::named("none").number(number));
+        assert!(refused.is_err(), "{number}");
+    }
     Ok(())
 }
 

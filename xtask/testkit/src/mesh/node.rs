@@ -193,6 +193,11 @@ impl MeshNode {
     ) -> anyhow::Result<(MeshPod, T)> {
         let pod = self.node.pod_with(options)?;
         let served = serve(&pod)?;
+        Ok((self.introduce(pod)?, served))
+    }
+
+    /// Tells agent and pilot of a pod of the node that is there already.
+    pub fn introduce(&self, pod: Pod) -> anyhow::Result<MeshPod> {
         let description = self.node.pods_dir().join(format!("{}.json", pod.uid()));
         let manifest = format!("pod-{}.yaml", pod.uid());
         let pod = MeshPod {
@@ -202,7 +207,7 @@ impl MeshNode {
             mesh: self.mesh.clone(),
         };
         pod.tell()?;
-        Ok((pod, served))
+        Ok(pod)
     }
 
     /// Waits until the agent says that the pod is captured, and returns how: `ebpf` or `iptables`.
