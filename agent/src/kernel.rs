@@ -235,6 +235,7 @@ fn load(config: &AgentConfig) -> Result<Bpf, String> {
         log_level: LogLevel::Off,
         replace: Replace::Changed,
         experiment: 0,
+        max_entries: Vec::new(),
     })
     .map_err(|error| chain(&error))?;
     tracing::info!(adoption = ?bpf.adoption(), "eBPF programs are in place");

@@ -121,8 +121,9 @@ fn find(ctx: &Sockopt<'_>) -> Option<(OrigDst, Counter)> {
     let policy = unsafe { &*policy };
     let local = sock.local();
     // Whoever arrived at a capture port by none of the programs was redirected there by nat rules,
-    // which a pod has until it is enrolled: conntrack knows more.
-    (!policy.is_capture_port(local.port)).then_some((local, Counter::GetsockoptLocalAddress))
+    // which a pod has until it is enrolled: conntrack knows more. A socket that was reset has no port left.
+    (local.port != 0 && !policy.is_capture_port(local.port))
+        .then_some((local, Counter::GetsockoptLocalAddress))
 }
 
 /// What the connecting end published, where the accepted end found no memory to keep it.

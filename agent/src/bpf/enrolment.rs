@@ -55,12 +55,14 @@ impl Bpf {
         let before = self.maps.policies.get(pod.netns_cookie)?;
         let rule_set = self.next_rule_set;
         self.next_rule_set += 1;
-        if let Err(error) = self.prepare(pod, rule_set) {
+        let policy = pod.policy.words(rule_set, &pod.ips);
+        let written = self
+            .prepare(pod, rule_set)
+            .and_then(|()| self.maps.policies.insert(pod.netns_cookie, policy));
+        if let Err(error) = written {
             self.undo(pod.netns_cookie, rule_set, before.is_some());
             return Err(error);
         }
-        let policy = pod.policy.words(rule_set, &pod.ips);
-        self.maps.policies.insert(pod.netns_cookie, policy)?;
         tracing::info!(
             netns_cookie = pod.netns_cookie,
             ips = ?pod.ips,

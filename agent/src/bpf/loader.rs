@@ -34,6 +34,8 @@ pub struct BpfConfig {
     pub replace: Replace,
     /// Rules of acceleration that an experiment switches off (`millrace_ebpf_abi::experiment`); 0 in service.
     pub experiment: u32,
+    /// Sizes of maps that an experiment makes smaller, by their names; none in service.
+    pub max_entries: Vec<(&'static str, u32)>,
 }
 
 /// Which attached programs an adopting agent replaces by its own.
@@ -91,7 +93,7 @@ impl Bpf {
             lookup,
             accel,
             logs,
-        } = Loaded::load(&pins, config.replace, config.experiment)?;
+        } = Loaded::load(&pins, config)?;
         let mut bpf = Self {
             maps: Maps::open(&pins)?,
             older: pins.other_versions()?,

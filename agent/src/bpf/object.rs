@@ -9,7 +9,7 @@ use ::object::{Object, ObjectSection};
 use millrace_ebpf_abi::{ABI, ABI_SECTION};
 
 use super::accel::AccelPrograms;
-use super::loader::Replace;
+use super::loader::{BpfConfig, Replace};
 use super::log::Logs;
 use super::maps::NAMES;
 use super::pins::{Pins, unpin};
@@ -39,14 +39,15 @@ pub(super) struct Loaded {
 impl Loaded {
     /// Loads the programs with the pinned maps, which are made if there are none. A pinned program of the
     /// same instructions is taken instead of the loaded one, so that links need not change.
-    pub(super) fn load(pins: &Pins, replace: Replace, experiment: u32) -> Result<Self, BpfError> {
+    pub(super) fn load(pins: &Pins, config: &BpfConfig) -> Result<Self, BpfError> {
         // A program pinned with maps that somebody removed since works on maps that nobody sees.
         let maps_complete = NAMES.iter().all(|name| pins.map(name).exists());
-        let reuse = maps_complete && replace == Replace::Changed;
+        let reuse = maps_complete && config.replace == Replace::Changed;
         let layout = btf::kernel_layout();
         let constants = Constants {
             layout: *layout.as_ref().unwrap_or(&KernelLayout::UNKNOWN),
-            experiment,
+            experiment: config.experiment,
+            max_entries: &config.max_entries,
         };
         let mut ebpf = load_object(embedded()?, Some(pins), &constants)?;
         let mut program = |name| {
@@ -94,6 +95,7 @@ pub(super) fn try_all() -> (Tried<BpfError>, Tried<String>) {
     let constants = Constants {
         layout: *layout.as_ref().unwrap_or(&KernelLayout::UNKNOWN),
         experiment: 0,
+        max_entries: &[],
     };
     let mut accel = vec![("kernel structures", layout.map(drop))];
     let mut ebpf = match embedded().and_then(|object| load_object(object, None, &constants)) {
@@ -115,9 +117,10 @@ pub(super) fn try_all() -> (Tried<BpfError>, Tried<String>) {
 }
 
 /// What the object is given before it is loaded.
-struct Constants {
+struct Constants<'a> {
     layout: KernelLayout,
     experiment: u32,
+    max_entries: &'a [(&'static str, u32)],
 }
 
 fn embedded() -> Result<&'static [u8], BpfError> {
@@ -130,7 +133,7 @@ fn embedded() -> Result<&'static [u8], BpfError> {
 fn load_object(
     object: &[u8],
     pins: Option<&Pins>,
-    constants: &Constants,
+    constants: &Constants<'_>,
 ) -> Result<Ebpf, BpfError> {
     check_abi(object)?;
     let mut loader = EbpfLoader::new();
@@ -140,6 +143,9 @@ fn load_object(
     loader.verifier_log_level(VerifierLogLevel::default());
     loader.override_global("LAYOUT", &constants.layout, true);
     loader.override_global("EXPERIMENT", &constants.experiment, true);
+    for (name, size) in constants.max_entries {
+        loader.map_max_entries(name, *size);
+    }
     if let Some(pins) = pins {
         for name in NAMES {
             loader.map_pin_path(name, pins.map(name));

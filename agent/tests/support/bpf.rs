@@ -76,6 +76,14 @@ impl Fixture {
         })
     }
 
+    /// A node some of whose maps are small.
+    pub fn with_max_entries(max_entries: &[(&'static str, u32)]) -> Self {
+        Self::of(|config| BpfConfig {
+            max_entries: max_entries.to_vec(),
+            ..config
+        })
+    }
+
     /// The agent dies; what it pinned stays.
     pub fn kill_agent(&mut self) {
         self.bpf = None;
@@ -151,6 +159,7 @@ pub fn config(node: &Node) -> BpfConfig {
         log_level: LogLevel::Off,
         replace: Replace::Changed,
         experiment: 0,
+        max_entries: Vec::new(),
     }
 }
 
