@@ -7,7 +7,7 @@ mod accel;
 #[path = "support/bpf.rs"]
 mod bpf;
 
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use accel::{Pair, Place, hear, mark_priority, promote, promoted, redirected, say, state, wait};
@@ -18,6 +18,7 @@ use millrace_agent::bpf::{
 use millrace_runtime::handoff::accel as handoff;
 use millrace_testkit::eventually;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
 
 #[test]
 fn a_promoted_connection_redirects_from_the_second_message_on() {
@@ -244,6 +245,25 @@ fn connections_that_are_not_there_or_not_the_proxys_are_refused() {
     );
 }
 
+/// Nobody made a cookie for a connection that was there before the programs, or outside their cgroup.
+#[test]
+fn a_connection_that_sockops_never_saw_is_refused() {
+    accel::require!();
+    let mut fixture = Fixture::new();
+    let place = Place::new(&mut fixture, "app");
+    let unseen = place.pod().run(|| {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        setsockopt(&listener, sockopt::Mark, &accel::PROXY_MARK)?;
+        let app = TcpStream::connect(listener.local_addr()?)?;
+        Ok(Pair::new(app, listener.accept()?.0))
+    });
+    let mut pair = unseen.expect("connected");
+    let promotion = place.promotion(&pair);
+    assert_eq!(promote(&mut fixture, promotion), AccelOutcome::NoCookie);
+    pair.exchange();
+    assert_eq!(state(&pair.proxy), None);
+}
+
 #[test]
 fn multipath_tcp_is_left_alone() {
     accel::require!();
@@ -281,6 +301,7 @@ fn an_option_set_later_returns_a_connection_to_tcp() {
         &[1, 0, 0, 0],
     );
     assert_eq!(zero_copy, Err(nix::errno::Errno::EPERM));
+    assert_eq!(fixture.count(Counter::SetsockoptRefused), 2);
     pair.exchange();
     let before = redirected(&pair.app);
     option(&pair.app, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 4);
@@ -314,9 +335,15 @@ fn the_proxys_marks_choose_the_way() {
     mark_priority(&pair.proxy, handoff::PRIORITY_BY_TCP);
     pair.exchange();
     assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 1));
+    assert_eq!(fixture.count(Counter::MessageMarked), 1);
     mark_priority(&pair.proxy, handoff::PRIORITY_WITHDRAWN);
     pair.exchange();
     assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 1));
+    assert_eq!(
+        fixture.count(Counter::MessageWithdrawn),
+        1,
+        "the application's"
+    );
     mark_priority(&pair.proxy, handoff::PRIORITY_NORMAL);
     // What an application does with its own means nothing.
     mark_priority(&pair.app, 6);
@@ -327,6 +354,7 @@ fn the_proxys_marks_choose_the_way() {
     say(&mut pair.proxy, &large);
     hear(&mut pair.app, &large);
     assert_eq!(redirected(&pair.proxy), 2);
+    assert!(fixture.count(Counter::MessageTooLarge) > 0);
     let largest = vec![8; handoff::MAX_REDIRECTED];
     say(&mut pair.proxy, &largest);
     let seen = state(&pair.proxy).expect("promoted");
@@ -350,6 +378,7 @@ fn the_pods_setting_counts_for_live_connections() {
     set(&mut fixture, Acceleration::Off);
     pair.exchange();
     assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 1));
+    assert_eq!(fixture.count(Counter::MessageOff), 2);
     set(&mut fixture, Acceleration::On);
     pair.exchange();
     assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 2));
@@ -386,7 +415,10 @@ fn promoted_connections_go_on_without_an_agent_and_with_the_next() {
     assert_eq!(proxy.netns_cookie, place.captured.cookie);
     let mut other = promoted(&mut fixture, &place, &listener);
     drop(pair);
-    assert_eq!(inspected(&mut fixture).len(), 2, "closed ends leave");
+    // A process that another test is just starting may hold copies of the descriptors for a moment.
+    eventually(PATIENCE, "closed ends leave", || {
+        inspected(&mut fixture).len() == 2
+    });
 
     // Clean-up takes nothing that waits to be read, and ends acceleration.
     say(&mut other.app, b"waits");
@@ -404,6 +436,22 @@ fn promoted_connections_go_on_without_an_agent_and_with_the_next() {
 fn inspected(fixture: &mut Fixture) -> Vec<AcceleratedEnd> {
     let inspector = fixture.bpf().inspector().expect("opened");
     inspector.ends().expect("listed")
+}
+
+#[test]
+fn what_is_sent_to_an_end_that_is_gone_goes_by_tcp() {
+    accel::require!();
+    let mut fixture = Fixture::new();
+    let place = Place::new(&mut fixture, "app");
+    let listener = place.listener("127.0.0.1:0");
+    let Pair { mut app, proxy } = promoted(&mut fixture, &place, &listener);
+    drop(proxy);
+    wait(&app, PollFlags::POLLIN);
+    say(&mut app, b"nobody hears this");
+    // The memory of a socket that is gone keeps its cookie until another one has it; the map does not.
+    let reused = fixture.count(Counter::MessagePeerGone);
+    assert_eq!(reused + fixture.count(Counter::MessageRedirectFailed), 1);
+    wait(&app, PollFlags::POLLERR);
 }
 
 #[test]

@@ -39,12 +39,14 @@ fn a_reader_that_never_reads_holds_the_sender_back_as_tcp_does() {
         let taken = fill(&mut pair.app, size);
         let seen = state(&pair.app).expect("promoted");
         assert!(seen.unread_redirected <= 65_536, "{size}: {seen:?}");
+        let (redirected, rest) = (seen.unread_redirected as usize, seen.unread_tcp as usize);
+        assert_eq!(redirected + rest, taken, "{size}: {seen:?}");
         // How many bytes TCP takes of small writes depends on how they are merged, but never more than
-        // the buffers, which the kernel doubles; and the cap.
+        // the buffers, which the kernel doubles, can hold.
         let buffers = 2 * (SNDBUF + RCVBUF);
         assert!(
-            taken <= by_tcp.max(buffers) + 2 * 65_536,
-            "{size}: {taken} bytes were taken, {by_tcp} by TCP alone"
+            by_tcp <= buffers && rest <= buffers,
+            "{size}: {by_tcp} bytes by TCP alone, {rest} beside {redirected} redirected"
         );
         let held = held(&pair);
         assert!(
@@ -123,8 +125,8 @@ fn without_rule_3_a_sender_is_not_held_back() {
 #[test]
 fn nothing_overtakes_bytes_that_went_by_tcp() {
     accel::require!();
-    let said = |experiment| {
-        let mut fixture = Fixture::with_experiment(experiment);
+    let said = |left_out| {
+        let mut fixture = Fixture::with_experiment(left_out);
         let place = Place::new(&mut fixture, "app");
         let listener = place.listener("127.0.0.1:0");
         let mut pair = place.connect(&listener);
@@ -138,6 +140,8 @@ fn nothing_overtakes_bytes_that_went_by_tcp() {
             wait(&pair.proxy, PollFlags::POLLIN);
             pair.proxy.read_exact(half).expect("read");
         }
+        let unread = u64::from(left_out & experiment::NO_RULE_1 == 0);
+        assert_eq!(fixture.count(Counter::MessageUnreadTcp), unread);
         heard
     };
     assert_eq!(&said(0), b"first second");
@@ -147,13 +151,16 @@ fn nothing_overtakes_bytes_that_went_by_tcp() {
 #[test]
 fn a_side_that_is_shut_down_sends_no_more() {
     accel::require!();
-    let sends = |experiment| {
-        let mut fixture = Fixture::with_experiment(experiment);
+    let sends = |left_out| {
+        let mut fixture = Fixture::with_experiment(left_out);
         let place = Place::new(&mut fixture, "app");
         let listener = place.listener("127.0.0.1:0");
         let mut pair = promoted(&mut fixture, &place, &listener);
         pair.app.shutdown(Shutdown::Write).expect("shutdown");
-        pair.app.write(b"too late").map_err(|error| error.kind())
+        let sent = pair.app.write(b"too late").map_err(|error| error.kind());
+        let by_rule_2 = u64::from(left_out & experiment::NO_RULE_2 == 0);
+        assert_eq!(fixture.count(Counter::MessageShutDown), by_rule_2);
+        sent
     };
     assert_eq!(sends(0), Err(ErrorKind::BrokenPipe));
     // A FIN counts like a byte by TCP, so that rule 1 is in the way as long as it is unread.

@@ -113,9 +113,16 @@ pub fn promote(fixture: &mut Fixture, promotion: Promotion) -> AccelOutcome {
     promote_at(bpf, node, promotion)
 }
 
+/// What came of it is counted, whatever it is.
 pub fn promote_at(bpf: &Bpf, node: &Host, promotion: Promotion) -> AccelOutcome {
-    node.run(|| Ok(bpf.promote(&promotion)?))
-        .expect("the program runs")
+    let before = bpf.counters().expect("counters");
+    let outcome = node
+        .run(|| Ok(bpf.promote(&promotion)?))
+        .expect("the program runs");
+    let after = bpf.counters().expect("counters");
+    let index = outcome.counter() as usize;
+    assert!(after[index].value > before[index].value, "{outcome:?}");
+    outcome
 }
 
 /// Both ends of a connection.
