@@ -10,11 +10,14 @@
     reason = "a test binary has no callers"
 )]
 
-use std::fs;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use millrace_testkit::http::{Client, Request};
+use millrace_testkit::in_netns;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,13 +77,14 @@ impl Namespace {
     }
 
     fn page(&self, path: &str) -> Option<Value> {
-        let url = format!("http://127.0.0.1:{DEBUG_PORT}{path}");
-        let output = self
-            .run(Path::new("curl"))
-            .args(["-s", &url])
-            .output()
-            .unwrap();
-        serde_json::from_slice(&output.stdout).ok()
+        let namespace = File::open(format!("/proc/{}/ns/net", self.0.0.id())).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, DEBUG_PORT));
+        let stream = in_netns(namespace, || Ok(TcpStream::connect(address)?)).ok()?;
+        let response = Client::over(stream).and_then(|mut client| {
+            let host = address.to_string();
+            client.send(&Request::get(&host, path))
+        });
+        response.ok()?.json().ok()
     }
 }
 

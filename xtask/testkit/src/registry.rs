@@ -59,10 +59,9 @@ impl RunId {
 
     /// Whether the process that made the run still runs, or the run was left running on purpose.
     pub(crate) fn is_owned(&self) -> bool {
-        let owner = match fs::read_to_string(self.state_dir().join(OWNER)) {
-            Ok(owner) => owner,
+        let Ok(owner) = fs::read_to_string(self.state_dir().join(OWNER)) else {
             // Whoever sees another `/run`, as in a chroot, sees the cgroups of runs but not their owners.
-            Err(_) => return self.maker().and_then(start_time).is_some(),
+            return self.maker().and_then(start_time).is_some();
         };
         if owner.trim() == "kept" {
             return true;
