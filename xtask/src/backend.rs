@@ -1,9 +1,11 @@
 //! `cargo xtask backend`: the server behind every path of the bench. One thread answers fixed bodies
-//! over HTTP/1.1 and HTTP/2 (without TLS), and echoes TCP, so that what is measured is the path.
+//! over HTTP/1.1 and HTTP/2 (without TLS), and echoes TCP, so that what is measured is the path; streams
+//! have threads of their own.
 
 mod connection;
 mod http1;
 mod http2;
+pub(crate) mod stream;
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -14,7 +16,7 @@ use connection::{Connection, Protocol};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where HTTP/1.1 is served: `/1k` and `/1mib`.
+    /// Where HTTP/1.1 is served: `/1k`, `/1mib` and `/bytes/N`.
     #[arg(long)]
     http: SocketAddr,
     /// Where HTTP/2 is served, with prior knowledge.
@@ -23,9 +25,18 @@ pub(crate) struct Args {
     /// Where bytes are echoed.
     #[arg(long)]
     tcp: SocketAddr,
+    /// Where the first bytes are echoed and the connection is closed.
+    #[arg(long)]
+    once: SocketAddr,
+    /// Where bytes are read and forgotten.
+    #[arg(long)]
+    sink: SocketAddr,
+    /// Where bytes are written without end.
+    #[arg(long)]
+    source: SocketAddr,
 }
 
-/// Body lengths of the two resources.
+/// Body lengths of the two resources that have a name.
 const SMALL: usize = 1024;
 const LARGE: usize = 1024 * 1024;
 
@@ -35,10 +46,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         listener.set_nonblocking(true).context("non-blocking")?;
         anyhow::Ok(Service { listener, protocol })
     };
+    stream::sink(args.sink)?;
+    stream::source(args.source)?;
     let services = [
         listen(args.http, || Protocol::Http1(http1::Http1::default()))?,
         listen(args.http2, || Protocol::Http2(http2::Http2::default()))?,
         listen(args.tcp, || Protocol::Echo)?,
+        listen(args.once, || Protocol::Once)?,
     ];
     serve(&services)
 }

@@ -2,12 +2,15 @@
 //! over every path, interleaved in rounds, so that whatever else the machine does falls on all of
 //! them; the other reports look at one thing each.
 
+mod acceleration;
 mod envoy;
+mod hops;
 mod lane;
 mod memory;
 mod picture;
 mod pods;
 mod ports;
+mod programs;
 mod report;
 mod setting;
 mod usage;
@@ -20,6 +23,7 @@ use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 use millrace_testkit::{Cluster, ClusterOptions};
 
+use crate::client::Measured;
 use crate::ui::{self, Step};
 use crate::{build, interrupt, run, setup, workspace};
 
@@ -40,9 +44,9 @@ pub(crate) struct Args {
     /// Draw the results into this file; by default into the target directory.
     #[arg(long)]
     svg: Option<PathBuf>,
-    /// How often everything is measured; the medians are reported.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    /// How often everything is measured; the medians are reported. Three or five times by default.
+    #[arg(long)]
+    rounds: Option<usize>,
     /// How long one measurement takes.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -62,6 +66,12 @@ pub(crate) struct Args {
 enum Report {
     /// The workloads over every path, against no mesh and stock Envoy.
     Paths,
+    /// Acceleration off, `auto` and on, by size and kind of what is sent.
+    Acceleration,
+    /// Packets per request on the pods' interfaces, by path.
+    Hops,
+    /// What each kernel program costs, and how often it runs per request.
+    Programs,
     /// Memory with many idle pods, and how fast they are enrolled.
     Pods,
 }
@@ -120,6 +130,8 @@ impl Path {
     }
 }
 
+/// How often the paths are compared.
+const ROUNDS: usize = 5;
 /// Before a measurement, so that its connections and pools are warm.
 const WARM_UP: f64 = 1.0;
 /// Between two measurements, for what the first left to be closed.
@@ -141,12 +153,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     })?;
     match args.report {
         Report::Paths => compare(&cluster, &setting, args),
+        Report::Acceleration => acceleration::run(&cluster, &setting, args),
+        Report::Hops => hops::run(&cluster, &setting, args),
+        Report::Programs => programs::run(&cluster, &setting, args),
         Report::Pods => pods::run(&cluster, &setting, args),
     }
 }
 
 fn compare(cluster: &Cluster, setting: &Setting, args: &Args) -> anyhow::Result<()> {
-    let workloads = args.chosen_workloads()?;
+    let workloads = args.chosen_of(&WORKLOADS)?;
     let lanes = set_up(cluster, setting, &args.chosen_paths())?;
     let rows = measure(&lanes, &workloads, args)?;
     drop(lanes);
@@ -186,19 +201,14 @@ fn measure(lanes: &[Lane], workloads: &[Workload], args: &Args) -> anyhow::Resul
         .iter()
         .flat_map(|workload| lanes.iter().map(|lane| Row::new(lane.path, *workload)))
         .collect();
-    for round in 1..=args.rounds {
-        let _step = Step::begin(format!("round {round} of {}", args.rounds));
+    let rounds = args.rounds.unwrap_or(ROUNDS);
+    for round in 1..=rounds {
+        let _step = Step::begin(format!("round {round} of {rounds}"));
         for row in &mut rows {
             let Some(lane) = lanes.iter().find(|lane| lane.path == row.path) else {
                 continue;
             };
-            let sample = one(lane, row.workload, args.seconds).with_context(|| {
-                format!(
-                    "measuring {} on {}",
-                    row.workload.kind.name(),
-                    row.path.name()
-                )
-            })?;
+            let sample = one(lane, row.workload, args.seconds)?;
             ui::say(format_args!("    {}", row.describe(&sample)));
             row.samples.push(sample);
         }
@@ -207,14 +217,29 @@ fn measure(lanes: &[Lane], workloads: &[Workload], args: &Args) -> anyhow::Resul
 }
 
 fn one(lane: &Lane, workload: Workload, seconds: f64) -> anyhow::Result<Sample> {
-    let target = lane.target();
-    workload.measure(&target, WARM_UP, lane.scratch())?;
-    let pids = lane.mesh_pids();
-    let before = Usage::read(&pids)?;
-    let measured = workload.measure(&target, seconds, lane.scratch())?;
-    let after = Usage::read(&pids)?;
-    std::thread::sleep(REST);
+    let (pids, cgroup) = (lane.mesh_pids(), lane.cgroup());
+    let read = |_: &Lane| Usage::read(&pids, cgroup);
+    let (before, measured, after) = observed(lane, workload, seconds, read)?;
     Ok(Sample::new(&measured, &before, &after))
+}
+
+/// A measurement between two readings, after a warm-up.
+fn observed<T>(
+    lane: &Lane,
+    workload: Workload,
+    seconds: f64,
+    read: impl Fn(&Lane) -> anyhow::Result<T>,
+) -> anyhow::Result<(T, Measured, T)> {
+    let measure = || {
+        let target = lane.target();
+        workload.measure(&target, WARM_UP, lane.scratch())?;
+        let before = read(lane)?;
+        let measured = workload.measure(&target, seconds, lane.scratch())?;
+        let after = read(lane)?;
+        std::thread::sleep(REST);
+        anyhow::Ok((before, measured, after))
+    };
+    measure().with_context(|| format!("measuring {} on {}", workload.kind.name(), lane.path.name()))
 }
 
 fn finish(args: &Args, setting: &Setting, rows: &[Row]) -> anyhow::Result<()> {
@@ -254,14 +279,15 @@ impl Args {
         Path::ALL.into_iter().filter(chosen).collect()
     }
 
-    fn chosen_workloads(&self) -> anyhow::Result<Vec<Workload>> {
+    /// Those of a report's workloads that were asked for; all without being asked.
+    fn chosen_of(&self, all: &[Workload]) -> anyhow::Result<Vec<Workload>> {
         let label =
             |workload: &Workload| format!("{}:{}", workload.kind.name(), workload.connections);
         for wanted in &self.workloads {
-            let known = WORKLOADS
+            let known = all
                 .iter()
-                .any(|w| w.kind.name() == wanted || label(w) == *wanted);
-            let names: Vec<_> = WORKLOADS.iter().map(label).collect();
+                .any(|w| w.kind.name() == *wanted || label(w) == *wanted);
+            let names: Vec<_> = all.iter().map(label).collect();
             ensure!(
                 known,
                 "no workload {wanted}; there are {}",
@@ -269,9 +295,10 @@ impl Args {
             );
         }
         let chosen = |workload: &&Workload| {
-            let is = |wanted: &String| workload.kind.name() == wanted || label(workload) == *wanted;
+            let is =
+                |wanted: &String| workload.kind.name() == *wanted || label(workload) == *wanted;
             self.workloads.is_empty() || self.workloads.iter().any(is)
         };
-        Ok(WORKLOADS.iter().filter(chosen).copied().collect())
+        Ok(all.iter().filter(chosen).copied().collect())
     }
 }

@@ -1,10 +1,12 @@
 //! `cargo xtask client`: the plain clients that the demo and the bench start inside pods. They know
 //! nothing of a mesh; what they saw goes to stdout as JSON.
 
+mod each;
 mod http;
 mod http2;
 mod latency;
 mod load;
+mod stream;
 mod tcp;
 
 use anyhow::Context as _;
@@ -45,6 +47,33 @@ enum Kind {
         /// The length of a message.
         #[arg(long, default_value_t = 64)]
         bytes: usize,
+        /// In how many writes it is sent.
+        #[arg(long, default_value_t = 1)]
+        writes: usize,
+    },
+    /// TCP connections, each for one message, its echo and the server's end.
+    Connect {
+        #[command(flatten)]
+        load: LoadArgs,
+    },
+    /// DNS questions of unconnected sockets.
+    Dns {
+        #[command(flatten)]
+        load: LoadArgs,
+        /// The name whose address is asked for.
+        #[arg(long)]
+        name: String,
+    },
+    /// Streams in one direction.
+    Stream {
+        #[command(flatten)]
+        load: LoadArgs,
+        /// Who sends.
+        #[arg(long, value_enum)]
+        direction: stream::Direction,
+        /// The length of a write.
+        #[arg(long, default_value_t = 65536)]
+        bytes: usize,
     },
 }
 
@@ -59,7 +88,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let request = http2::Request::new(authority, path)?;
             report(&load::run(load, || request.conversation())?)
         }
-        Kind::Tcp { load, bytes } => report(&load::run(load, || tcp::PingPong::new(*bytes))?),
+        Kind::Tcp {
+            load,
+            bytes,
+            writes,
+        } => {
+            let load = load::run(load, || tcp::PingPong::new(*bytes, *writes));
+            report(&load?)
+        }
+        Kind::Connect { load } => report(&each::connections(load)),
+        Kind::Dns { load, name } => report(&each::questions(load, name)?),
+        Kind::Stream {
+            load,
+            direction,
+            bytes,
+        } => report(&stream::run(load, *direction, *bytes)),
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) enum Protocol {
     Http1(Http1),
     Http2(Http2),
     Echo,
+    /// As before, for the first bytes alone.
+    Once,
 }
 
 /// Bytes to be sent; answers share theirs.
@@ -29,6 +31,11 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn push(&mut self, part: Rc<[u8]>) {
         self.parts.push_back(part);
+    }
+
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> Vec<Rc<[u8]>> {
+        self.parts.iter().cloned().collect()
     }
 }
 
@@ -71,6 +78,10 @@ impl Connection {
                 Protocol::Http1(http1) => http1.receive(bytes, &mut self.output)?,
                 Protocol::Http2(http2) => http2.receive(bytes, &mut self.output)?,
                 Protocol::Echo => self.output.push(bytes.into()),
+                Protocol::Once => {
+                    self.output.push(bytes.into());
+                    self.output.close = true;
+                }
             }
             self.flush()?;
         }

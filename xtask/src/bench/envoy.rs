@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use millrace_testkit::{Cluster, Pod};
 use serde_json::{Value, json};
 
-use super::ports::{HTTP, HTTP2, TCP};
+use super::ports::{self, HTTP2};
 use super::setting::Setting;
 use crate::setup;
 
@@ -65,18 +65,18 @@ fn config(upstream: Option<&Upstream<'_>>, setting: &Setting) -> Value {
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "10s",
     })];
-    for port in [HTTP, HTTP2, TCP] {
+    for (_, port) in ports::ALL {
         clusters.push(cluster(&inbound_name(port), "127.0.0.1", port));
     }
     if let Some(upstream) = upstream {
         let address = upstream.address.to_string();
-        for port in [HTTP, HTTP2, TCP] {
+        for (_, port) in ports::ALL {
             let name = format!("outbound|{port}||{}", upstream.host);
             clusters.push(cluster(&name, &address, port));
-            let filter = if port == TCP {
-                tcp_proxy(&name)
-            } else {
+            let filter = if ports::is_http(port) {
                 http_manager("outbound", &[upstream.host], &name, setting)
+            } else {
+                tcp_proxy(&name)
             };
             listeners.push(json!({
                 "name": format!("0.0.0.0_{port}"),
@@ -95,10 +95,10 @@ fn config(upstream: Option<&Upstream<'_>>, setting: &Setting) -> Value {
 fn inbound(setting: &Setting) -> Value {
     let chain = |port: u16| {
         let name = inbound_name(port);
-        let filter = if port == TCP {
-            tcp_proxy(&name)
-        } else {
+        let filter = if ports::is_http(port) {
             http_manager("inbound", &["*"], &name, setting)
+        } else {
+            tcp_proxy(&name)
         };
         json!({ "filter_chain_match": { "destination_port": port }, "filters": [filter] })
     };
@@ -109,7 +109,7 @@ fn inbound(setting: &Setting) -> Value {
             "name": "envoy.filters.listener.original_dst",
             "typed_config": typed("filters.listener.original_dst.v3.OriginalDst", json!({})),
         }],
-        "filter_chains": [chain(HTTP), chain(HTTP2), chain(TCP)],
+        "filter_chains": ports::ALL.map(|(_, port)| chain(port)),
     })
 }
 

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Path;
 use super::envoy::{self, Upstream};
-use super::ports::{HTTP, HTTP2, PROXY_UID, TCP};
+use super::ports::{self, HTTP, HTTP2, ONCE, PROXY_UID, SINK, SOURCE, TCP};
 use super::setting::Setting;
 use super::workload::Target;
 
@@ -28,7 +28,7 @@ pub(super) struct Lane {
     _backend: Process,
     between: Between,
     client: AnyPod,
-    _server: AnyPod,
+    server: AnyPod,
 }
 
 /// What lies between client and server.
@@ -61,6 +61,24 @@ impl Lane {
             client: &self.client,
             address: self.address,
             host: &self.host,
+        }
+    }
+
+    /// The pods in which the applications are: the client's and the server's.
+    pub(super) fn pods(&self) -> [&Pod; 2] {
+        [&self.client, &self.server]
+    }
+
+    /// Client, server and what lies between, of this path alone.
+    pub(super) fn cgroup(&self) -> &FilePath {
+        self.client.node_cgroup_dir()
+    }
+
+    /// The node whose proxy is in between, where there is one.
+    pub(super) fn node(&self) -> Option<&MeshNode> {
+        match &self.between {
+            Between::Node(node) => Some(node),
+            Between::Nothing | Between::Sidecars(_) => None,
         }
     }
 
@@ -176,7 +194,7 @@ impl Builder<'_> {
             _backend: backend(&server)?,
             between: Between::Nothing,
             client,
-            _server: server,
+            server,
         })
     }
 
@@ -205,7 +223,7 @@ impl Builder<'_> {
             _backend: backend,
             between: Between::Sidecars(between),
             client,
-            _server: server,
+            server,
         })
     }
 
@@ -244,12 +262,9 @@ impl Builder<'_> {
                 .annotation("millrace.io/capture", capture)
                 .annotation("millrace.io/acceleration", acceleration)
         };
-        let server = options("server")
-            .label("app", &service.name)
-            .port("http", HTTP)
-            .port("http2", HTTP2)
-            .port("tcp-echo", TCP);
-        let server = node.pod(server)?;
+        let server = options("server").label("app", &service.name);
+        let with_port = |pod: PodOptions, (name, port): (&str, u16)| pod.port(name, port);
+        let server = node.pod(ports::ALL.into_iter().fold(server, with_port))?;
         let client = node.pod(options("client"))?;
         for pod in [&client, &server] {
             let captured = node.captured(pod)?;
@@ -266,7 +281,7 @@ impl Builder<'_> {
             _backend: backend(&server)?,
             between: Between::Node(Box::new(node)),
             client: AnyPod::Mesh(client),
-            _server: AnyPod::Mesh(server),
+            server: AnyPod::Mesh(server),
         })
     }
 }
@@ -276,11 +291,7 @@ impl Service {
     fn manifest(&self) -> String {
         let port =
             |name: &str, port: u16| json!({ "name": name, "port": port, "targetPort": port });
-        let ports = [
-            port("http", HTTP),
-            port("http2", HTTP2),
-            port("tcp-echo", TCP),
-        ];
+        let ports = ports::ALL.map(|(name, number)| port(name, number));
         json!({
             "apiVersion": "v1",
             "kind": "Service",
@@ -313,6 +324,12 @@ fn backend(pod: &Pod) -> anyhow::Result<Process> {
         &at(HTTP2),
         "--tcp",
         &at(TCP),
+        "--once",
+        &at(ONCE),
+        "--sink",
+        &at(SINK),
+        "--source",
+        &at(SOURCE),
     ]);
     let process = pod.spawn("backend", command)?;
     until(START, || pod.connect(pod.at(TCP)))?;

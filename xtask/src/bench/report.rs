@@ -22,6 +22,7 @@ pub(super) struct Sample {
     p50_us: f64,
     p99_us: f64,
     cpu_us: f64,
+    cpu_path_us: f64,
     cpu_total_us: f64,
     rss_bytes: f64,
     errors: u64,
@@ -37,6 +38,7 @@ impl Sample {
             p50_us: measured.latencies.p50_us,
             p99_us: measured.latencies.p99_us,
             cpu_us: each(before.processes, after.processes),
+            cpu_path_us: each(before.cgroup, after.cgroup),
             cpu_total_us: each(before.machine, after.machine),
             rss_bytes: after.rss_bytes as f64,
             errors: measured.errors,
@@ -61,7 +63,7 @@ pub(super) struct Figure {
 }
 
 impl Figure {
-    fn of(mut values: Vec<f64>) -> Self {
+    pub(super) fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let (Some(min), Some(max)) = (values.first(), values.last()) else {
             return Self::default();
@@ -109,12 +111,29 @@ impl Row {
         self.figure(|sample| sample.cpu_us)
     }
 
+    fn cpu_path(&self) -> Figure {
+        self.figure(|sample| sample.cpu_path_us)
+    }
+
     fn cpu_total(&self) -> Figure {
         self.figure(|sample| sample.cpu_total_us)
     }
 
     fn rss(&self) -> Figure {
         self.figure(|sample| sample.rss_bytes)
+    }
+
+    /// Requests per second, round by round.
+    pub(super) fn rates(&self) -> Vec<f64> {
+        self.samples.iter().map(|sample| sample.rps).collect()
+    }
+
+    /// CPU time of client, server and mesh per request, round by round.
+    pub(super) fn costs(&self) -> Vec<f64> {
+        self.samples
+            .iter()
+            .map(|sample| sample.cpu_path_us)
+            .collect()
     }
 
     pub(super) fn errors(&self) -> u64 {
@@ -149,6 +168,8 @@ impl Row {
             "p99_us_spread": spread(self.p99()),
             "cpu_us_per_request": rounded(self.cpu().median),
             "cpu_us_per_request_spread": spread(self.cpu()),
+            "cpu_path_us_per_request": rounded(self.cpu_path().median),
+            "cpu_path_us_per_request_spread": spread(self.cpu_path()),
             "cpu_total_us_per_request": rounded(self.cpu_total().median),
             "cpu_total_us_per_request_spread": spread(self.cpu_total()),
             "rss_bytes": self.rss().median.round(),

@@ -1,6 +1,7 @@
 //! What processes and the machine used: CPU time and memory, from `/proc`.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,6 +11,8 @@ use anyhow::Context as _;
 pub(super) struct Usage {
     /// CPU time of the given processes.
     pub(super) processes: Duration,
+    /// CPU time of everything below the given cgroup.
+    pub(super) cgroup: Duration,
     /// CPU time of the whole machine that was not idle.
     pub(super) machine: Duration,
     /// Resident memory of the given processes.
@@ -17,8 +20,9 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    pub(super) fn read(pids: &[u32]) -> anyhow::Result<Self> {
+    pub(super) fn read(pids: &[u32], cgroup: &Path) -> anyhow::Result<Self> {
         let mut usage = Self {
+            cgroup: cgroup_time(cgroup)?,
             machine: machine()?,
             ..Self::default()
         };
@@ -53,6 +57,18 @@ fn machine() -> anyhow::Result<Duration> {
     Ok(ticks(busy))
 }
 
+fn cgroup_time(cgroup: &Path) -> anyhow::Result<Duration> {
+    let file = cgroup.join("cpu.stat");
+    let stat = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let used = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "));
+    let used = used.and_then(|used| used.parse().ok());
+    Ok(Duration::from_micros(
+        used.context("a cgroup without CPU time")?,
+    ))
+}
+
 fn process_time(pid: u32) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("the process {pid} is gone"))?;
@@ -82,12 +98,24 @@ mod tests {
     #[test]
     fn a_busy_process_uses_time_and_memory() {
         let me = [std::process::id()];
-        let before = Usage::read(&me).unwrap();
+        let cgroup = std::env::temp_dir().join(format!("millrace-usage-{}", std::process::id()));
+        fs::create_dir_all(&cgroup).unwrap();
+        let read = |used: u64| {
+            fs::write(
+                cgroup.join("cpu.stat"),
+                format!("usage_usec {used}\nuser_usec 1\n"),
+            )
+            .unwrap();
+            Usage::read(&me, &cgroup).unwrap()
+        };
+        let before = read(1);
         let enough = before.processes + Duration::from_millis(50);
         let mut after = before;
         while after.processes < enough {
-            after = Usage::read(&me).unwrap();
+            after = read(3);
         }
+        fs::remove_dir_all(&cgroup).unwrap();
+        assert_eq!(after.cgroup.as_micros() - before.cgroup.as_micros(), 2);
         assert!(after.machine > before.machine, "{after:?}");
         assert!(after.rss_bytes > 100_000, "{after:?}");
     }

@@ -1,6 +1,6 @@
 //! A load generator: one thread, some connections, one exchange in flight on each.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,19 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use serde::{Deserialize, Serialize};
 
 use super::Latencies;
+use crate::backend::stream::write;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoadArgs {
     /// The server.
     #[arg(long)]
-    to: SocketAddr,
+    pub(super) to: SocketAddr,
     /// How long to measure.
     #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
+    pub(super) seconds: f64,
     /// On how many connections.
     #[arg(long, default_value_t = 1)]
-    connections: usize,
+    pub(super) connections: usize,
 }
 
 /// What was measured.
@@ -41,6 +42,10 @@ pub(super) trait Conversation {
     fn next(&mut self) -> Vec<u8>;
     /// Takes received bytes; may add bytes to be sent at once.
     fn receive(&mut self, bytes: &[u8], reply: &mut Vec<u8>) -> Progress;
+    /// How much one write sends at most.
+    fn write_length(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// Where an exchange is after some bytes.
@@ -153,12 +158,17 @@ impl<C: Conversation> Connection<C> {
         }
     }
 
-    /// What is sent is far smaller than a socket buffer, with one exchange in flight.
+    /// What is sent is smaller than a socket buffer, with one exchange in flight; where it is not all
+    /// the same, the rest waits for room.
     fn flush(&mut self) -> std::io::Result<()> {
-        if !self.unsent.is_empty() {
-            self.stream.write_all(&self.unsent)?;
-            self.unsent.clear();
+        let length = self
+            .conversation
+            .write_length()
+            .clamp(1, self.unsent.len().max(1));
+        for part in self.unsent.chunks(length) {
+            write(&mut self.stream, part)?;
         }
+        self.unsent.clear();
         Ok(())
     }
 }

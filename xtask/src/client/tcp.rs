@@ -5,13 +5,16 @@ use super::load::{Conversation, Progress};
 pub(super) struct PingPong {
     message: Vec<u8>,
     left: usize,
+    write: usize,
 }
 
 impl PingPong {
-    pub(super) fn new(bytes: usize) -> Self {
+    /// A message of `bytes` that goes out in `writes` of about one length.
+    pub(super) fn new(bytes: usize, writes: usize) -> Self {
         Self {
             message: vec![b'x'; bytes],
             left: 0,
+            write: bytes.div_ceil(writes.max(1)),
         }
     }
 }
@@ -35,5 +38,9 @@ impl Conversation for PingPong {
                 Progress::Pending
             }
         }
+    }
+
+    fn write_length(&self) -> usize {
+        self.write
     }
 }

@@ -167,6 +167,10 @@ impl Inner {
         &self.host
     }
 
+    pub(crate) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
     pub(crate) fn pods(&self) -> &Cgroup {
         &self.pods
     }

@@ -234,6 +234,11 @@ impl Pod {
         })
     }
 
+    /// The cgroup2 directory of the pod's node: of its pods and of what it runs for them.
+    pub fn node_cgroup_dir(&self) -> &Path {
+        self.node.cgroup().path()
+    }
+
     /// The pod's own cgroup2 directory, above its containers'.
     pub fn cgroup_dir(&self) -> &Path {
         self.cgroup.path()
