@@ -3,6 +3,7 @@
 //! them; the other reports look at one thing each.
 
 mod acceleration;
+mod connections;
 mod envoy;
 mod hops;
 mod lane;
@@ -59,6 +60,9 @@ pub(crate) struct Args {
     /// With how many idle pods the report `pods` measures.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 500])]
     pods: Vec<usize>,
+    /// How many connections at once the report `connections` asks for.
+    #[arg(long, default_value_t = 100_000)]
+    connections: usize,
 }
 
 /// What is measured.
@@ -68,6 +72,8 @@ enum Report {
     Paths,
     /// Acceleration off, `auto` and on, by size and kind of what is sent.
     Acceleration,
+    /// Many connections at once, and what becomes of those that are too many.
+    Connections,
     /// Packets per request on the pods' interfaces, by path.
     Hops,
     /// What each kernel program costs, and how often it runs per request.
@@ -154,6 +160,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match args.report {
         Report::Paths => compare(&cluster, &setting, args),
         Report::Acceleration => acceleration::run(&cluster, &setting, args),
+        Report::Connections => connections::run(&cluster, &setting, args),
         Report::Hops => hops::run(&cluster, &setting, args),
         Report::Programs => programs::run(&cluster, &setting, args),
         Report::Pods => pods::run(&cluster, &setting, args),

@@ -2,6 +2,7 @@
 //! nothing of a mesh; what they saw goes to stdout as JSON.
 
 mod each;
+mod hold;
 mod http;
 mod http2;
 mod latency;
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use crate::ui;
 
+pub(crate) use hold::{Answered, Held};
 pub(crate) use http::{Called, HttpArgs};
 pub(crate) use latency::Latencies;
 pub(crate) use load::{LoadArgs, Measured};
@@ -64,6 +66,8 @@ enum Kind {
         #[arg(long)]
         name: String,
     },
+    /// Many connections at once.
+    Hold(hold::HoldArgs),
     /// Streams in one direction.
     Stream {
         #[command(flatten)]
@@ -97,6 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             report(&load?)
         }
         Kind::Connect { load } => report(&each::connections(load)),
+        Kind::Hold(args) => hold::run(args),
         Kind::Dns { load, name } => report(&each::questions(load, name)?),
         Kind::Stream {
             load,

@@ -159,20 +159,15 @@ struct Builder<'a> {
 }
 
 /// A service of a lane: nobody has its address, so a call to it only arrives if it was captured.
-struct Service {
-    name: String,
-    host: String,
-    address: IpAddr,
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) host: String,
+    pub(super) address: IpAddr,
 }
 
 impl Builder<'_> {
     fn lane(&self, path: Path, number: u8) -> anyhow::Result<Lane> {
-        let name = format!("backend-{}", path.name());
-        let service = Service {
-            host: format!("{name}.default.svc.cluster.local"),
-            address: Ipv4Addr::new(10, 96, 100, number).into(),
-            name,
-        };
+        let service = Service::numbered(&format!("backend-{}", path.name()), number);
         let lane = match path {
             Path::Direct => self.direct(path, service),
             Path::SidecarIptables | Path::EnvoySidecarIptables => self.sidecars(path, service),
@@ -287,8 +282,16 @@ impl Builder<'_> {
 }
 
 impl Service {
+    pub(super) fn numbered(name: &str, number: u8) -> Self {
+        Self {
+            name: name.to_owned(),
+            host: format!("{name}.default.svc.cluster.local"),
+            address: Ipv4Addr::new(10, 96, 100, number).into(),
+        }
+    }
+
     /// As a Kubernetes object.
-    fn manifest(&self) -> String {
+    pub(super) fn manifest(&self) -> String {
         let port =
             |name: &str, port: u16| json!({ "name": name, "port": port, "targetPort": port });
         let ports = ports::ALL.map(|(name, number)| port(name, number));
@@ -313,7 +316,7 @@ fn plain_pods(node: &Node) -> anyhow::Result<(AnyPod, AnyPod)> {
     ))
 }
 
-fn backend(pod: &Pod) -> anyhow::Result<Process> {
+pub(super) fn backend(pod: &Pod) -> anyhow::Result<Process> {
     let mut command = Command::new(super::generator()?);
     let at = |port: u16| format!("[::]:{port}");
     command.args([
