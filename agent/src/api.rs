@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::bpf::{self, LogLevel};
 use crate::broker::chain;
+use crate::integrity::{self, ForeignStatus, Integrity};
 use crate::iptables;
 use crate::kernel::Kernel;
 use crate::pods::{PodSource, PutError, describe};
@@ -35,6 +36,8 @@ pub struct Api {
     pub commands: mpsc::Sender<Command>,
     /// Counters and kernel-side log level.
     pub kernel: Kernel,
+    /// What the watch over capture knows.
+    pub integrity: Integrity,
     /// This process's log level.
     pub level: LevelHandle,
     /// This process's metrics.
@@ -119,9 +122,12 @@ impl Api {
     fn process_routes(&self) -> Routes {
         let api = || self.clone();
         let (get_log, put_log, counters, scrape) = (api(), api(), api(), api());
-        let accelerated = api();
+        let (accelerated, probed) = (api(), api());
         Routes::new()
-            .get("/probe", "what this kernel and host can do", |_| async { probe().await })
+            .get("/probe", "what this kernel and host can do", move |_| {
+                let foreign = probed.integrity.node().foreign;
+                async move { probe(foreign).await }
+            })
             .get("/log", "log levels: this process's and the eBPF programs'", move |_| {
                 let api = get_log.clone();
                 async move { api.levels() }
@@ -154,7 +160,7 @@ impl Api {
 
     fn node(&self) -> NodeStatus {
         let view = self.view.borrow().clone();
-        view.node.with_maps(&self.kernel)
+        view.node.with_live(&self.kernel, &self.integrity)
     }
 
     fn pods(&self, wanted: impl Fn(&PodStatus) -> bool) -> Vec<PodStatus> {
@@ -162,7 +168,7 @@ impl Api {
         view.pods
             .iter()
             .filter(|pod| wanted(pod))
-            .map(|pod| pod.with_events(&self.kernel))
+            .map(|pod| pod.with_live(&self.kernel, &self.integrity))
             .collect()
     }
 
@@ -358,8 +364,18 @@ impl Api {
 }
 
 /// What this kernel and host can do, as `/probe` and `millrace-agent probe` tell it.
-pub fn abilities() -> serde_json::Value {
+///
+/// `foreign` is what others have attached where an agent runs; where none does, it is looked for.
+pub fn abilities(foreign: Option<Vec<ForeignStatus>>) -> serde_json::Value {
     let ebpf = bpf::probe();
+    let foreign = foreign.unwrap_or_else(|| {
+        let cgroup = ebpf.cgroup2.as_deref();
+        cgroup.map(integrity::foreign_here).unwrap_or_default()
+    });
+    let foreign: Vec<_> = foreign
+        .iter()
+        .map(|program| json!({"program": program, "text": program.describe()}))
+        .collect();
     let usable = ebpf.ebpf();
     let faster = ebpf.acceleration();
     let tools = iptables::available();
@@ -384,12 +400,13 @@ pub fn abilities() -> serde_json::Value {
             "tools": tools.as_ref().ok(),
             "reason": tools.as_ref().err().map(|error| chain(error)),
         },
+        "foreign": foreign,
         "kernel": ebpf,
     })
 }
 
-async fn probe() -> Response {
-    match tokio::task::spawn_blocking(abilities).await {
+async fn probe(foreign: Vec<ForeignStatus>) -> Response {
+    match tokio::task::spawn_blocking(|| abilities(Some(foreign))).await {
         Ok(abilities) => Reply::json(200, &abilities),
         Err(error) => Reply::json(500, &json!({"error": error.to_string()})),
     }

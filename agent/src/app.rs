@@ -44,12 +44,14 @@ pub async fn run(config: AgentConfig, level: LevelHandle) -> anyhow::Result<()> 
     let reconciler = Reconciler::new(Arc::clone(&config), kernel.clone(), source.watch(), store);
     let metrics = Metrics::new(&BuildInfo::of("millrace-agent"));
     crate::metrics::register(&metrics, reconciler.view(), kernel.clone());
+    crate::integrity::register(&metrics, reconciler.view(), reconciler.integrity());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let api = Api {
         source: Arc::clone(&source) as Arc<dyn crate::pods::PodSource>,
         view: reconciler.view(),
         commands,
         kernel: kernel.clone(),
+        integrity: reconciler.integrity(),
         level,
         metrics,
     };
@@ -67,6 +69,7 @@ pub async fn run(config: AgentConfig, level: LevelHandle) -> anyhow::Result<()> 
         let (source, stop) = (Arc::clone(&source), stop.clone());
         tokio::spawn(async move { source.run(stop).await })
     };
+    let checking = tokio::spawn(reconciler.watch().run(stop.clone()));
     let reconciling = tokio::spawn(reconciler.run(inbox, stop.clone()));
     let serving = tokio::spawn(server.serve(api.routes(), stop.clone()));
     let promoting = tokio::spawn(crate::accel::serve(
@@ -81,7 +84,7 @@ pub async fn run(config: AgentConfig, level: LevelHandle) -> anyhow::Result<()> 
     let signal = signals.stop().await;
     tracing::info!(%signal, "agent stops, captured pods stay captured");
     stop.cancel();
-    for task in [watching, reconciling, serving, promoting, looking] {
+    for task in [watching, checking, reconciling, serving, promoting, looking] {
         task.await.context("joining a task")?;
     }
     Ok(())

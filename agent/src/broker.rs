@@ -13,6 +13,7 @@ pub mod routes;
 pub mod sockets;
 
 mod hub;
+mod inspect;
 mod netlink;
 mod outbox;
 mod server;

@@ -11,6 +11,7 @@ use millrace_runtime::telemetry::Format;
 
 use crate::broker::BrokerConfig;
 use crate::config::{AgentConfig, Paths};
+use crate::integrity::CANARY_INTERVAL;
 use crate::node::NodeConfig;
 use crate::redirect::Wish;
 
@@ -99,6 +100,10 @@ pub struct AgentArgs {
     /// default.
     #[arg(long, env = "MILLRACE_HOST_NETNS_COOKIE")]
     pub host_netns_cookie: Option<u64>,
+    /// Seconds between two canaries of a pod, connections that show whether its capture works; 0
+    /// sends none. On a node of many pods each has its turn less often.
+    #[arg(long, env = "MILLRACE_CANARY_INTERVAL_S", default_value_t = CANARY_INTERVAL.as_secs())]
+    pub canary_interval_s: u64,
 }
 
 /// Arguments of `run`.
@@ -133,6 +138,9 @@ impl RunArgs {
             capture: self.agent.capture,
             host_netns_cookie: self.agent.host_netns_cookie,
             proxy_uid: self.user.proxy_uid,
+            canary_interval: Some(self.agent.canary_interval_s)
+                .filter(|seconds| *seconds > 0)
+                .map(Duration::from_secs),
         }
     }
 }
@@ -299,6 +307,7 @@ impl NodeArgs {
         if let Some(cookie) = self.agent.host_netns_cookie {
             args.extend(pair("--host-netns-cookie", cookie));
         }
+        args.extend(pair("--canary-interval-s", self.agent.canary_interval_s));
         args
     }
 }

@@ -1,6 +1,7 @@
 //! Typed settings of the agent's commands; `cli.rs` fills them from flags and environment.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::redirect::Wish;
 
@@ -54,4 +55,6 @@ pub struct AgentConfig {
     pub host_netns_cookie: Option<u64>,
     /// The user that proxies run as.
     pub proxy_uid: u32,
+    /// Time between two canaries of a pod; `None` sends none.
+    pub canary_interval: Option<Duration>,
 }

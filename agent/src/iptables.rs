@@ -12,6 +12,6 @@ pub mod rules;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Applied, IptablesError, available, install, remove, verify};
-pub use check::{Drift, intact};
-pub use rules::{Ruleset, rulesets, rulesets_at};
+pub use apply::{Applied, IptablesError, Listing, available, install, listings, remove, verify};
+pub use check::{Drift, intact, rules_of};
+pub use rules::{CHAINS, Ruleset, rulesets, rulesets_at};

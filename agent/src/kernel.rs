@@ -6,18 +6,22 @@
 mod accel;
 mod events;
 
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_runtime::handoff::{Breakage, CaptureMode, PodUid};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::bpf::{
-    Bpf, BpfConfig, BpfError, CounterValue, Enrolled, LogLevel, MapOccupancy, PodEnrolment,
-    PodTraffic, Replace, netns_cookie, probe,
+    Bpf, BpfConfig, BpfError, CounterValue, Enrolled, ForeignProgram, LogLevel, MapOccupancy,
+    PodEnrolment, PodTraffic, Replace, netns_cookie, probe,
 };
 use crate::broker::chain;
 use crate::config::AgentConfig;
+use crate::integrity::{Subject, Subjects};
 use accel::AccelPods;
 use events::Tally;
 
@@ -29,6 +33,17 @@ const COUNTED: Duration = Duration::from_secs(5);
 
 /// When the elements of the maps were counted, and what came of it.
 type Counted = (Instant, Vec<MapOccupancy>);
+
+/// What a comparison of the kernel with what was decided found.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// Programs that are not attached to the node's cgroup.
+    pub detached: Vec<&'static str>,
+    /// What is broken of each pod that eBPF captures.
+    pub pods: BTreeMap<PodUid, Vec<Breakage>>,
+    /// Programs of others that choose sockets in its namespace.
+    pub foreign: BTreeMap<PodUid, Vec<ForeignProgram>>,
+}
 
 /// The loaded programs, or why there are none; cheap to clone.
 #[derive(Clone)]
@@ -110,6 +125,54 @@ impl Kernel {
             && let Err(error) = bpf.take_over()
         {
             tracing::warn!(error = %chain(&error), "older programs stay in charge");
+        }
+    }
+
+    /// Compares what is in the kernel with what was decided; nothing is missing without programs.
+    pub fn compare(&self, subjects: &Subjects) -> Compared {
+        let compared = self.with(|bpf| {
+            let mut compared = Compared {
+                detached: bpf.detached()?,
+                ..Compared::default()
+            };
+            let listeners = bpf.listener_elements()?;
+            let by_ebpf = |pod: &&Subject| pod.mode == CaptureMode::Ebpf && pod.settled;
+            for pod in subjects.pods.values().filter(by_ebpf) {
+                let broken = bpf.verify(pod.cookie, pod.netns.as_fd(), &listeners)?;
+                let foreign = bpf.foreign_lookups(pod.netns.as_fd())?;
+                compared.pods.insert(pod.uid.clone(), broken);
+                compared.foreign.insert(pod.uid.clone(), foreign);
+            }
+            Ok(compared)
+        });
+        compared.unwrap_or_else(|reason| {
+            tracing::debug!(
+                reason,
+                "the kernel cannot be compared with what was decided"
+            );
+            Compared::default()
+        })
+    }
+
+    /// Programs of others at the hooks of capture.
+    ///
+    /// # Errors
+    /// Says why they cannot be looked for.
+    pub fn foreign(&self) -> Result<Vec<ForeignProgram>, String> {
+        self.with(|bpf| bpf.foreign())
+    }
+
+    /// Attaches programs that were detached.
+    pub fn restore(&self) {
+        if let Err(error) = self.with(Bpf::restore) {
+            tracing::warn!(error, "programs stay detached");
+        }
+    }
+
+    /// Lets the programs of these hooks run before all others.
+    pub fn go_first(&self, hooks: &[&str]) {
+        if let Err(error) = self.with(|bpf| bpf.go_first(hooks)) {
+            tracing::warn!(error, ?hooks, "other programs still run before Millrace's");
         }
     }
 

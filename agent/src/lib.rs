@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod dump;
 pub mod enroll;
+pub mod integrity;
 pub mod iptables;
 pub mod kernel;
 pub mod metrics;

@@ -70,7 +70,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Probe => {
-            say(&serde_json::to_string_pretty(&api::abilities())?);
+            say(&serde_json::to_string_pretty(&api::abilities(None))?);
             Ok(())
         }
         Command::Version => {

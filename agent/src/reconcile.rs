@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use millrace_runtime::backoff::Backoff;
 use millrace_runtime::handoff::{
-    AgentAnswer, AgentRequest, CaptureMode, Families, ListenerLabel, PodSpec, PodUid, ProxyState,
-    Received, ToAgent,
+    AgentAnswer, AgentRequest, CaptureMode, Cause, Families, ListenerLabel, PodSpec, PodUid,
+    ProxyState, Received, ToAgent,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -26,13 +26,14 @@ use crate::broker::chain;
 use crate::broker_client::{BrokerClient, CallError};
 use crate::config::AgentConfig;
 use crate::enroll::{self, Action, Actual, Desired};
+use crate::integrity::{self, Integrity, Notice, Subjects, Watch};
 use crate::kernel::Kernel;
 use crate::pods::PodSet;
 use crate::redirect::{self, CaptureSettings, Choice, NodeAbilities, Wish};
 use crate::status::View;
 use crate::store::Store;
 
-/// How often rules inside pods are looked at again.
+/// How often what pods go without is looked for again.
 const RECHECK: Duration = Duration::from_secs(30);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(30);
@@ -82,7 +83,7 @@ struct Tracked {
 #[derive(Debug)]
 struct Handle {
     cookie: u64,
-    netns: OwnedFd,
+    netns: Arc<OwnedFd>,
     families: Families,
     labels: Vec<ListenerLabel>,
     inbound: Vec<OwnedFd>,
@@ -100,7 +101,7 @@ pub struct Reconciler {
     kernel: Kernel,
     sets: watch::Receiver<Arc<PodSet>>,
     store: Store,
-    broker: Option<BrokerClient>,
+    broker: Option<Arc<BrokerClient>>,
     events: Option<mpsc::Receiver<Received<ToAgent>>>,
     told_synced: bool,
     /// Nothing of an earlier agent is left in the maps.
@@ -109,6 +110,11 @@ pub struct Reconciler {
     proxies: Vec<ProxyState>,
     proxy_gone: bool,
     started: String,
+    integrity: Integrity,
+    /// What the watch over capture works on ...
+    subjects: watch::Sender<Arc<Subjects>>,
+    /// ... and asks for.
+    notices: (mpsc::Sender<Notice>, mpsc::Receiver<Notice>),
     view: watch::Sender<Arc<View>>,
 }
 
@@ -135,6 +141,9 @@ impl Reconciler {
             proxies: Vec::new(),
             proxy_gone: false,
             started,
+            integrity: Integrity::default(),
+            subjects: watch::Sender::default(),
+            notices: integrity::notices(),
             view: watch::Sender::new(Arc::new(empty)),
         }
     }
@@ -142,6 +151,22 @@ impl Reconciler {
     /// What is shown to others.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.subscribe()
+    }
+
+    /// What is known of capture's integrity.
+    pub fn integrity(&self) -> Integrity {
+        self.integrity.clone()
+    }
+
+    /// The task that watches over what this one does.
+    pub fn watch(&self) -> Watch {
+        Watch::new(
+            self.integrity.clone(),
+            self.kernel.clone(),
+            self.subjects.subscribe(),
+            self.notices.0.clone(),
+            self.config.canary_interval,
+        )
     }
 
     /// Works until `stop`.
@@ -164,7 +189,8 @@ impl Reconciler {
                 changed = self.sets.changed() => if changed.is_err() { return },
                 event = next_event(&mut self.events) => self.event(event),
                 Some(command) = commands.recv() => answers.push(self.command(command)),
-                _ = recheck.tick() => self.recheck(),
+                Some(notice) = self.notices.1.recv() => self.notice(notice),
+                _ = recheck.tick() => self.recheck(false),
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
@@ -193,7 +219,7 @@ impl Reconciler {
         match BrokerClient::connect(&path).await {
             Ok((client, events)) => {
                 tracing::info!(socket = %path.display(), "broker connected");
-                self.broker = Some(client);
+                self.broker = Some(Arc::new(client));
                 self.events = Some(events);
                 self.told_synced = false;
                 self.swept = false;
@@ -263,7 +289,8 @@ impl Reconciler {
                 })
             }
             Command::Refresh { done } => {
-                self.recheck();
+                self.recheck(true);
+                self.integrity.repaired();
                 Box::new(move || {
                     done.send(()).ok();
                 })
@@ -271,11 +298,36 @@ impl Reconciler {
         }
     }
 
-    /// Lets rules inside pods be compared again, so that what somebody removed comes back and what
-    /// was lacking is looked for.
-    fn recheck(&mut self) {
+    /// Carries out what the watch asks for; the next round of the loop captures anew.
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Changed => return,
+            Notice::Programs => self.kernel.restore(),
+            Notice::Overtaken(hooks) => {
+                tracing::info!(?hooks, "programs of others ran before Millrace's");
+                self.kernel.go_first(&hooks);
+            }
+            Notice::Pod(uid, causes) => {
+                let Some(pod) = self.pods.get_mut(&uid) else {
+                    return;
+                };
+                tracing::info!(pod = %pod.pod.qualified_name(), ?causes, "capture is repaired");
+                let sockets = [Cause::Listener, Cause::Canary];
+                if causes.iter().any(|cause| sockets.contains(cause)) {
+                    // The broker then makes what is gone.
+                    pod.adopted = false;
+                }
+                pod.capture_anew();
+            }
+        }
+        self.integrity.repaired();
+    }
+
+    /// Lets what pods go without be looked for again; with `rules` also what is inside those that
+    /// are captured by them, without waiting for the watch to find a difference.
+    fn recheck(&mut self, rules: bool) {
         for pod in self.pods.values_mut() {
-            if pod.in_force == CaptureMode::Iptables || pod.lacks.is_some() {
+            if (rules && pod.in_force == CaptureMode::Iptables) || pod.lacks.is_some() {
                 pod.applied = None;
             }
         }

@@ -10,6 +10,7 @@ use millrace_runtime::build_info::BuildInfo;
 use millrace_runtime::handoff::{CaptureMode, Families, OnCaptureLoss, PodUid, ProxyState};
 use serde::{Deserialize, Serialize};
 
+use crate::integrity::{Integrity, NodeIntegrity, PodIntegrity};
 use crate::kernel::{AccelerationCounts, CaptureEvents, Kernel};
 use crate::pods::SourceProblem;
 use crate::redirect::Wish;
@@ -61,6 +62,9 @@ pub struct PodStatus {
     /// What acceleration does for it.
     #[serde(default)]
     pub accelerated: AccelerationCounts,
+    /// Whether its capture is as it should be, and what was found and repaired.
+    #[serde(default)]
+    pub integrity: PodIntegrity,
 }
 
 /// How full a map of the eBPF programs is.
@@ -116,12 +120,15 @@ pub struct NodeStatus {
     /// Maps of the eBPF programs; none where these are not loaded.
     #[serde(default)]
     pub maps: Vec<MapStatus>,
+    /// Whether what captures all pods is as it should be.
+    #[serde(default)]
+    pub integrity: NodeIntegrity,
 }
 
 impl NodeStatus {
-    /// The same with how full the maps are now.
+    /// The same with how full the maps are now and what the watch over capture knows.
     #[must_use]
-    pub fn with_maps(&self, kernel: &Kernel) -> Self {
+    pub fn with_live(&self, kernel: &Kernel, integrity: &Integrity) -> Self {
         let maps = kernel.occupancy().into_iter().map(|map| MapStatus {
             map: map.map.to_owned(),
             used: map.used,
@@ -129,15 +136,16 @@ impl NodeStatus {
         });
         Self {
             maps: maps.collect(),
+            integrity: integrity.node(),
             ..self.clone()
         }
     }
 }
 
 impl PodStatus {
-    /// The same with what the programs have reported up to now.
+    /// The same with what programs and the watch over capture have reported up to now.
     #[must_use]
-    pub fn with_events(&self, kernel: &Kernel) -> Self {
+    pub fn with_live(&self, kernel: &Kernel, integrity: &Integrity) -> Self {
         Self {
             capture_events: self
                 .netns_cookie
@@ -147,6 +155,7 @@ impl PodStatus {
                 .netns_cookie
                 .map(|cookie| kernel.pod_acceleration(cookie))
                 .unwrap_or_default(),
+            integrity: integrity.pod(&self.uid),
             ..self.clone()
         }
     }

@@ -336,5 +336,6 @@ fn agent(fixture: &Fixture) -> AgentConfig {
         capture: Wish::Auto,
         host_netns_cookie: Some(bpf::cookie_of(node)),
         proxy_uid: 0,
+        canary_interval: None,
     }
 }

@@ -7,7 +7,7 @@
 
 use millrace_ebpf_abi::{
     Announced, Counter, Direction, EventKind, OrigDst, PodTelemetry, SocketEvent, SocketRole,
-    SocketState, TelemetryKey, announcement, is_application_socket, sockops_event,
+    SocketState, TelemetryKey, announcement, is_application_socket, ports, sockops_event,
 };
 
 use crate::count::count;
@@ -160,6 +160,10 @@ fn established(ctx: &SockOps<'_>, sock: Sock, netns_cookie: u64, direction: Dire
     let Some(state) = storage::get_or_create(sock.raw()) else {
         return count(Counter::SockopsStorageFailed);
     };
+    // A canary is nobody's traffic.
+    if state.orig_dst.port == ports::CANARY {
+        return;
+    }
     state.counted = direction as u8 + 1;
     sums.opened += 1;
     ctx.watch_state();

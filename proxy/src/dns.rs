@@ -125,6 +125,7 @@ impl Dns {
         match &decision {
             Decision::Drop => self.stats.count(Outcome::Dropped),
             Decision::Refuse(_) => self.stats.count(Outcome::Malformed),
+            Decision::Answer(_) if message::is_canary(query) => self.stats.count(Outcome::Canary),
             Decision::Answer(_) => self.stats.count(Outcome::Mesh),
             Decision::Forward => {}
         }

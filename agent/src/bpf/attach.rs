@@ -1,4 +1,9 @@
 //! Attaching: one pinned link per program at the node's cgroup, replaced in one step where there is one.
+//!
+//! Ours run before everybody else's. What a service's address is rewritten to by another program first (a CNI's
+//! socket load balancer) would reach the proxy as the destination, and nobody would know the service; ours leave
+//! a loopback address behind, which no load balancer has a service for. Answers are then undone by who changed
+//! the question, so the programs that hide a rewrite come first as well.
 
 use std::fs::{self, File};
 use std::io;
@@ -83,19 +88,46 @@ impl Bpf {
                     sys::link_update(link.as_fd(), fd).map_err(error)?;
                     return Ok(Outcome::Replaced);
                 }
+                // Detached by somebody, attached elsewhere, or to a cgroup that is gone.
                 stale = true;
             }
             Err(source) if source.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BpfError::bpffs("opening", path)(source)),
         }
         let cgroup = File::open(&self.cgroup).map_err(error)?;
-        let link = sys::link_create(fd, cgroup.as_fd(), program.attach_type).map_err(error)?;
+        let link =
+            sys::link_create_first(fd, cgroup.as_fd(), program.attach_type).map_err(error)?;
         if stale {
-            // Attached elsewhere, or to a cgroup that is gone; ours is in place already.
+            // Only now that ours is in place.
             unpin(path)?;
         }
         sys::pin(link.as_fd(), path).map_err(BpfError::bpffs("pinning", path))?;
         Ok(Outcome::Attached)
+    }
+}
+
+impl Bpf {
+    /// Attaches the program of a hook anew, before all that are attached now. Both are attached for a moment;
+    /// the second to see a connection finds a loopback address and leaves it alone.
+    pub(super) fn attach_first(&self, hook: &str) -> Result<(), BpfError> {
+        let found = self
+            .programs
+            .iter()
+            .find(|(program, _)| program.hook() == hook);
+        let Some((program, fd)) = found else {
+            return Ok(());
+        };
+        let path = self.pins.link(program.name);
+        let error = |source| BpfError::Attach {
+            program: program.name,
+            target: self.cgroup.display().to_string(),
+            source,
+        };
+        let cgroup = File::open(&self.cgroup).map_err(error)?;
+        let link = sys::link_create_first(fd.as_fd(), cgroup.as_fd(), program.attach_type)
+            .map_err(error)?;
+        unpin(&path)?;
+        sys::pin(link.as_fd(), &path).map_err(BpfError::bpffs("pinning", &path))
     }
 }
 

@@ -15,6 +15,7 @@ use super::attach::has_program;
 use super::loader::Bpf;
 use super::pins::unpin;
 use super::programs::{LOOKUP, SK_LOOKUP_ATTACH_TYPE};
+use super::verify::Decided;
 use super::{BpfError, CapturePolicy, sys};
 
 /// A pod to be captured.
@@ -63,6 +64,8 @@ impl Bpf {
             self.undo(pod.netns_cookie, rule_set, before.is_some());
             return Err(error);
         }
+        self.decided
+            .insert(pod.netns_cookie, Decided::of(pod, policy));
         tracing::info!(
             netns_cookie = pod.netns_cookie,
             ips = ?pod.ips,
@@ -83,6 +86,7 @@ impl Bpf {
     /// If a map or a pin cannot be changed. The pod is not captured any more unless `POLICIES` is named.
     pub fn withdraw(&mut self, netns_cookie: u64) -> Result<(), BpfError> {
         let before = self.maps.policies.get(netns_cookie)?;
+        self.decided.remove(&netns_cookie);
         self.maps.policies.remove(netns_cookie)?;
         self.forget(netns_cookie)?;
         if let Some(before) = before {
@@ -269,7 +273,7 @@ impl Bpf {
 }
 
 /// Which listeners take IPv4 and which IPv6 packets; a dual-stack one takes both.
-fn by_family<'a>(
+pub(super) fn by_family<'a>(
     netns_cookie: u64,
     listeners: &[BorrowedFd<'a>],
 ) -> Result<(Vec<BorrowedFd<'a>>, Vec<BorrowedFd<'a>>), BpfError> {

@@ -4,6 +4,7 @@
 //! over in one step per link. Maps are never made twice. So neither a crash nor an upgrade of the agent is
 //! seen by a running connection, nor by a new one.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::maps::{MapOccupancy, Maps, occupancy};
 use super::object::Loaded;
 use super::pins::{self, Pins};
 use super::programs::CgroupProgram;
+use super::verify::Decided;
 use super::{BpfError, CounterValue, EventStream, LogPump, PodTraffic};
 
 /// What the loader must know of the node.
@@ -72,6 +74,8 @@ pub struct Bpf {
     pub(super) programs: Vec<(CgroupProgram, OwnedFd)>,
     pub(super) accel: Result<AccelPrograms, String>,
     pub(super) adoption: Adoption,
+    /// What this agent has written for each pod, by the cookie of its namespace.
+    pub(super) decided: HashMap<u64, Decided>,
     older: Vec<PathBuf>,
     logs: Option<Logs>,
 }
@@ -105,6 +109,7 @@ impl Bpf {
             programs,
             accel,
             adoption: Adoption::default(),
+            decided: HashMap::new(),
             logs: Some(logs),
         };
         bpf.start(config)?;

@@ -132,6 +132,11 @@ impl Addresses {
             .collect())
     }
 
+    /// Whose address this is.
+    pub(super) fn owner(&self, ip: IpAddr) -> Result<Option<u64>, BpfError> {
+        found(self.0.get(&Addr::from(ip), 0)).map_err(BpfError::map("ADDRESSES", "read"))
+    }
+
     pub(super) fn all(&self) -> Result<Vec<(IpAddr, u64)>, BpfError> {
         self.0
             .iter()
@@ -176,6 +181,19 @@ impl Rules {
         Ok(())
     }
 
+    /// Whether a port rule is there as it was written.
+    pub(super) fn has_port(&self, key: &PortKey, rule: u8) -> Result<bool, BpfError> {
+        let is = found(self.ports.get(key, 0)).map_err(BpfError::map("PORT_RULES", "read"))?;
+        Ok(is == Some(rule))
+    }
+
+    /// Whether a CIDR rule is there as it was written: nothing else matches its own network better.
+    pub(super) fn has_cidr(&self, prefix: u32, key: CidrKey, rule: u8) -> Result<bool, BpfError> {
+        let is = found(self.cidrs.get(&Key::new(prefix, key), 0))
+            .map_err(BpfError::map("CIDR_RULES", "read"))?;
+        Ok(is == Some(rule))
+    }
+
     /// Removes the rule sets that `is_stale` names.
     pub(super) fn remove_sets(&mut self, is_stale: impl Fn(u64) -> bool) -> Result<(), BpfError> {
         let ports: Vec<PortKey> =
@@ -214,6 +232,7 @@ impl Listeners {
         Ok(())
     }
 
+    /// Cookies of the pods, one for each of their elements.
     pub(super) fn cookies(&self) -> Result<Vec<u64>, BpfError> {
         let keys: Vec<ListenerKey> =
             listed(self.0.keys()).map_err(BpfError::map("LISTENERS", "listed"))?;

@@ -94,6 +94,20 @@ impl Pins {
     }
 }
 
+/// Ids of the programs of every pinned cgroup link, of any ABI version.
+pub(super) fn attached_ids(root: &Path) -> Vec<u32> {
+    let listed = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+    let versions = listed(root.to_owned()).map(|entry| entry.path());
+    versions
+        .filter(|path| is_version(path))
+        .flat_map(|version| listed(version.join("links")))
+        .filter_map(|link| {
+            let link = sys::get(&link.path()).ok()?;
+            Some(sys::link_info(link.as_fd()).ok()?.program_id)
+        })
+        .collect()
+}
+
 /// Removes a pin; one that is not there is fine.
 pub(super) fn unpin(path: &Path) -> Result<(), BpfError> {
     match fs::remove_file(path) {

@@ -21,6 +21,32 @@ pub(super) struct CgroupProgram {
     pub(super) attach_type: u32,
 }
 
+impl CgroupProgram {
+    /// The hook as `bpftool` names it.
+    pub(super) fn hook(&self) -> &'static str {
+        hook_name(self.attach_type)
+    }
+}
+
+/// The name of a hook, as `bpftool` has it.
+pub(super) fn hook_name(attach_type: u32) -> &'static str {
+    match attach_type {
+        3 => "sock_ops",
+        10 => "connect4",
+        11 => "connect6",
+        14 => "sendmsg4",
+        15 => "sendmsg6",
+        19 => "recvmsg4",
+        20 => "recvmsg6",
+        21 => "getsockopt",
+        22 => "setsockopt",
+        29 => "getpeername4",
+        30 => "getpeername6",
+        SK_LOOKUP_ATTACH_TYPE => "sk_lookup",
+        _ => "unknown",
+    }
+}
+
 /// The order is that of attaching: what only answers comes before what redirects, so that no connection is
 /// redirected without the programs that make it look untouched.
 pub(super) const CGROUP_PROGRAMS: [CgroupProgram; 11] = [

@@ -20,7 +20,9 @@ const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const PROG_ATTACH: libc::c_long = 8;
 const PROG_TEST_RUN: libc::c_long = 10;
+const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const PROG_QUERY: libc::c_long = 16;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -95,6 +97,124 @@ pub(super) fn link_create(
         flags: 0,
     };
     bpf(LINK_CREATE, &mut attr).and_then(own)
+}
+
+/// Before the programs that are attached to the same cgroup already.
+const FLAG_BEFORE: u32 = 1 << 3;
+/// Before all programs without this flag, those of cgroups below included.
+const FLAG_PREORDER: u32 = 1 << 6;
+
+#[derive(Default)]
+#[repr(C)]
+struct LinkCreateFirst {
+    create: LinkCreate,
+    relative: u32,
+    pad: u32,
+    revision: u64,
+}
+
+/// Attaches `program` to a cgroup so that it runs before every other one, where the kernel lets links say
+/// that (6.17); else after those that are attached already.
+pub(super) fn link_create_first(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateFirst {
+        create: LinkCreate {
+            program: number(program),
+            target: number(cgroup),
+            attach_type,
+            flags: FLAG_BEFORE | FLAG_PREORDER,
+        },
+        ..LinkCreateFirst::default()
+    };
+    match bpf(LINK_CREATE, &mut attr).and_then(own) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            link_create(program, cgroup, attach_type)
+        }
+        result => result,
+    }
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct ProgramQuery {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
+    flags_of_each: u64,
+    links: u64,
+    flags_of_links: u64,
+    revision: u64,
+}
+
+/// Which programs to ask for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Attached {
+    /// Those attached to the target itself.
+    Here = 0,
+    /// Those that run for the processes in a cgroup, in the order in which they run.
+    Effective = 1,
+}
+
+/// Most programs at one hook that are looked at.
+const MOST_PROGRAMS: usize = 256;
+
+/// Ids of the programs attached to a cgroup or a network namespace.
+pub(super) fn query(
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+    which: Attached,
+) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; MOST_PROGRAMS];
+    let mut attr = ProgramQuery {
+        target: number(target),
+        attach_type,
+        query_flags: which as u32,
+        ids: ids.as_mut_ptr() as u64,
+        count: u32::try_from(ids.len()).map_err(io::Error::other)?,
+        ..ProgramQuery::default()
+    };
+    bpf(PROG_QUERY, &mut attr)?;
+    ids.truncate(usize::try_from(attr.count).map_err(io::Error::other)?);
+    Ok(ids)
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct GetById {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct NamedProgramInfo {
+    head: [u64; 8],
+    name: [u8; 16],
+}
+
+/// The name of the program with this id. Needs `CAP_SYS_ADMIN`, which the agent does not have.
+///
+/// # Errors
+///
+/// If there is no such program any more, or the kernel does not let the caller ask.
+pub fn program_name(id: u32) -> io::Result<String> {
+    let mut attr = GetById {
+        id,
+        ..GetById::default()
+    };
+    let program = bpf(PROG_GET_FD_BY_ID, &mut attr).and_then(own)?;
+    let info: NamedProgramInfo = info(program.as_fd())?;
+    let end = info.name.iter().position(|byte| *byte == 0);
+    let name = &info.name[..end.unwrap_or(info.name.len())];
+    Ok(String::from_utf8_lossy(name).into_owned())
 }
 
 #[derive(Default)]

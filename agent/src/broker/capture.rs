@@ -8,7 +8,7 @@ use std::net::{IpAddr, UdpSocket};
 use millrace_runtime::handoff::{CaptureMode, IptablesConfig, OnCaptureLoss};
 
 use super::guard::{self, GuardError};
-use crate::iptables::{self, IptablesError};
+use crate::iptables::{self, IptablesError, Ruleset};
 
 /// Why capture inside the namespace could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,7 @@ impl Plan {
         if self.guard.is_none() {
             guard::remove()?;
         }
-        let detail = if let Some(rules) = &self.rules {
-            let sets = iptables::rulesets_at(rules, &self.present());
+        let detail = if let Some(sets) = self.rulesets() {
             // Rules that are as they should be are left alone: this runs again and again.
             if iptables::verify(&sets).is_ok() {
                 "nat rules in place".to_owned()
@@ -91,6 +90,17 @@ impl Plan {
             Some(Err(error)) => return Err(error.into()),
         };
         Ok(Applied { detail, problem })
+    }
+
+    /// The rules that shall be in the calling thread's namespace, if any.
+    pub fn rulesets(&self) -> Option<Vec<Ruleset>> {
+        let rules = self.rules.as_ref()?;
+        Some(iptables::rulesets_at(rules, &self.present()))
+    }
+
+    /// Whether there shall be a guard.
+    pub fn is_guarded(&self) -> bool {
+        self.guard.is_some()
     }
 
     /// The addresses that the namespace really has: rules send connections there, and those to

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use millrace_runtime::handoff::IptablesConfig;
 
 /// The guard's table.
-const TABLE: &str = "millrace_guard";
+pub const TABLE: &str = "millrace_guard";
 
 /// Why the guard could not be changed.
 #[derive(Debug, thiserror::Error)]

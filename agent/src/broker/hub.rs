@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::capture;
+use super::inspect::Watched;
 use super::netns::{Namespace, NetnsError};
 use super::routes;
 use super::sockets::{self, LabelledListener, SocketError};
@@ -136,9 +137,11 @@ impl Hub {
                 on_loss: OnCaptureLoss::default(),
                 iptables: None,
                 listeners: Vec::new(),
+                watched: Watched::default(),
             });
             pod.spec = spec;
             pod.families = families;
+            pod.drop_dead();
             pod.take_on(of_namespace(returned, netns.cookie()));
         }
         self.fill(&uid).await?;
@@ -210,6 +213,7 @@ impl Hub {
             pod.capture = mode;
             pod.on_loss = on_loss;
             pod.iptables = rules;
+            pod.watched.forget();
             if changed {
                 tracing::info!(pod = %pod.spec.qualified_name(), %mode, detail = applied.detail, problem = applied.problem, "capture changed");
                 state.tell_proxies(&ToProxy::CaptureChanged {
@@ -357,7 +361,7 @@ impl Hub {
     }
 
     /// The pod's turn: operations on one pod do not overlap.
-    async fn turn(&self, uid: &PodUid) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(super) async fn turn(&self, uid: &PodUid) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
             let mut turns = self.turns.lock();
             turns.retain(|_, lock| Arc::strong_count(lock) > 1);
@@ -493,7 +497,7 @@ impl Hub {
     }
 }
 
-fn in_pod(uid: &PodUid) -> impl Fn(NetnsError) -> HubError {
+pub(super) fn in_pod(uid: &PodUid) -> impl Fn(NetnsError) -> HubError {
     let pod = uid.clone();
     move |source| HubError::Netns {
         pod: pod.clone(),

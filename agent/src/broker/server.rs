@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::hub::{Hub, chain};
+use super::inspect;
 use super::outbox::Outbox;
 use super::state::Proxy;
 
@@ -182,6 +183,18 @@ async fn answer(hub: &Hub, request: AgentRequest) -> Result<Answered, BrokerFaul
             hub.agent_synced();
             AgentAnswer::Done
         }
+        AgentRequest::CanarySockets { uid } => {
+            let (sockets, fds) = hub.canary_sockets(&uid).await?;
+            let fds = fds.into_iter().map(Arc::new).collect();
+            return Ok((AgentAnswer::CanarySockets { sockets }, fds));
+        }
+        AgentRequest::Inspect { after } => {
+            let (pods, next) = hub.inspect(after.as_ref()).await;
+            AgentAnswer::Inspected { pods, next }
+        }
+        AgentRequest::ProgramNames { ids } => AgentAnswer::ProgramNames {
+            programs: inspect::program_names(&ids),
+        },
         AgentRequest::List { after } => {
             let state = hub.state.lock();
             let (pods, more) = state.page(after.as_ref(), PAGE);

@@ -31,6 +31,16 @@ pub struct LabelledListener {
 }
 
 impl LabelledListener {
+    /// Whether the kernel still has it listening, a datagram socket bound, to its port.
+    pub fn is_alive(&self) -> bool {
+        let socket = socket2::SockRef::from(&*self.socket);
+        if !self.label.role.is_datagram() {
+            return socket.is_listener().unwrap_or(false);
+        }
+        let address = socket.local_addr().ok().and_then(|a| a.as_socket());
+        address.is_some_and(|address| address.port() == self.label.role.port())
+    }
+
     /// Ends the socket for every holder: pending connections are reset, new ones refused.
     pub fn shut_down(&self) {
         let socket = socket2::SockRef::from(&*self.socket);

@@ -15,6 +15,7 @@ use millrace_runtime::handoff::{
 };
 use tokio::time::Instant;
 
+use super::inspect::Watched;
 use super::netns::Namespace;
 use super::outbox::Outbox;
 use super::sockets::LabelledListener;
@@ -38,6 +39,8 @@ pub(super) struct Pod {
     pub(super) on_loss: OnCaptureLoss,
     pub(super) iptables: Option<IptablesConfig>,
     pub(super) listeners: Vec<LabelledListener>,
+    /// What was found when its namespace was last looked into.
+    pub(super) watched: Watched,
 }
 
 /// A connected proxy that has said `Hello`.
@@ -266,6 +269,18 @@ impl Pod {
             }
         }
         missing
+    }
+
+    /// Sockets that do not listen any more: somebody ended them behind the broker's back.
+    pub(super) fn dead(&self) -> impl Iterator<Item = &LabelledListener> {
+        self.listeners
+            .iter()
+            .filter(|listener| !listener.is_alive())
+    }
+
+    /// Lets such sockets go, so that new ones take their places.
+    pub(super) fn drop_dead(&mut self) {
+        self.listeners.retain(LabelledListener::is_alive);
     }
 
     /// Takes sockets on; one that is already held is dropped, one whose number is taken gets the

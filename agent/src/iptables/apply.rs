@@ -109,6 +109,41 @@ pub fn available() -> Result<Vec<String>, IptablesError> {
         .collect()
 }
 
+/// Everything that one variant of the tool lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// The variant, without `-save`.
+    pub tool: String,
+    /// What it printed.
+    pub saved: String,
+}
+
+/// What each variant lists in the calling thread's namespace; those without tables are left out, and none is
+/// made by looking.
+pub fn listings() -> Vec<Listing> {
+    let mut found = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        for variant in ["-nft", "-legacy"] {
+            let tool = format!("{}{variant}", prefix(family));
+            let Some(save) = in_path(&format!("{tool}-save")) else {
+                continue;
+            };
+            if variant == "-legacy" && !has_legacy_tables(family) {
+                continue;
+            }
+            let output = Command::new(save).stdin(Stdio::null()).output();
+            let Ok(output) = output.map(|output| output.stdout) else {
+                continue;
+            };
+            let saved = String::from_utf8_lossy(&output).into_owned();
+            if !saved.trim().is_empty() {
+                found.push(Listing { tool, saved });
+            }
+        }
+    }
+    found
+}
+
 /// Removes every rule and chain of ours; nothing there is fine, and so is no tool at all, since
 /// then nothing can have been written.
 ///

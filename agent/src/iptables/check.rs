@@ -48,7 +48,7 @@ pub(super) fn has(saved: &str, table: &Table, rule: &Rule) -> bool {
 }
 
 /// The rules of one table of a save output that jump to, or live in, chains of ours.
-pub(super) fn rules_of<'a>(saved: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
+pub fn rules_of<'a>(saved: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
     let header = format!("*{table}");
     saved
         .lines()

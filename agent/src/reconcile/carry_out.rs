@@ -251,7 +251,7 @@ fn handle(answer: Answer) -> Result<Handle, CallError> {
     let netns = fds.next().ok_or(CallError::Unexpected)?;
     Ok(Handle {
         cookie: adopted.netns_cookie,
-        netns,
+        netns: Arc::new(netns),
         families: adopted.families,
         labels: adopted.inbound,
         inbound: fds.collect(),

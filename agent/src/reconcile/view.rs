@@ -7,6 +7,7 @@ use millrace_runtime::handoff::{CaptureMode, PodSpec};
 
 use super::{Reconciler, Tracked};
 use crate::config::AgentConfig;
+use crate::integrity::{NodeIntegrity, PodIntegrity, Subject, Subjects};
 use crate::kernel::{AccelerationCounts, CaptureEvents, Kernel};
 use crate::redirect::{self, CaptureSettings};
 use crate::status::{Ability, NodeStatus, PodCounts, PodStatus, View, rfc3339};
@@ -38,6 +39,7 @@ impl Reconciler {
         view.node.pods = PodCounts::of(&pods);
         view.node.problems.clone_from(&set.problems);
         view.pods = pods;
+        self.tell_watch();
         self.view.send_if_modified(|current| {
             let changed = **current != view;
             if changed {
@@ -45,6 +47,41 @@ impl Reconciler {
             }
             changed
         });
+    }
+
+    /// Tells the watch what there is to watch over, and what it asked for and got.
+    fn tell_watch(&mut self) {
+        let pods = self.pods.iter().filter_map(|(uid, tracked)| {
+            let handle = tracked.handle.as_ref()?;
+            let in_force = tracked.applied.as_ref();
+            let settled = in_force.filter(|(mode, _)| *mode == tracked.in_force);
+            let subject = Subject {
+                uid: uid.clone(),
+                name: tracked.pod.qualified_name(),
+                cookie: handle.cookie,
+                netns: Arc::clone(&handle.netns),
+                families: handle.families,
+                ips: tracked.pod.ips.clone(),
+                mode: tracked.in_force,
+                settings: settled
+                    .map(|(_, settings)| settings.clone())
+                    .unwrap_or_default(),
+                settled: settled.is_some() && tracked.adopted,
+            };
+            Some((uid.clone(), subject))
+        });
+        let accepting = self.proxies.iter().filter(|proxy| !proxy.draining);
+        let proxies = if self.proxy_gone {
+            Vec::new()
+        } else {
+            accepting.map(|proxy| proxy.epoch).collect()
+        };
+        self.subjects.send_replace(Arc::new(Subjects {
+            broker: self.broker.clone(),
+            proxies,
+            pods: pods.collect(),
+        }));
+        self.integrity.look_again();
     }
 
     fn pod_status(
@@ -93,6 +130,7 @@ impl Reconciler {
             annotation_problems,
             capture_events: CaptureEvents::default(),
             accelerated: AccelerationCounts::default(),
+            integrity: PodIntegrity::default(),
         }
     }
 
@@ -110,7 +148,9 @@ impl Reconciler {
         if tracked.in_force != wanted {
             return Some(format!("to be captured by {wanted}"));
         }
-        tracked.lacks.clone()
+        self.integrity
+            .problem(&tracked.pod.uid)
+            .or_else(|| tracked.lacks.clone())
     }
 
     fn cookie(&self, pod: &PodSpec) -> Option<u64> {
@@ -144,6 +184,7 @@ pub(super) fn empty(config: &AgentConfig, kernel: &Kernel, started: &str) -> Vie
             pods: PodCounts::default(),
             problems: Vec::new(),
             maps: Vec::new(),
+            integrity: NodeIntegrity::default(),
         },
         pods: Vec::new(),
     }

@@ -35,9 +35,10 @@ pub(crate) async fn run(
         text.push('\n');
     }
     text.push_str(&table(&pods).render("no pods on this node"));
-    for pod in &pods {
-        text.push_str(&problems(pod));
-        text.push_str(&acceleration(pod));
+    for one in &pods {
+        text.push_str(&problems(one));
+        text.push_str(&integrity(one, pod.is_some()));
+        text.push_str(&acceleration(one));
     }
     Ok(Output { text, healthy })
 }
@@ -91,7 +92,111 @@ fn node_text(node: &Value) -> String {
     let lines: Vec<_> = problems
         .map(|problem| format!("problem: {}\n", compact(problem)))
         .collect();
-    text + &lines.concat()
+    text + &lines.concat() + &node_integrity(&node["integrity"])
+}
+
+/// What became of the programs that capture all pods, and who else is attached where they are.
+fn node_integrity(found: &Value) -> String {
+    let mut lines = Vec::new();
+    let history = history(found);
+    if !history.is_empty() {
+        lines.push(format!("eBPF programs: {history}\n"));
+    }
+    for program in found["foreign"].as_array().into_iter().flatten() {
+        let order = match program["order"].as_str() {
+            Some("before") => "runs BEFORE Millrace's, which does not see what was asked for",
+            Some("after") => "runs after Millrace's",
+            _ => "is alone there",
+        };
+        lines.push(format!(
+            "foreign program {} ({}) at hook {} of {} {order}\n",
+            string(&program["name"]),
+            string(&program["id"]),
+            string(&program["hook"]),
+            string(&program["at"]),
+        ));
+    }
+    lines.concat()
+}
+
+/// How often something broke and was repaired, and what did last; nothing where nothing ever did.
+fn history(found: &Value) -> String {
+    let sum = |key: &str| {
+        let counts = found[key].as_object().into_iter().flatten();
+        counts.filter_map(|(_, n)| n.as_u64()).sum::<u64>()
+    };
+    let broken = sum("broken_total");
+    if broken == 0 {
+        return String::new();
+    }
+    let event = |key: &str| {
+        let event = &found[key];
+        format!(
+            "{} ({}: {})",
+            string(&event["at"]),
+            string(&event["cause"]),
+            string(&event["detail"])
+        )
+    };
+    let repaired = if found["last_repaired"].is_null() {
+        String::new()
+    } else {
+        format!(", last repaired {}", event("last_repaired"))
+    };
+    format!(
+        "broken {broken} times, repaired {}, last broken {}{repaired}",
+        sum("repaired_total"),
+        event("last_broken")
+    )
+}
+
+/// Whether the pod's capture is intact; where all is well only if it is asked for.
+fn integrity(pod: &Value, asked_for: bool) -> String {
+    let found = &pod["integrity"];
+    let name = format!("{}/{}", string(&pod["namespace"]), string(&pod["name"]));
+    let mut lines = Vec::new();
+    let history = history(found);
+    if !history.is_empty() {
+        lines.push(format!("{name}: capture {history}\n"));
+    }
+    for rule in found["foreign"].as_array().into_iter().flatten() {
+        lines.push(format!("{name}: foreign {}\n", string(rule)));
+    }
+    let ways = found["canary"]["ways"].as_object().into_iter().flatten();
+    let ways: Vec<_> = ways
+        .filter(|(_, way)| asked_for || way["ok"] != true)
+        .map(
+            |(way, state)| match (state["ok"].as_bool(), state["reason"].as_str()) {
+                (Some(true), _) => format!("{way} answered"),
+                (Some(false), Some(reason)) => format!("{way} FAILED: {reason}"),
+                (_, reason) => format!("{way} says nothing: {}", reason.unwrap_or("not asked yet")),
+            },
+        )
+        .collect();
+    if !ways.is_empty() {
+        let last = found["canary"]["last_success"].as_str().unwrap_or("never");
+        lines.push(format!(
+            "{name}: canary {}; all answered last: {last}\n",
+            ways.join(", ")
+        ));
+    }
+    lines.concat()
+}
+
+/// One word on the pod's canaries.
+fn canary(pod: &Value) -> &'static str {
+    let ways = pod["integrity"]["canary"]["ways"].as_object();
+    let mut ways = ways.into_iter().flatten().map(|(_, way)| &way["ok"]);
+    let (mut answered, mut failed) = (false, false);
+    ways.by_ref().for_each(|ok| {
+        answered |= *ok == true;
+        failed |= *ok == false;
+    });
+    match (answered, failed) {
+        (_, true) => "FAILED",
+        (true, false) => "ok",
+        (false, false) => "-",
+    }
 }
 
 fn proxy_text(proxy: Result<&Value, String>) -> String {
@@ -118,6 +223,7 @@ fn table(pods: &[&Value]) -> Table {
         "CAPTURE",
         "WHY",
         "SINCE",
+        "CANARY",
         "HEALTHY",
     ]);
     for pod in pods {
@@ -135,6 +241,7 @@ fn table(pods: &[&Value]) -> Table {
             string(&pod["capture"]),
             string(&pod["reason"]),
             string(&pod["since"]),
+            canary(pod).to_owned(),
             healthy.to_owned(),
         ]);
     }
@@ -222,8 +329,7 @@ mod tests {
         let pods = json!([pod("a", true), pod("b", false)]);
         let chosen = select(&pods, None);
         let text = table(&chosen).render("none");
-        let line =
-            "default     b     10.0.0.1   ebpf      the kernel can   2026-11-21T10:00:00Z   NO";
+        let line = "default     b     10.0.0.1   ebpf      the kernel can   2026-11-21T10:00:00Z   -        NO";
         assert!(text.lines().any(|l| l == line), "{text}");
         assert_eq!(problems(chosen[1]), "default/b: no proxy\n");
         assert_eq!(select(&pods, Some("default/a")).len(), 1);
@@ -244,6 +350,34 @@ mod tests {
             acceleration(&pod),
             "default/a: acceleration auto, 3 connections promoted, 40 messages (9000 bytes) past TCP, 5 by TCP (1 at the cap), \
              2 returned to TCP, refused: blocking 7, SUSPENDED: 1 readers stalled\n"
+        );
+    }
+
+    #[test]
+    fn what_broke_and_who_interferes_is_told() {
+        let mut pod = pod("a", true);
+        assert_eq!(integrity(&pod, false), "");
+        pod["integrity"] = json!({
+            "broken_total": {"rules": 2}, "repaired_total": {"rules": 2},
+            "last_broken": {"at": "T1", "cause": "rules", "detail": "missing: x"},
+            "last_repaired": {"at": "T2", "cause": "rules", "detail": "missing: x"},
+            "foreign": ["nft table ip lb"],
+            "canary": {"last_success": "T3", "ways": {
+                "outbound4": {"ok": true, "reason": null},
+                "inbound4": {"ok": false, "reason": "no answer"},
+            }},
+        });
+        assert_eq!(
+            integrity(&pod, false),
+            "default/a: capture broken 2 times, repaired 2, last broken T1 (rules: missing: x), last repaired T2 (rules: missing: x)\n\
+             default/a: foreign nft table ip lb\n\
+             default/a: canary inbound4 FAILED: no answer; all answered last: T3\n"
+        );
+        assert_eq!(canary(&pod), "FAILED");
+        let node = json!({"foreign": [{"id": 7, "name": "cil_sock4", "hook": "connect4", "at": "/c", "order": "after"}]});
+        assert_eq!(
+            node_integrity(&node),
+            "foreign program cil_sock4 (7) at hook connect4 of /c runs after Millrace's\n"
         );
     }
 

@@ -76,14 +76,19 @@ fn report(found: &Value, source: &str) -> String {
         };
         table.row([format!("  {}", text(&feature["name"])), verdict, detail]);
     }
+    let foreign = found["foreign"].as_array().into_iter().flatten();
+    let foreign: Vec<_> = foreign
+        .map(|program| format!("foreign: {}\n", text(&program["text"])))
+        .collect();
     let mount = |key: &str| kernel[key].as_str().unwrap_or("not mounted").to_owned();
     format!(
-        "{}\nkernel {}, cgroup2 {}, bpffs {} (asked {source})\n\n{}",
+        "{}\nkernel {}, cgroup2 {}, bpffs {} (asked {source})\n\n{}{}",
         text(&found["summary"]),
         text(&kernel["kernel"]),
         mount("cgroup2"),
         mount("bpffs"),
-        table.render("nothing was checked")
+        table.render("nothing was checked"),
+        foreign.concat(),
     )
 }
 
@@ -100,6 +105,7 @@ mod tests {
             "ebpf": {"available": false, "reason": "no BTF"},
             "iptables": {"available": true, "reason": null},
             "acceleration": {"available": false, "reason": "too old"},
+            "foreign": [{"text": "connect4 program cil_sock4 (7) at /c runs after Millrace's"}],
             "kernel": {
                 "kernel": "6.18.0",
                 "cgroup2": "/sys/fs/cgroup",
@@ -122,6 +128,7 @@ mod tests {
             "  btf          missing     no file",
             "  sockops      available   telemetry",
             "  offsets      missing     too old",
+            "foreign: connect4 program cil_sock4 (7) at /c runs after Millrace's",
         ] {
             assert!(
                 text.lines().any(|l| l == line),

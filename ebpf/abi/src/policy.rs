@@ -20,6 +20,8 @@ pub mod ports {
     pub const INBOUND: u16 = 15006;
     /// HBONE.
     pub const HBONE: u16 = 15008;
+    /// The agent's canaries, in both directions.
+    pub const CANARY: u16 = 15009;
     /// DNS capture.
     pub const DNS_CAPTURE: u16 = 15053;
     /// The port that DNS servers listen on.

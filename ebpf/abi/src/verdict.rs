@@ -202,7 +202,13 @@ pub fn lookup_verdict(input: &LookupInput<'_>, facts: &impl LookupFacts) -> Look
     if facts.is_from_pod_itself() {
         return Pass(Counter::LookupLocal);
     }
-    match facts.announced() {
+    // The agent's canary comes from the host on purpose, to see where others are led.
+    let announced = if input.local_port == ports::CANARY {
+        None
+    } else {
+        facts.announced()
+    };
+    match announced {
         Some(Announced::Host) => return Pass(Counter::LookupHostOriginated),
         Some(Announced::Delivery) => return Pass(Counter::LookupDelivery),
         None => {}

@@ -9,6 +9,7 @@
 
 pub mod accel;
 pub mod agent;
+pub mod canary;
 pub mod connection;
 pub mod listener;
 pub mod pod;
@@ -22,8 +23,11 @@ use serde::de::DeserializeOwned;
 
 pub use accel::{AccelCall, AccelReply, Acceleration, PromotionRequest, PromotionResult, Refusal};
 pub use agent::{
-    Adopted, AgentAnswer, AgentCall, AgentRequest, BrokerFault, BrokerPod, IptablesConfig,
-    OnCaptureLoss, ProxyState, ToAgent,
+    Adopted, AgentAnswer, AgentCall, AgentRequest, Breakage, BrokerFault, BrokerPod, CanarySocket,
+    Cause, Inspection, IptablesConfig, OnCaptureLoss, ProgramName, ProxyState, ToAgent,
+};
+pub use canary::{
+    CANARY_ANSWER, CANARY_NAME, CANARY_PORT, canary_address, canary_answer, is_canary,
 };
 pub use connection::{
     AccelConnection, AgentConnection, BrokerConnection, Connection, HandoffError, Received,

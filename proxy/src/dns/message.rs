@@ -3,6 +3,8 @@
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use millrace_runtime::handoff::CANARY_NAME;
+use millrace_runtime::handoff::canary::{CANARY_V4, CANARY_V6};
 
 use super::names::{Addresses, Found, NameTable, Scope};
 
@@ -53,10 +55,33 @@ pub fn decide(bytes: &[u8], names: &NameTable, scope: Scope<'_>, limit: Limit) -
         return Decision::Forward;
     }
     let asked = text(query.name());
-    match names.find(&asked, scope) {
+    let canary = canary_addresses();
+    let canary = (asked == CANARY_NAME).then_some(Found {
+        addresses: &canary,
+        canonical: None,
+    });
+    match canary.or_else(|| names.find(&asked, scope)) {
         Some(found) => answer(&message, query, &found, limit)
             .map_or_else(|| Decision::Answer(failure(bytes)), Decision::Answer),
         None => Decision::Forward,
+    }
+}
+
+/// Whether a question is the agent's, asked to see that it arrives here; it counts apart.
+pub fn is_canary(query: &[u8]) -> bool {
+    let labels = CANARY_NAME.split('.');
+    let name = labels.fold(query.get(HEADER..), |rest, label| {
+        let (length, rest) = rest?.split_first()?;
+        let same = usize::from(*length) == label.len();
+        rest.strip_prefix(label.as_bytes()).filter(|_| same)
+    });
+    name.is_some_and(|rest| rest.first() == Some(&0))
+}
+
+fn canary_addresses() -> Addresses {
+    Addresses {
+        v4: vec![CANARY_V4],
+        v6: vec![CANARY_V6],
     }
 }
 

@@ -10,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 pub enum Outcome {
     /// A mesh name, answered here.
     Mesh,
+    /// A canary of the agent's, which is no application's question.
+    Canary,
     /// Answered by a resolver.
     Forwarded,
     /// No resolver answered.

@@ -2,7 +2,7 @@
 //!
 //! Input: sockets that the broker or `listener::bind` made, each with its [`Origin`]. Output: a
 //! task per connection that ends in `http::connection::serve` or `tcp::serve`. A connection that
-//! nobody takes is reset and counted by [`Refusal`].
+//! nobody takes is reset and counted by [`Refusal`]; the agent's canaries are answered here.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use millrace_runtime::handoff::{ListenerRole, PodUid};
+use millrace_runtime::handoff::{CANARY_PORT, ListenerRole, PodUid, canary_answer, is_canary};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +98,9 @@ async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, origin: Orig
         Ok(accepted) => accepted,
         Err(refusal) => return refuse(&worker, &stream, peer, refusal),
     };
+    if accepted.is_canary() {
+        return answer_canary(&worker, stream, &accepted).await;
+    }
     let Some(listener) = configured(&worker, &accepted).await else {
         return refuse(&worker, &stream, peer, Refusal::NoListener);
     };
@@ -104,6 +108,16 @@ async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, origin: Orig
         stream.set_lane(worker.accelerator.lane(pod, Side::Downstream));
     }
     serve_chain(worker, stream, accepted, listener).await;
+}
+
+/// Tells the agent that its canary arrived, and at whose listener.
+async fn answer_canary(worker: &Worker, mut stream: Stream, accepted: &Accepted) {
+    worker.stats.canary();
+    let uid = accepted.pod.as_ref().map(|pod| pod.spec.uid.clone());
+    let answer = canary_answer(&uid.unwrap_or_default());
+    if let Err(error) = stream.write_all(answer.as_bytes()).await {
+        tracing::debug!(peer = %accepted.peer, %error, "canary is gone");
+    }
 }
 
 fn refuse(worker: &Worker, stream: &Stream, peer: SocketAddr, refusal: Refusal) {
@@ -202,6 +216,15 @@ impl Accepted {
             origin,
             started: Instant::now(),
         })
+    }
+
+    /// Whether it is the agent's, made to see that capture works; it goes no further.
+    fn is_canary(&self) -> bool {
+        match self.origin {
+            Origin::Outbound(_) => is_canary(self.orig_dst.ip()),
+            Origin::Inbound(_) => self.orig_dst.port() == CANARY_PORT,
+            Origin::Listener(_) => false,
+        }
     }
 
     /// The listener that stands for this connection in a snapshot.

@@ -33,6 +33,7 @@ struct Shared {
     gone: AtomicU64,
     accept_failed: AtomicU64,
     server_first: AtomicU64,
+    canaries: AtomicU64,
 }
 
 impl ListenerStats {
@@ -56,8 +57,18 @@ impl ListenerStats {
         self.shared.server_first.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a canary of the agent's, which is nobody's traffic.
+    pub fn canary(&self) {
+        self.shared.canaries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many canaries were answered.
+    pub fn canaries(&self) -> u64 {
+        self.shared.canaries.load(Ordering::Relaxed)
+    }
+
     /// All counters with the names that the admin port shows.
-    pub fn all(&self) -> [(&'static str, u64); 7] {
+    pub fn all(&self) -> [(&'static str, u64); 8] {
         let shared = &*self.shared;
         [
             ("downstream_cx_loop_refused", &shared.loops),
@@ -67,6 +78,7 @@ impl ListenerStats {
             ("downstream_cx_gone", &shared.gone),
             ("downstream_accept_failed", &shared.accept_failed),
             ("downstream_cx_server_first", &shared.server_first),
+            ("downstream_cx_canary", &shared.canaries),
         ]
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
     }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Message;
-use super::pod::{CaptureMode, Families, PodSpec, PodUid};
+use super::pod::{CaptureMode, Families, Family, PodSpec, PodUid};
 use super::proxy::ListenerLabel;
 
 /// What happens to a pod's traffic when its capture is lost.
@@ -157,6 +157,22 @@ pub enum AgentRequest {
         /// The last uid of the page before.
         after: Option<PodUid>,
     },
+    /// Makes fresh sockets in the pod for a canary. They carry no mark, so capture takes them for an
+    /// application's, and whatever gets past it all the same dies at the first router.
+    CanarySockets {
+        /// The pod.
+        uid: PodUid,
+    },
+    /// Asks what inside pods is not as it was left, a page at a time.
+    Inspect {
+        /// The last uid of the page before.
+        after: Option<PodUid>,
+    },
+    /// Asks for the names of loaded eBPF programs, which the agent may not look up itself.
+    ProgramNames {
+        /// Their ids.
+        ids: Vec<u32>,
+    },
 }
 
 /// Broker → agent.
@@ -193,6 +209,10 @@ impl Message for ToAgent {
                 result: Ok(AgentAnswer::Adopted(adopted)),
                 ..
             } => 1 + adopted.inbound.len(),
+            Self::Reply {
+                result: Ok(AgentAnswer::CanarySockets { sockets }),
+                ..
+            } => sockets.len(),
             Self::Listeners { inbound, .. } => inbound.len(),
             _ => 0,
         }
@@ -233,6 +253,102 @@ pub enum AgentAnswer {
         /// There are more pods after the last one.
         more: bool,
     },
+    /// To `CanarySockets`; one descriptor each.
+    CanarySockets {
+        /// What they are.
+        sockets: Vec<CanarySocket>,
+    },
+    /// To `Inspect`.
+    Inspected {
+        /// Pods with anything to say, ordered by uid.
+        pods: Vec<Inspection>,
+        /// Where the next page begins, if there is one.
+        next: Option<PodUid>,
+    },
+    /// To `ProgramNames`; ids of programs that are gone are left out.
+    ProgramNames {
+        /// In the order that was asked for.
+        programs: Vec<ProgramName>,
+    },
+}
+
+/// A socket for a canary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanarySocket {
+    /// Address family.
+    pub family: Family,
+    /// UDP, for a question; else TCP.
+    pub datagram: bool,
+}
+
+/// What part of a pod's capture is not as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A program of the node's cgroup is not attached.
+    Program,
+    /// The inbound program is not attached to the pod's namespace.
+    Lookup,
+    /// The pod's elements in the maps are missing or others than decided.
+    Enrolment,
+    /// nat rules of the pod are missing or altered.
+    Rules,
+    /// The guard of a closed pod is missing or altered.
+    Guard,
+    /// A listening socket does not listen any more.
+    Listener,
+    /// A canary did not arrive where it should.
+    Canary,
+}
+
+impl Cause {
+    /// As metrics and people have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::Lookup => "lookup",
+            Self::Enrolment => "enrolment",
+            Self::Rules => "rules",
+            Self::Guard => "guard",
+            Self::Listener => "listener",
+            Self::Canary => "canary",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Breakage {
+    /// Which part.
+    pub cause: Cause,
+    /// What exactly, for people.
+    pub detail: String,
+}
+
+/// What the broker found inside a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// The pod.
+    pub uid: PodUid,
+    /// What is not as it was left.
+    pub broken: Vec<Breakage>,
+    /// Rules of others that redirect or mark the pod's traffic.
+    pub foreign: Vec<String>,
+}
+
+/// An eBPF program that is loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramName {
+    /// The kernel's number for it.
+    pub id: u32,
+    /// As its author named it; at most 15 characters.
+    pub name: String,
 }
 
 /// What the broker found in a pod's namespace.

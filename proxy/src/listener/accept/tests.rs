@@ -65,3 +65,27 @@ fn a_captured_client_is_known_by_its_pods_address() {
         assert_eq!(got, expected.parse().unwrap());
     }
 }
+
+#[test]
+fn a_canary_is_known_by_its_destination_and_only_where_capture_led_it() {
+    let uid = || Some("u".into());
+    let accepted = |origin: Origin, orig_dst: &str| Accepted {
+        pod: None,
+        peer: "10.1.0.7:4000".parse().unwrap(),
+        local: "127.0.0.1:15001".parse().unwrap(),
+        orig_dst: orig_dst.parse().unwrap(),
+        origin,
+        started: Instant::now(),
+    };
+    for (origin, orig_dst, expected) in [
+        (Origin::Outbound(uid()), "192.0.2.15:15009", true),
+        (Origin::Outbound(uid()), "[100::f]:80", true),
+        (Origin::Outbound(uid()), "10.96.0.5:15009", false),
+        (Origin::Inbound(uid()), "10.1.0.7:15009", true),
+        (Origin::Inbound(uid()), "10.1.0.7:8080", false),
+        (Origin::Listener("l".into()), "192.0.2.15:15009", false),
+    ] {
+        let got = accepted(origin.clone(), orig_dst).is_canary();
+        assert_eq!(got, expected, "{origin:?} {orig_dst}");
+    }
+}
