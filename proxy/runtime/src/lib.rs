@@ -10,6 +10,7 @@ pub mod admin;
 pub mod backoff;
 pub mod build_info;
 pub mod drain;
+pub mod duration;
 pub mod handoff;
 pub mod limits;
 pub mod metrics;
