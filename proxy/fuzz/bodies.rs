@@ -9,6 +9,7 @@ use millrace_proxy::access_log::Record;
 use millrace_proxy::access_log::format::Template;
 use millrace_proxy::dns::message::{self, Limit};
 use millrace_proxy::dns::names::{NameTableBuilder, Scope};
+use millrace_proxy::handover::message::{Giving, Taking};
 use millrace_proxy::http::framing::HeadScan;
 use millrace_proxy::http::header_block::BlockScan;
 use millrace_proxy::listener::inspector::{Needs, Progress, inspect};
@@ -111,4 +112,6 @@ pub(crate) fn handoff(data: &[u8]) {
     one::<ToProxy>(bytes, fds);
     one::<AgentCall>(bytes, fds);
     one::<ToAgent>(bytes, fds);
+    one::<Giving>(bytes, fds);
+    one::<Taking>(bytes, fds);
 }

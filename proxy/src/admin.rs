@@ -9,6 +9,7 @@ mod access_log;
 mod clusters;
 mod config;
 mod control;
+mod handover;
 mod simulate;
 mod stats;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::acceleration::Accelerator;
 use crate::bootstrap::Bootstrap;
+use crate::handover::Handover;
 use crate::listener::stats::ListenerStats;
 use crate::snapshot::Store;
 use crate::xds::Handle;
@@ -53,6 +55,8 @@ pub struct Admin {
     pub listener_stats: ListenerStats,
     /// Connections of applications that are accelerated.
     pub accelerator: Accelerator,
+    /// The way to the next epoch.
+    pub handover: Handover,
     /// This build.
     pub build: BuildInfo,
     /// Cancelled to stop accepting.
@@ -81,6 +85,7 @@ pub fn routes(admin: Admin) -> Routes {
     let table = stats::routes(table, &context);
     let table = simulate::routes(table, &context);
     let table = acceleration::routes(table, &context);
+    let table = handover::routes(table, &context);
     let table = control::routes(table, &context);
     match context.access_log() {
         Some(log) => table.observed(move |method, uri, status| log.record(method, uri, status)),

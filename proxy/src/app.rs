@@ -3,8 +3,9 @@
 //! Runs on the control thread's runtime. Order of the start: limits, telemetry, configuration
 //! (what was saved serves at once), admin ports (not ready), workers, sockets (broker, capture
 //! ports or the file's listeners); ready when the configuration and, on a node, all pods are
-//! there. Order of the end: not ready, the broker is told, accepting stops, connections finish
-//! within the drain time, workers end, the last log lines are written.
+//! there. Order of the end: not ready, the next epoch is looked for, the broker is told, accepting
+//! stops, connections go to the next epoch or finish within their time, workers end, the last log
+//! lines are written.
 
 mod ports;
 mod sockets;
@@ -31,6 +32,11 @@ use crate::bootstrap::{self, Bootstrap};
 use crate::cluster::Manager;
 use crate::cluster::dns::SystemLookup;
 use crate::config::{Config, Mode};
+use crate::handover::adopt::Resolver;
+use crate::handover::giver::Giver;
+use crate::handover::stats::HandoverCollector;
+use crate::handover::taker::Taker;
+use crate::handover::{self, Handover};
 use crate::listener::server_first::ServerFirst;
 use crate::listener::stats::ListenerStats;
 use crate::metrics::{Telemetry, TelemetryCollector};
@@ -61,7 +67,8 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
         open_files, "starting");
     let mut signals = Signals::install().context("installing signal handlers")?;
     let accelerator = Accelerator::new();
-    let app = App::new(&config, &build, accelerator.0.clone());
+    let handover = Handover::new(config.epoch);
+    let app = App::new(&config, &build, (accelerator.0.clone(), handover.0.clone()));
     let log_writer = app.parts.telemetry.sinks().start();
     let log_writer = log_writer.context("starting the access log writer")?;
     let stop = CancellationToken::new();
@@ -79,6 +86,7 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     let (workers, threads) = Workers::start(usize::from(config.workers), &app.parts, &watcher)
         .context("starting workers")?;
     drop(watcher);
+    let succession = Succession::prepare(&app, &config, &workers);
     sockets::serve(&app, &config, workers, interest, &mut tasks).await?;
     if let Mode::Node { run_dir, .. } = &config.mode {
         let pods = app.parts.pods.clone();
@@ -90,12 +98,21 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
         () = app.lifecycle.quit.cancelled() => tracing::info!("draining, as the admin port asks"),
     }
     let not_ready = app.ready.block("draining");
+    // What a predecessor has given is settled first, so that it can be given on.
+    let (sessions, succeeded) = succession.leave(handover, &mut tasks).await;
     app.lifecycle.drain_listeners.cancel();
+    let limit = if succeeded {
+        config.parent_shutdown
+    } else {
+        config.drain_time
+    };
     let outcome = tokio::select! {
-        outcome = trigger.drain(config.drain_time) => format!("{outcome:?}"),
+        outcome = trigger.drain(limit) => format!("{outcome:?}"),
         signal = second(&mut signals) => format!("cut short by {signal}"),
     };
-    tracing::info!(outcome, "drained");
+    let stats = app.parts.handover.stats();
+    tracing::info!(outcome, handed_over = stats.given_total(), "drained");
+    drop(sessions);
     tokio::task::spawn_blocking(|| threads.join())
         .await
         .context("waiting for workers")?;
@@ -122,6 +139,65 @@ async fn second(signals: &mut Signals) -> millrace_runtime::signal::Signal {
     signals.stop().await
 }
 
+/// This epoch between the one before it and the one after it.
+struct Succession {
+    path: Option<PathBuf>,
+    handover: Handover,
+    leaving: CancellationToken,
+    taker: Option<tokio::task::JoinHandle<JoinSet<()>>>,
+}
+
+impl Succession {
+    /// Listens for the epoch before, where there can be one: on a node.
+    fn prepare(app: &App, config: &Config, workers: &Workers) -> Self {
+        let mut succession = Self {
+            path: None,
+            handover: app.parts.handover.clone(),
+            leaving: CancellationToken::new(),
+            taker: None,
+        };
+        let Mode::Node { run_dir, .. } = &config.mode else {
+            return succession;
+        };
+        let path = handover::socket_path(run_dir);
+        let resolver = Resolver {
+            store: app.parts.store.clone(),
+            pods: app.parts.pods.clone(),
+        };
+        let when = (app.ready.clone(), succession.leaving.clone());
+        let handover = succession.handover.clone();
+        match Taker::bind(&path, handover, resolver, workers.clone(), when) {
+            Ok(taker) => succession.taker = Some(tokio::spawn(taker.run())),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "no connection can be taken over");
+            }
+        }
+        succession.path = Some(path);
+        succession
+    }
+
+    /// Takes nothing any more and looks for the epoch after; returns the conversations that are still
+    /// under way, and whether there is such an epoch.
+    async fn leave(
+        self,
+        handover: (Handover, tokio::sync::mpsc::Receiver<handover::Offer>),
+        tasks: &mut JoinSet<()>,
+    ) -> (Option<JoinSet<()>>, bool) {
+        self.leaving.cancel();
+        let sessions = match self.taker {
+            Some(taker) => taker.await.ok(),
+            None => None,
+        };
+        self.handover.settled().await;
+        match self.path {
+            Some(path) => drop(tasks.spawn(Giver::new(path, handover).run())),
+            None => self.handover.abandon(),
+        }
+        let succeeded = self.handover.sought().await;
+        (sessions, succeeded)
+    }
+}
+
 /// What the parts of the proxy share on the control thread.
 struct App {
     parts: Parts,
@@ -132,7 +208,11 @@ struct App {
 }
 
 impl App {
-    fn new(config: &Config, build: &BuildInfo, accelerator: Accelerator) -> Self {
+    fn new(
+        config: &Config,
+        build: &BuildInfo,
+        (accelerator, handover): (Accelerator, Handover),
+    ) -> Self {
         let own: Vec<IpAddr> = match &config.mode {
             Mode::Sidecar { ip, .. } => sockets::interface_addresses().chain(*ip).collect(),
             Mode::Node { .. } | Mode::File { .. } => Vec::new(),
@@ -142,6 +222,7 @@ impl App {
         metrics.register(|registry| {
             registry.register_collector(Box::new(TelemetryCollector(telemetry.clone())));
             registry.register_collector(Box::new(AccelerationCollector(accelerator.clone())));
+            registry.register_collector(Box::new(HandoverCollector(handover.clone())));
         });
         Self {
             parts: Parts {
@@ -152,6 +233,7 @@ impl App {
                 stats: ListenerStats::default(),
                 server_first: ServerFirst::default(),
                 accelerator,
+                handover,
             },
             manager: Arc::new(Manager::new()),
             ready: Ready::new(),
@@ -198,6 +280,7 @@ impl App {
             metrics: self.metrics.clone(),
             listener_stats: self.parts.stats.clone(),
             accelerator: self.parts.accelerator.clone(),
+            handover: self.parts.handover.clone(),
             build,
             drain_listeners: self.lifecycle.drain_listeners.clone(),
             quit: self.lifecycle.quit.clone(),

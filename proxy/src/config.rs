@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use millrace_runtime::duration;
 
 #[cfg(test)]
 mod tests;
@@ -73,9 +74,14 @@ pub struct Args {
     /// Address of the readiness port [default: 0.0.0.0:15021, none alone from a file]
     #[arg(long)]
     pub ready_addr: Option<SocketAddr>,
-    /// Seconds that connections have to finish after SIGTERM
-    #[arg(long, default_value_t = 45)]
-    pub drain_time_s: u64,
+    /// How long connections may finish after SIGTERM where no other epoch takes over
+    #[arg(long, aliases = ["drainDuration", "drain-time-s"], default_value = "45s",
+        value_name = "DURATION", value_parser = duration::parse)]
+    pub drain_duration: Duration,
+    /// How long this epoch may live once another one has taken over
+    #[arg(long, aliases = ["parentShutdownDuration", "parent-shutdown-time-s"], default_value = "1m",
+        value_name = "DURATION", value_parser = duration::parse)]
+    pub parent_shutdown_duration: Duration,
     /// Log filter, for example `info` or `info,millrace_proxy::http=debug`
     #[arg(short = 'l', long, env = "MILLRACE_LOG", default_value = "info")]
     pub log_level: String,
@@ -102,8 +108,10 @@ pub struct Config {
     pub metrics_addr: Option<SocketAddr>,
     /// Readiness port.
     pub ready_addr: Option<SocketAddr>,
-    /// Time that connections have to finish.
+    /// Time that connections have to finish where nobody takes over.
     pub drain_time: Duration,
+    /// Time that this epoch has once another one has taken over.
+    pub parent_shutdown: Duration,
 }
 
 /// What the proxy is for.
@@ -189,7 +197,8 @@ impl TryFrom<Args> for Config {
             admin_addr: args.admin_addr.or_else(|| (!alone).then(default_admin)),
             metrics_addr: port(args.metrics_addr, 15020),
             ready_addr: port(args.ready_addr, 15021),
-            drain_time: Duration::from_secs(args.drain_time_s),
+            drain_time: args.drain_duration,
+            parent_shutdown: args.parent_shutdown_duration,
             mode: mode(args)?,
         })
     }

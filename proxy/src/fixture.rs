@@ -37,6 +37,7 @@ impl Fixture {
                 stats: ListenerStats::default(),
                 server_first: ServerFirst::default(),
                 accelerator: crate::acceleration::Accelerator::none(),
+                handover: crate::handover::Handover::none(),
             },
             manager: Manager::new(),
         }

@@ -19,6 +19,7 @@ pub mod listener;
 
 pub mod tcp;
 
+pub mod handover;
 pub mod http;
 
 pub mod acceleration;

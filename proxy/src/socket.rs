@@ -65,6 +65,18 @@ impl Stream {
         !self.prefix.is_empty()
     }
 
+    /// Bytes that were put back and not yet read.
+    pub fn put_back(&self) -> &[u8] {
+        &self.prefix
+    }
+
+    /// The connection is another process's now: this descriptor is closed, the connection is not.
+    pub fn let_go(mut self) {
+        if let Some(lane) = self.lane.take() {
+            lane.forget();
+        }
+    }
+
     /// From now on only `EAGAIN` counts as "drained".
     pub fn read_until_would_block(&mut self) {
         self.until_would_block = true;

@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acceleration::Accelerator;
+use crate::handover::adopt::{self, Adoptee};
+use crate::handover::{Handover, Parking};
 use crate::listener::accept::{self, Origin};
 use crate::listener::server_first::ServerFirst;
 use crate::listener::stats::ListenerStats;
@@ -49,8 +51,13 @@ pub struct Worker {
     pub stats: ListenerStats,
     /// Destinations whose server speaks first.
     pub server_first: ServerFirst,
-    /// Cancelled when the proxy drains: finish what is under way, keep nothing alive.
+    /// Cancelled when the proxy ends: accept nothing, hand over what the next epoch takes.
+    pub leaving: CancellationToken,
+    /// Cancelled when nobody takes anything, which implies `leaving`: finish what is under way, keep
+    /// nothing alive.
     pub drain: CancellationToken,
+    /// The way to the next epoch.
+    pub handover: Handover,
     /// The connections; the worker ends when it drains and there are none.
     pub tasks: TaskTracker,
     /// Asks for connections of applications to be accelerated.
@@ -61,11 +68,17 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A number that no other connection of the process has.
+    /// A number that no other connection of the process has, nor one of the epochs around it.
     pub fn next_connection_id(&self) -> u64 {
         let n = self.connections.get() + 1;
         self.connections.set(n);
-        (self.id as u64) << 48 | n
+        let epoch = u64::from(self.handover.epoch() & 0x7f);
+        epoch << 56 | (self.id as u64) << 48 | n
+    }
+
+    /// A connection's part in handing it over.
+    pub fn parking(&self) -> Parking {
+        Parking::new(self.handover.clone(), self.leaving.clone())
     }
 }
 
@@ -86,11 +99,14 @@ pub struct Parts {
     pub server_first: ServerFirst,
     /// Asks for connections of applications to be accelerated.
     pub accelerator: Accelerator,
+    /// The way to the next epoch.
+    pub handover: Handover,
 }
 
 impl Parts {
     /// The part of one worker; called on its thread.
     pub fn worker(&self, id: usize) -> Worker {
+        let drain = CancellationToken::new();
         Worker {
             id,
             snapshot: self.store.reader(),
@@ -102,7 +118,9 @@ impl Parts {
             telemetry: self.telemetry.worker(id),
             stats: self.stats.clone(),
             server_first: self.server_first.clone(),
-            drain: CancellationToken::new(),
+            leaving: drain.child_token(),
+            drain,
+            handover: self.handover.clone(),
             tasks: TaskTracker::new(),
             accelerator: self.accelerator.clone(),
             scratch: copy::scratch(),
@@ -111,19 +129,24 @@ impl Parts {
     }
 }
 
-/// A listening socket for a worker.
-#[derive(Debug)]
-struct Serve {
-    socket: OwnedFd,
-    origin: Origin,
-    stop: CancellationToken,
+/// Work for a worker.
+enum Order {
+    /// A listening socket.
+    Serve {
+        socket: OwnedFd,
+        origin: Origin,
+        stop: CancellationToken,
+    },
+    /// A connection of the epoch before.
+    Adopt(Box<Adoptee>),
 }
 
 /// The workers, seen from the control thread. Cloning shares them.
 #[derive(Clone)]
 pub struct Workers {
-    /// Unbounded because listening sockets are few and come from the control thread alone.
-    handles: Arc<[mpsc::UnboundedSender<Serve>]>,
+    /// Unbounded because listening sockets are few, connections come one by one, and all come from the
+    /// control thread.
+    handles: Arc<[mpsc::UnboundedSender<Order>]>,
 }
 
 /// The workers' threads.
@@ -142,7 +165,7 @@ impl Workers {
         let mut handles = Vec::with_capacity(count);
         let mut threads = Vec::with_capacity(count);
         for id in 0..count {
-            let (sender, sockets) = mpsc::unbounded_channel();
+            let (sender, orders) = mpsc::unbounded_channel();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
@@ -152,7 +175,7 @@ impl Workers {
                 .spawn(move || {
                     let worker = Rc::new(parts.worker(id));
                     let local = LocalSet::new();
-                    local.block_on(&runtime, run(worker, sockets, drain));
+                    local.block_on(&runtime, run(worker, orders, drain));
                 })?;
             handles.push(sender);
             threads.push(thread);
@@ -168,13 +191,24 @@ impl Workers {
 
     /// Serves a listening socket on worker `index` modulo their number until `stop` is cancelled.
     pub fn serve(&self, index: usize, socket: OwnedFd, origin: Origin, stop: CancellationToken) {
-        let serve = Serve {
-            socket,
-            origin,
-            stop,
-        };
+        self.send(
+            index,
+            Order::Serve {
+                socket,
+                origin,
+                stop,
+            },
+        );
+    }
+
+    /// Lets a connection of the epoch before go on, on worker `index` modulo their number.
+    pub fn adopt(&self, index: usize, adoptee: Box<Adoptee>) {
+        self.send(index, Order::Adopt(adoptee));
+    }
+
+    fn send(&self, index: usize, order: Order) {
         if self.handles[index % self.handles.len()]
-            .send(serve)
+            .send(order)
             .is_err()
         {
             tracing::debug!("a socket came after its worker had ended");
@@ -196,7 +230,7 @@ impl Threads {
 /// One worker's life.
 async fn run(
     worker: Rc<Worker>,
-    mut sockets: mpsc::UnboundedReceiver<Serve>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
     mut drain: drain::Watcher,
 ) {
     tracing::debug!(worker = worker.id, "worker is up");
@@ -205,17 +239,23 @@ async fn run(
         let next = tokio::select! {
             biased;
             () = drain.draining() => None,
-            next = sockets.recv() => next,
+            next = orders.recv() => next,
         };
         let Some(next) = next else { break };
-        listen(&worker, next);
+        carry_out(&worker, next);
     }
-    worker.drain.cancel();
+    worker.leaving.cancel();
+    // What was taken from the epoch before must not be lost between two epochs.
+    while let Ok(order) = orders.try_recv() {
+        if let Order::Adopt(_) = &order {
+            carry_out(&worker, order);
+        }
+    }
     worker.tasks.close();
     // biased: what has finished need not be forced.
     tokio::select! {
         biased;
-        () = worker.tasks.wait() => {}
+        () = ended(&worker) => {}
         () = drain.forced() => {
             tracing::warn!(worker = worker.id, connections = worker.tasks.len(),
                 "drain deadline passed, closing what is left");
@@ -223,14 +263,36 @@ async fn run(
     }
 }
 
-fn listen(worker: &Rc<Worker>, serve: Serve) {
-    match listener(serve.socket) {
-        Ok(socket) => {
-            let accepting = accept::run(worker.clone(), socket, serve.origin, serve.stop);
-            worker.tasks.spawn_local(accepting);
-        }
-        Err(error) => {
-            tracing::error!(origin = ?serve.origin, %error, "cannot serve a listening socket");
+/// Waits for the last connection of a worker that leaves; where nobody takes them they are told to
+/// finish.
+async fn ended(worker: &Worker) {
+    tokio::select! {
+        biased;
+        () = worker.tasks.wait() => return,
+        () = worker.handover.alone() => worker.drain.cancel(),
+    }
+    worker.tasks.wait().await;
+}
+
+fn carry_out(worker: &Rc<Worker>, order: Order) {
+    match order {
+        Order::Serve {
+            socket,
+            origin,
+            stop,
+        } => match listener(socket) {
+            Ok(socket) => {
+                let accepting = accept::run(worker.clone(), socket, origin, stop);
+                worker.tasks.spawn_local(accepting);
+            }
+            Err(error) => {
+                tracing::error!(?origin, %error, "cannot serve a listening socket");
+            }
+        },
+        Order::Adopt(adoptee) => {
+            worker
+                .tasks
+                .spawn_local(adopt::resume(worker.clone(), adoptee));
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use millrace_runtime::handoff::accel::AccelState;
 use millrace_runtime::handoff::{PromotionRequest, Refusal};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::lane::Carries;
@@ -47,7 +48,7 @@ pub enum Phase {
 }
 
 /// Why a promoted connection returned to TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Returned {
     /// The client sends requests before it has read answers.
     Pipelining,

@@ -4,6 +4,8 @@
 //! Never both kinds pending at the application: what goes by TCP waits until the application has read
 //! what went by the map. On HTTP/1.1 it has, or it pipelines, and then the connection returns to TCP.
 
+mod moved;
+
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -18,6 +20,7 @@ use millrace_runtime::handoff::accel::{
     SOCKOPT_LEVEL, SOCKOPT_STATE,
 };
 use nix::sys::socket::{GetSockOpt, setsockopt, sockopt};
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -27,6 +30,8 @@ use super::{Accelerator, message};
 use crate::http::io::MessageSize;
 use crate::pods::LocalPod;
 use crate::socket::canonical;
+
+pub use moved::LaneState;
 
 /// Exchanges after which a connection asks: enough to see that it is kept alive and does not pipeline.
 pub const EARNED: u32 = 4;
@@ -46,7 +51,7 @@ const STALLED: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: u32 = 64;
 
 /// What a connection carries, as far as acceleration cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Carries {
     /// Nobody has said: the connection never asks.
     Unknown,
@@ -77,7 +82,7 @@ impl Carries {
 }
 
 /// The value of `SO_PRIORITY`, which the kernel programs read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Mark {
     Normal,
     ByTcp,

@@ -268,6 +268,7 @@ fn server_info(context: &Context, _: &Request) -> Response {
             "uptime_seconds": context.started.elapsed().as_secs(),
             "node": {"id": admin.node_id},
             "freshness": admin.configuration.freshness(),
+            "handover": admin.handover.json(),
         }),
     )
 }

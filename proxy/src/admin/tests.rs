@@ -140,6 +140,7 @@ fn fixture() -> Fixture {
         metrics: Metrics::new(&build),
         listener_stats: ListenerStats::default(),
         accelerator: Accelerator::none(),
+        handover: Handover::none(),
         build,
         drain_listeners: CancellationToken::new(),
         quit: quit.clone(),

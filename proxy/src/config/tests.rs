@@ -38,6 +38,27 @@ fn envoys_flags_name_a_sidecar() {
 }
 
 #[test]
+fn the_times_of_an_upgrade_are_understood_in_every_spelling() {
+    let of = |flags: &str| {
+        let config = config(&format!("-c envoy.yaml {flags}")).unwrap();
+        (
+            config.drain_time.as_secs(),
+            config.parent_shutdown.as_secs(),
+        )
+    };
+    assert_eq!(of(""), (45, 60));
+    assert_eq!(
+        of("--drain-duration 5s --parent-shutdown-duration 1m10s"),
+        (5, 70)
+    );
+    assert_eq!(
+        of("--drainDuration 45s --parentShutdownDuration 1m0s"),
+        (45, 60)
+    );
+    assert_eq!(of("--drain-time-s 7 --parent-shutdown-time-s 8"), (7, 8));
+}
+
+#[test]
 fn a_sidecars_node_id_is_made_of_its_pod() {
     let line = "--sidecar --xds-addr http://pilot:15010 --pod-name p --pod-namespace shop --node-ip 10.1.1.1";
     let Mode::Sidecar { xds, .. } = config(line).unwrap().mode else {

@@ -26,6 +26,9 @@ use super::io::SharedIo;
 use super::{Downstream, stream};
 use crate::acceleration::Carries;
 use crate::flags::{ResponseFlags, details};
+use crate::handover::message::Carried;
+use crate::handover::parcel::{self, Contents};
+use crate::handover::{Parking, Turn};
 use crate::listener::{DownstreamInfo, DownstreamStream};
 use crate::resource::{Codec, HttpConnectionManager, RouteSource};
 use crate::route::RouteTable;
@@ -50,44 +53,114 @@ const INLINE_HEADERS: u32 = 100;
 /// Smallest read buffer that hyper takes.
 const MIN_BUFFER: usize = 8192;
 
-/// Serves a connection to its end.
+/// Serves a connection to its end, or until the next epoch of the proxy takes it.
 pub async fn serve(
+    worker: Rc<Worker>,
+    io: DownstreamStream,
+    info: Rc<DownstreamInfo>,
+    hcm: Arc<HttpConnectionManager>,
+) {
+    resume(worker, io, info, hcm, false).await;
+}
+
+/// As [`serve`], of a connection that another epoch had; `http1` where it is known to be HTTP/1.
+pub async fn resume(
     worker: Rc<Worker>,
     mut io: DownstreamStream,
     info: Rc<DownstreamInfo>,
     hcm: Arc<HttpConnectionManager>,
+    mut http1: bool,
 ) {
+    let mut parking = worker.parking();
+    loop {
+        let (turn, stream) = match once(&worker, io, &info, &hcm, (&mut http1, &parking)).await {
+            Served::Ended => return,
+            Served::Parked(turn, stream) => (turn, *stream),
+        };
+        let parcel = parcel::describe(&worker, &info, &stream, Carried::Http { http1 });
+        let contents = Contents::of_one(&stream);
+        if parking.give(turn, parcel, contents).await {
+            return stream.let_go();
+        }
+        io = stream;
+    }
+}
+
+/// What became of a connection.
+enum Served {
+    /// It has ended.
+    Ended,
+    /// It is silent, between two requests, to be handed over.
+    Parked(Turn, Box<DownstreamStream>),
+}
+
+/// Serves a connection until it ends or is parked.
+async fn once(
+    worker: &Rc<Worker>,
+    mut io: DownstreamStream,
+    info: &Rc<DownstreamInfo>,
+    hcm: &Arc<HttpConnectionManager>,
+    (http1, parking): (&mut bool, &Parking),
+) -> Served {
     let h2 = match hcm.codec {
         Codec::Http1 => false,
         Codec::Http2 => true,
-        Codec::Auto => match is_h2(&mut io, hcm.request_headers_timeout).await {
-            Some(h2) => h2,
-            None => return,
+        Codec::Auto if *http1 => false,
+        Codec::Auto => match is_h2(&mut io, hcm.request_headers_timeout, parking.turn()).await {
+            First::Known { h2 } => h2,
+            First::Nothing => return Served::Ended,
+            First::Parked(turn) => return Served::Parked(turn, Box::new(io)),
         },
     };
+    *http1 = !h2;
     io.carry(if h2 { Carries::Bytes } else { Carries::Http1 });
-    let pod_key = info.pod.as_ref().map_or(0, |pod| pod.number());
-    let loggers = worker.telemetry.loggers(&hcm, &hcm.access_log);
-    let downstream = Rc::new(Downstream {
-        inline_routes: inline_routes(&worker, &hcm),
-        worker,
-        info,
-        loggers,
-        pod_key,
+    let downstream = Rc::new(Downstream::new(
+        (worker, info, hcm),
         h2,
-        io: if h2 {
+        if h2 {
             SharedIo::for_streams(io)
         } else {
             SharedIo::for_requests(io)
         },
-        active: Cell::new(0),
-        read_mark: Cell::new(0),
-        hcm,
-    });
+    ));
     if h2 {
         serve_h2(downstream).await;
+        Served::Ended
     } else {
-        serve_h1(downstream).await;
+        serve_h1(downstream, parking).await
+    }
+}
+
+impl Downstream {
+    /// What the requests of a connection share before the first has come.
+    pub(crate) fn new(
+        (worker, info, hcm): (
+            &Rc<Worker>,
+            &Rc<DownstreamInfo>,
+            &Arc<HttpConnectionManager>,
+        ),
+        h2: bool,
+        io: SharedIo,
+    ) -> Self {
+        Self {
+            inline_routes: inline_routes(worker, hcm),
+            pod_key: info.pod.as_ref().map_or(0, |pod| pod.number()),
+            loggers: worker.telemetry.loggers(hcm, &hcm.access_log),
+            worker: worker.clone(),
+            info: info.clone(),
+            h2,
+            io,
+            active: Cell::new(0),
+            read_mark: Cell::new(0),
+            hcm: hcm.clone(),
+        }
+    }
+
+    /// Whether an HTTP/1 connection carries nothing: no request has begun, no answer is being written.
+    fn is_between_requests(&self) -> bool {
+        self.active.get() == 0
+            && self.io.bytes_read() == self.read_mark.get()
+            && self.io.is_flushed()
     }
 }
 
@@ -101,9 +174,22 @@ fn inline_routes(worker: &Worker, hcm: &HttpConnectionManager) -> Option<Arc<Rou
     Some(built.unwrap_or_else(|| Arc::new(RouteTable::new(config.clone()))))
 }
 
-/// Whether the client speaks HTTP/2, as its first bytes tell; `None` where it went away or sent
-/// nothing in time. Every byte read is put back.
-async fn is_h2(io: &mut DownstreamStream, limit: Duration) -> Option<bool> {
+/// What the first bytes of a connection tell.
+enum First<T> {
+    /// Which version the client speaks.
+    Known { h2: bool },
+    /// The client went away or sent nothing in time.
+    Nothing,
+    /// The connection is to be handed over before anything is known.
+    Parked(T),
+}
+
+/// Which version the client speaks, as its first bytes tell. Every byte read is put back.
+async fn is_h2<T>(
+    io: &mut DownstreamStream,
+    limit: Duration,
+    park: impl Future<Output = T>,
+) -> First<T> {
     let mut first = BytesMut::with_capacity(2048);
     let reading = async {
         loop {
@@ -117,16 +203,24 @@ async fn is_h2(io: &mut DownstreamStream, limit: Duration) -> Option<bool> {
             }
         }
     };
-    let decided = if limit.is_zero() {
-        reading.await
-    } else {
-        tokio::time::timeout(limit, reading).await.ok()?
+    let bounded = async {
+        if limit.is_zero() {
+            reading.await
+        } else {
+            tokio::time::timeout(limit, reading).await.ok().flatten()
+        }
+    };
+    // biased: what has arrived decides; it need not be handed over undecided.
+    let decided = tokio::select! {
+        biased;
+        known = bounded => known.map_or(First::Nothing, |h2| First::Known { h2 }),
+        turn = park => First::Parked(turn),
     };
     io.unread(first.freeze());
     decided
 }
 
-async fn serve_h1(downstream: Rc<Downstream>) {
+async fn serve_h1(downstream: Rc<Downstream>, parking: &Parking) -> Served {
     let hcm = &downstream.hcm;
     let header_bytes = hcm.max_request_headers_kb as usize * 1024;
     let mut builder = http1::Builder::new();
@@ -143,30 +237,121 @@ async fn serve_h1(downstream: Rc<Downstream>) {
         async move { Ok::<_, Infallible>(stream::handle(handler, request).await) }
     });
     let io = TokioIo::new(downstream.io.clone());
-    let mut conn = pin!(builder.serve_connection(io, service).with_upgrades());
+    let mut conn = builder.serve_connection(io, service).with_upgrades();
     let mut watch = Watch::new(&downstream);
-    let drain = &downstream.worker.drain;
-    let mut waited = pin!(async {
-        drain.cancelled().await;
-        tokio::time::sleep(LAST_REQUEST).await;
-    });
-    let mut drained = false;
-    let end = poll_fn(|cx| {
-        if let Poll::Ready(result) = conn.as_mut().poll(cx) {
-            return Poll::Ready(End::of(result));
+    let mut leaving = pin!(downstream.worker.leaving.cancelled());
+    let mut departure = None;
+    let stopped = poll_fn(|cx| {
+        if let Poll::Ready(result) = Pin::new(&mut conn).poll(cx) {
+            return Poll::Ready(Stopped::Ended(End::of(result)));
         }
-        let asks = || drain.is_cancelled() && downstream.active.get() > 0;
-        if !drained && (waited.as_mut().poll(cx).is_ready() || asks()) {
-            drained = true;
-            conn.as_mut().graceful_shutdown();
-            if let Poll::Ready(result) = conn.as_mut().poll(cx) {
-                return Poll::Ready(End::of(result));
+        if departure.is_some() || leaving.as_mut().poll(cx).is_ready() {
+            let departure = departure.get_or_insert_with(|| Departure::new(&downstream, parking));
+            match departure.poll(&downstream, cx) {
+                Poll::Pending => {}
+                Poll::Ready(Leave::Drain) => {
+                    Pin::new(&mut conn).graceful_shutdown();
+                    if let Poll::Ready(result) = Pin::new(&mut conn).poll(cx) {
+                        return Poll::Ready(Stopped::Ended(End::of(result)));
+                    }
+                }
+                Poll::Ready(Leave::Park(turn)) => {
+                    downstream.io.stay_open(true);
+                    Pin::new(&mut conn).graceful_shutdown();
+                    if let Poll::Ready(result) = Pin::new(&mut conn).poll(cx) {
+                        return Poll::Ready(match result {
+                            Ok(()) => Stopped::Parked(turn),
+                            Err(error) => Stopped::Ended(End::of(Err(error))),
+                        });
+                    }
+                    // It was not idle after all: it says `connection: close` and ends here.
+                    downstream.io.stay_open(false);
+                }
             }
         }
-        watch.poll(&downstream, cx)
+        watch.poll(&downstream, cx).map(Stopped::Ended)
     })
     .await;
-    finish_h1(&downstream, end).await;
+    match stopped {
+        Stopped::Ended(end) => {
+            drop(conn);
+            finish_h1(&downstream, end).await;
+            Served::Ended
+        }
+        Stopped::Parked(turn) => {
+            let rest = conn.into_parts().map(|parts| parts.read_buf);
+            let Some(mut stream) = downstream.io.take_stream() else {
+                return Served::Ended;
+            };
+            stream.unread(rest.unwrap_or_default());
+            Served::Parked(turn, Box::new(stream))
+        }
+    }
+}
+
+/// Why an HTTP/1 connection is no longer served.
+enum Stopped {
+    Ended(End),
+    Parked(Turn),
+}
+
+/// What an HTTP/1 connection of a leaving worker is to do now.
+enum Leave {
+    /// Close once it is idle, and say so.
+    Drain,
+    /// Fall silent, to be handed over.
+    Park(Turn),
+}
+
+/// The last part of an HTTP/1 connection's life on a worker that leaves: it is handed over between two
+/// requests, or drains where nobody takes it.
+struct Departure<'a> {
+    parking: &'a Parking,
+    turn: Option<Pin<Box<dyn Future<Output = Turn> + 'a>>>,
+    /// Ends some time after it is known that the connection stays.
+    alone: Pin<Box<dyn Future<Output = ()> + 'a>>,
+    /// The connection has been told to close.
+    closing: bool,
+}
+
+impl<'a> Departure<'a> {
+    fn new(downstream: &'a Downstream, parking: &'a Parking) -> Self {
+        let drain = &downstream.worker.drain;
+        Self {
+            parking,
+            turn: None,
+            alone: Box::pin(async {
+                if !parking.stays() {
+                    drain.cancelled().await;
+                }
+                tokio::time::sleep(LAST_REQUEST).await;
+            }),
+            closing: false,
+        }
+    }
+
+    fn poll(&mut self, downstream: &Downstream, cx: &mut Context<'_>) -> Poll<Leave> {
+        if self.closing {
+            return Poll::Pending;
+        }
+        if self.parking.is_due() && downstream.is_between_requests() {
+            let parking = self.parking;
+            let turn = self.turn.get_or_insert_with(|| Box::pin(parking.turn()));
+            if let Poll::Ready(turn) = turn.as_mut().poll(cx) {
+                self.closing = true;
+                return Poll::Ready(Leave::Park(turn));
+            }
+        } else {
+            // Others need the room meanwhile.
+            self.turn = None;
+        }
+        let stays = downstream.worker.drain.is_cancelled() || self.parking.stays();
+        if self.alone.as_mut().poll(cx).is_ready() || (stays && downstream.active.get() > 0) {
+            self.closing = true;
+            return Poll::Ready(Leave::Drain);
+        }
+        Poll::Pending
+    }
 }
 
 /// How a connection ended.
@@ -347,7 +532,7 @@ async fn serve_h2(downstream: Rc<Downstream>) {
     let io = TokioIo::new(downstream.io.clone());
     let mut conn = pin!(builder.serve_connection(io, service));
     let mut watch = Watch::new(&downstream);
-    let mut draining = pin!(downstream.worker.drain.cancelled());
+    let mut draining = pin!(downstream.worker.leaving.cancelled());
     let mut drained = false;
     poll_fn(|cx| {
         if let Poll::Ready(result) = conn.as_mut().poll(cx) {

@@ -19,12 +19,17 @@ use super::local_reply::GRPC_STATUS;
 use crate::access_log::{Headers, Record, Which};
 use crate::cluster::{ClusterEntry, Host};
 use crate::flags::{ResponseFlags, details};
+use crate::handover::message::TunnelRequest;
+use crate::handover::parcel::micros;
 use crate::metrics::labels::{HttpKey, HttpLabels, Peers, Protocol, Reporter, TcpKey, Workload};
 use crate::pods::LocalPod;
 use crate::resource::TrafficDirection;
 use crate::route::Matched;
 use crate::upstream::failure::Failure;
 use crate::upstream::replay::Replay;
+
+/// Headers kept for the access log travel with a tunnel up to this size, else not at all.
+const KEPT_BYTES: usize = 16 << 10;
 
 /// One request and its response.
 pub struct Exchange {
@@ -77,6 +82,10 @@ pub struct Exchange {
     wall: Option<SystemTime>,
     response_started: Option<Instant>,
     tunnel_received: u64,
+    /// Name of the route of a tunnel that another epoch opened.
+    route_name: Option<String>,
+    /// Another epoch reports it.
+    handed_over: bool,
     kept: Kept,
 }
 
@@ -235,6 +244,8 @@ impl Exchange {
             wall: logs.then(SystemTime::now),
             response_started: None,
             tunnel_received: 0,
+            route_name: None,
+            handed_over: false,
             kept: Kept::default(),
         }
     }
@@ -267,6 +278,87 @@ impl Exchange {
         self.bytes_sent += sent;
     }
 
+    /// What the next epoch needs to report the request, which has become a tunnel.
+    pub fn tunnel(&self) -> TunnelRequest {
+        let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let kept = [&self.kept.request, &self.kept.response];
+        let size = |list: &[(HeaderName, HeaderValue)]| -> usize {
+            list.iter().map(|(n, v)| n.as_str().len() + v.len()).sum()
+        };
+        let fits = kept.iter().map(|list| size(list)).sum::<usize>() <= KEPT_BYTES;
+        let headers = kept.map(|list| {
+            let pairs = list.iter().filter(|_| fits);
+            pairs
+                .map(|(name, value)| (name.to_string(), text(value)))
+                .collect()
+        });
+        TunnelRequest {
+            method: self.method.to_string(),
+            path: text(&self.path),
+            authority: text(&self.authority),
+            remote: self.remote,
+            status: self.status,
+            route: self.route_name().map(str::to_owned),
+            upstream_local: self.upstream_local,
+            delivery: self.delivery.as_ref().map(|pod| pod.spec.uid.clone()),
+            age_us: micros(self.started.elapsed()),
+            idle_timeout_us: micros(self.clock.idle()),
+            headers,
+        }
+    }
+
+    /// A request that another epoch took and that is a tunnel now.
+    pub fn resume(downstream: Rc<Downstream>, request: &TunnelRequest) -> Self {
+        let value = |text: &str| {
+            HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+        };
+        let mut exchange = Self::new(
+            downstream,
+            Method::from_bytes(request.method.as_bytes()).unwrap_or(Method::GET),
+            value(&request.path),
+            value(&request.authority),
+            Version::HTTP_11,
+            Replay::empty(),
+        );
+        let age = Duration::from_micros(request.age_us);
+        exchange.started = exchange
+            .started
+            .checked_sub(age)
+            .unwrap_or(exchange.started);
+        exchange.wall = exchange.wall.and_then(|wall| wall.checked_sub(age));
+        exchange.response_started = Some(exchange.started);
+        exchange.remote = request.remote;
+        exchange.status = request.status;
+        exchange.details = details::VIA_UPSTREAM;
+        exchange.attempts = 1;
+        exchange.upstream_local = request.upstream_local;
+        exchange.route_name.clone_from(&request.route);
+        let idle = Duration::from_micros(request.idle_timeout_us);
+        exchange.clock.set_route(Some(idle), None);
+        let [kept_request, kept_response] = &request.headers;
+        let list = |pairs: &[(String, String)]| {
+            let parse = |(name, text): &(String, String)| {
+                Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value(text)))
+            };
+            pairs.iter().filter_map(parse).collect()
+        };
+        exchange.kept.request = list(kept_request);
+        exchange.kept.response = list(kept_response);
+        exchange
+    }
+
+    /// The request goes on in another epoch, which reports it.
+    pub fn hand_over(mut self) {
+        self.handed_over = true;
+    }
+
+    fn route_name(&self) -> Option<&str> {
+        let route = self.route.as_ref().map(|m| m.route().name.as_str());
+        route
+            .or(self.route_name.as_deref())
+            .filter(|name| !name.is_empty())
+    }
+
     fn bytes_received(&self) -> u64 {
         self.body.received() + self.tunnel_received
     }
@@ -277,7 +369,6 @@ impl Exchange {
         let since = |at: Instant| at - self.started;
         let config = self.cluster.as_ref().map(|c| &c.config);
         let text = |value: &'a HeaderValue| value.to_str().ok().filter(|v| !v.is_empty());
-        let route = self.route.as_ref().map(|m| m.route().name.as_str());
         Record {
             duration: self.started.elapsed(),
             request_duration: self.body.is_ended().then(|| self.started.elapsed()),
@@ -309,7 +400,7 @@ impl Exchange {
             attempts: self.attempts,
             downstream_remote: std::net::SocketAddr::new(self.remote, info.peer.port()),
             downstream_direct_remote: info.peer,
-            route_name: route.filter(|name| !name.is_empty()),
+            route_name: self.route_name(),
             filter_chain: Some(info.filter_chain.as_str()).filter(|name| !name.is_empty()),
             connection_id: info.id,
             ..Record::new(
@@ -329,6 +420,10 @@ impl Exchange {
     }
 
     fn finish(&mut self) {
+        if self.handed_over {
+            self.downstream.active.set(self.downstream.active.get() - 1);
+            return;
+        }
         if !self.complete && self.flags.is_empty() {
             self.flags
                 .insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);

@@ -41,7 +41,8 @@ impl WeakIo {
 
 #[derive(Debug)]
 struct Inner {
-    stream: Mutex<Stream>,
+    /// Taken out when the connection goes on elsewhere.
+    stream: Mutex<Option<Stream>>,
     /// Only on the server's side of HTTP/1.
     scan: Option<Mutex<HeadScan>>,
     /// Only on the server's side of HTTP/2.
@@ -53,6 +54,10 @@ struct Inner {
     message: AtomicU64,
     /// The peer reset the connection without closing it first.
     reset: AtomicBool,
+    /// Nothing that was to be written is held back.
+    flushed: AtomicBool,
+    /// The end of HTTP is not the end of the connection.
+    stays_open: AtomicBool,
 }
 
 /// How large the next message is, known before its first byte is written (DESIGN.md section 5,
@@ -93,21 +98,26 @@ const BYTES_ACKED: usize = 120;
 impl SharedIo {
     /// Takes a stream over.
     pub fn new(stream: Stream) -> Self {
-        Self::build(stream, None, None)
+        Self::build(Some(stream), None, None)
+    }
+
+    /// A handle on nothing: the socket is used elsewhere.
+    pub fn elsewhere() -> Self {
+        Self::build(None, None, None)
     }
 
     /// Takes a stream over on which HTTP/1 requests come.
     pub fn for_requests(stream: Stream) -> Self {
-        Self::build(stream, Some(Mutex::default()), None)
+        Self::build(Some(stream), Some(Mutex::default()), None)
     }
 
     /// Takes a stream over on which HTTP/2 requests come.
     pub fn for_streams(stream: Stream) -> Self {
-        Self::build(stream, None, Some(Mutex::default()))
+        Self::build(Some(stream), None, Some(Mutex::default()))
     }
 
     fn build(
-        stream: Stream,
+        stream: Option<Stream>,
         scan: Option<Mutex<HeadScan>>,
         blocks: Option<Mutex<BlockScan>>,
     ) -> Self {
@@ -120,6 +130,8 @@ impl SharedIo {
             carried: AtomicU64::new(0),
             message: AtomicU64::new(u64::MAX),
             reset: AtomicBool::new(false),
+            flushed: AtomicBool::new(true),
+            stays_open: AtomicBool::new(false),
         }))
     }
 
@@ -130,8 +142,9 @@ impl SharedIo {
 
     /// Ends the connection in both directions; whoever reads it sees its end.
     pub fn end(&self) {
-        let stream = self.0.stream.lock();
-        if let Err(error) = SockRef::from(stream.tcp()).shutdown(Shutdown::Both) {
+        if let Some(stream) = &*self.0.stream.lock()
+            && let Err(error) = SockRef::from(stream.tcp()).shutdown(Shutdown::Both)
+        {
             tracing::trace!(%error, "the connection has ended already");
         }
     }
@@ -184,7 +197,7 @@ impl SharedIo {
     /// A request and its response are over; `pipelined` where the request had come before the
     /// response before it was over.
     pub fn exchanged(&self, pipelined: bool) {
-        if let Some((lane, tcp)) = self.0.stream.lock().lane() {
+        if let Some((lane, tcp)) = self.0.stream.lock().as_ref().and_then(Stream::lane) {
             let carried = self.bytes_read() + self.bytes_written();
             let before = self.0.carried.swap(carried, Ordering::Relaxed);
             lane.exchanged(tcp, carried - before, pipelined);
@@ -193,7 +206,7 @@ impl SharedIo {
 
     /// The connection changes to another protocol: everything goes by TCP from here on.
     pub fn upgraded(&self) {
-        if let Some((lane, _)) = self.0.stream.lock().lane() {
+        if let Some((lane, _)) = self.0.stream.lock().as_ref().and_then(Stream::lane) {
             lane.give_up(Returned::Upgrade);
         }
     }
@@ -202,7 +215,8 @@ impl SharedIo {
     /// connection that is accelerated; true of any other.
     pub fn is_settled(&self) -> bool {
         let stream = self.0.stream.lock();
-        stream.lane().is_none_or(|(lane, tcp)| lane.is_settled(tcp))
+        let lane = stream.as_ref().and_then(Stream::lane);
+        lane.is_none_or(|(lane, tcp)| lane.is_settled(tcp))
     }
 
     /// Ready when these bytes may be written, with the socket told which way they go.
@@ -231,6 +245,9 @@ impl SharedIo {
     /// Looks whether an idle connection can still be used. Reads nothing away.
     pub fn idle_state(&self) -> IdleState {
         let stream = self.0.stream.lock();
+        let Some(stream) = &*stream else {
+            return IdleState::Dead;
+        };
         let mut byte = [MaybeUninit::uninit()];
         match SockRef::from(stream.tcp()).peek(&mut byte) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => IdleState::Alive,
@@ -249,13 +266,13 @@ impl SharedIo {
         // What was redirected is neither acknowledged nor lost with the connection.
         let by_tcp = |stream: &Stream| stream.lane().is_none_or(|(lane, _)| !lane.reads_all());
         !self.0.reset.load(Ordering::Relaxed)
-            && by_tcp(&self.0.stream.lock())
+            && self.0.stream.lock().as_ref().is_some_and(by_tcp)
             && self.bytes_acked().is_ok_and(|acked| acked <= before)
     }
 
     fn bytes_acked(&self) -> io::Result<u64> {
         let stream = self.0.stream.lock();
-        let info = TcpInfo.get(stream.tcp())?;
+        let info = TcpInfo.get(stream.as_ref().ok_or_else(taken)?.tcp())?;
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&info[BYTES_ACKED..]);
         // The SYN counts as one.
@@ -273,18 +290,36 @@ impl SharedIo {
 
     /// This end's address, canonical.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.stream.lock().local_addr()
+        let stream = self.0.stream.lock();
+        stream.as_ref().ok_or_else(taken)?.local_addr()
     }
 
     /// Makes closing send a reset.
     pub fn reset_on_close(&self) {
-        self.0.stream.lock().reset_on_close();
+        if let Some(stream) = &*self.0.stream.lock() {
+            stream.reset_on_close();
+        }
     }
 
-    /// Does something with the stream.
-    pub fn with<R>(&self, f: impl FnOnce(&mut Stream) -> R) -> R {
-        f(&mut self.0.stream.lock())
+    /// Whether everything that was to be written has been.
+    pub fn is_flushed(&self) -> bool {
+        self.0.flushed.load(Ordering::Relaxed)
     }
+
+    /// Whether whoever speaks HTTP on the connection leaves it open when it has ended.
+    pub fn stay_open(&self, stays: bool) {
+        self.0.stays_open.store(stays, Ordering::Relaxed);
+    }
+
+    /// Takes the connection away from HTTP; every other handle on it is of no more use.
+    pub fn take_stream(&self) -> Option<Stream> {
+        self.0.stream.lock().take()
+    }
+}
+
+/// What happens to a socket that was taken away is not this handle's matter.
+fn taken() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 impl AsyncRead for SharedIo {
@@ -294,7 +329,9 @@ impl AsyncRead for SharedIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = ready!(Pin::new(&mut *self.0.stream.lock()).poll_read(cx, buf));
+        let mut stream = self.0.stream.lock();
+        let stream = stream.as_mut().ok_or_else(taken)?;
+        let result = ready!(Pin::new(stream).poll_read(cx, buf));
         self.note(&result);
         result?;
         let bytes = &buf.filled()[before..];
@@ -329,9 +366,11 @@ impl AsyncWrite for SharedIo {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut stream = self.0.stream.lock();
-        ready!(self.poll_way(&stream, cx, &[IoSlice::new(buf)]))?;
+        let stream = stream.as_mut().ok_or_else(taken)?;
+        self.0.flushed.store(false, Ordering::Relaxed);
+        ready!(self.poll_way(stream, cx, &[IoSlice::new(buf)]))?;
         let result = Pin::new(&mut *stream).poll_write(cx, buf);
-        self.wrote(&stream, result)
+        self.wrote(stream, result)
     }
 
     fn poll_write_vectored(
@@ -340,9 +379,11 @@ impl AsyncWrite for SharedIo {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut stream = self.0.stream.lock();
-        ready!(self.poll_way(&stream, cx, bufs))?;
+        let stream = stream.as_mut().ok_or_else(taken)?;
+        self.0.flushed.store(false, Ordering::Relaxed);
+        ready!(self.poll_way(stream, cx, bufs))?;
         let result = Pin::new(&mut *stream).poll_write_vectored(cx, bufs);
-        self.wrote(&stream, result)
+        self.wrote(stream, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -350,10 +391,19 @@ impl AsyncWrite for SharedIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_flush(cx)
+        let mut stream = self.0.stream.lock();
+        let stream = stream.as_mut().ok_or_else(taken)?;
+        // hyper flushes when its own buffer is empty.
+        self.0.flushed.store(true, Ordering::Relaxed);
+        Pin::new(stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.stream.lock()).poll_shutdown(cx)
+        if self.0.stays_open.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut stream = self.0.stream.lock();
+        let stream = stream.as_mut().ok_or_else(taken)?;
+        Pin::new(stream).poll_shutdown(cx)
     }
 }

@@ -1,9 +1,13 @@
 //! Upgraded connections: WebSocket and other protocols, and CONNECT.
 //!
 //! Once both sides have agreed, their streams are copied into each other until both directions
-//! have ended. The request's record is written then, with the bytes that went through.
+//! have ended. The request's record is written then, with the bytes that went through. Between two
+//! HTTP/1 connections a tunnel is two sockets like raw TCP, and is handed to the next epoch like it; one
+//! that is a stream of an HTTP/2 connection ends with that.
 
+use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -12,11 +16,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
+use super::io::SharedIo;
 use crate::cluster::Permit;
 use crate::cluster::host::Active;
 use crate::flags::ResponseFlags;
+use crate::handover::message::{Carried, Parcel};
+use crate::handover::parcel::{self, Contents};
 use crate::resource::HttpConnectionManager;
 use crate::resource::RouteAction;
+use crate::socket::Stream;
+use crate::tcp::copy::{Copied, End, Progress, Side, Terms, copy};
 use crate::upstream::attempt::Lease;
 use crate::upstream::connect::UpstreamStream;
 
@@ -48,43 +57,198 @@ pub enum Far {
     Plain(Box<(UpstreamStream, Active, Active)>),
 }
 
-/// Runs a tunnel to its end on a task of its own.
-pub fn spawn(near: OnUpgrade, far: Far, mut exchange: Box<Exchange>) {
-    if !exchange.downstream.h2 {
-        exchange.downstream.io.upgraded();
+/// Runs a tunnel to its end on a task of its own, which the worker waits for.
+pub fn spawn(near: OnUpgrade, far: Far, exchange: Box<Exchange>) {
+    let downstream = exchange.downstream.clone();
+    if !downstream.h2 {
+        downstream.io.upgraded();
     }
-    tokio::task::spawn_local(async move {
+    downstream.worker.tasks.spawn_local(async move {
         let near = match near.await {
-            Ok(near) => TokioIo::new(near),
+            Ok(near) => bare(near),
             Err(error) => {
                 tracing::debug!(%error, "the client went away before the upgrade");
                 return;
             }
         };
-        let result = match far {
+        match far {
             Far::Plain(far) => {
-                let (stream, _connection, _request) = *far;
-                run(near, stream, &mut exchange).await
+                let (stream, connection, request) = *far;
+                tie(
+                    near,
+                    Bare::Socket(Box::new(stream)),
+                    exchange,
+                    (connection, request),
+                )
+                .await;
             }
             Far::Upgraded(far) => {
-                let (upgrade, mut lease, _active) = *far;
+                let (upgrade, mut lease, active) = *far;
                 if let Lease::H1(conn) = &mut lease {
                     conn.upgrade();
                 }
                 match upgrade.await {
-                    Ok(far) => run(near, TokioIo::<Upgraded>::new(far), &mut exchange).await,
-                    Err(error) => Err(io::Error::other(error)),
+                    Ok(far) => tie(near, bare(far), exchange, (lease, active)).await,
+                    Err(error) => finish(exchange, Err(io::Error::other(error))),
+                }
+            }
+        }
+    });
+}
+
+/// One end of a tunnel.
+enum Bare {
+    /// A socket, with what was read of it put back.
+    Socket(Box<Stream>),
+    /// A stream of an HTTP/2 connection.
+    Framed(Upgraded),
+    /// A connection that somebody else has taken.
+    Gone,
+}
+
+fn bare(upgraded: Upgraded) -> Bare {
+    let parts = match upgraded.downcast::<TokioIo<SharedIo>>() {
+        Ok(parts) => parts,
+        Err(upgraded) => return Bare::Framed(upgraded),
+    };
+    let io = parts.io.into_inner();
+    match io.take_stream() {
+        Some(mut stream) => {
+            stream.unread(parts.read_buf);
+            Bare::Socket(Box::new(stream))
+        }
+        None => Bare::Gone,
+    }
+}
+
+/// Copies two streams into each other; `guard` is held for as long as that takes.
+async fn tie<G>(near: Bare, far: Bare, mut exchange: Box<Exchange>, guard: G) {
+    match (near, far) {
+        (Bare::Socket(near), Bare::Socket(far)) => {
+            let tunnel = Tunnel {
+                near,
+                far,
+                exchange,
+                progress: Progress::default(),
+                counts: (Cell::new(0), Cell::new(0)),
+            };
+            tunnel.run(guard).await;
+        }
+        (near, far) => {
+            let result = match (any(near), any(far)) {
+                (Some(near), Some(far)) => run(near, far, &mut exchange).await,
+                _ => Err(io::ErrorKind::NotConnected.into()),
+            };
+            drop(guard);
+            finish(exchange, result);
+        }
+    }
+}
+
+/// Something to read and write, whatever it is.
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+fn any(end: Bare) -> Option<Box<dyn Duplex>> {
+    match end {
+        Bare::Socket(stream) => Some(stream),
+        Bare::Framed(upgraded) => Some(Box::new(TokioIo::new(upgraded))),
+        Bare::Gone => None,
+    }
+}
+
+fn finish(mut exchange: Box<Exchange>, result: io::Result<()>) {
+    exchange.complete = true;
+    if let Err(error) = result {
+        tracing::debug!(%error, "a tunnel broke off");
+        exchange
+            .flags
+            .insert(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
+    }
+}
+
+/// A tunnel between two sockets, which may go on in the next epoch of the proxy.
+pub struct Tunnel {
+    /// The client's.
+    pub near: Box<Stream>,
+    /// The endpoint's.
+    pub far: Box<Stream>,
+    /// The request that asked for it.
+    pub exchange: Box<Exchange>,
+    /// What lies between.
+    pub progress: Progress,
+    /// Bytes from the client and to it.
+    pub counts: (Cell<u64>, Cell<u64>),
+}
+
+impl Tunnel {
+    /// Runs until the tunnel has ended or is handed over; `guard` is held for as long.
+    pub async fn run<G>(mut self, guard: G) {
+        let worker = self.exchange.downstream.worker.clone();
+        let mut parking = worker.parking();
+        let end = loop {
+            let (received, sent) = &self.counts;
+            let terms = Terms {
+                scratch: &worker.scratch,
+                idle_timeout: self.exchange.clock.idle(),
+                passed: |side, n: usize| {
+                    let count = match side {
+                        Side::Downstream => received,
+                        Side::Upstream => sent,
+                    };
+                    count.set(count.get() + n as u64);
+                },
+            };
+            let park = parking.turn();
+            let (near, far) = (&mut self.near, &mut self.far);
+            match copy(near, far, &mut self.progress, &terms, park).await {
+                Copied::Ended(end) => break end,
+                Copied::Parked(turn) => {
+                    let (parcel, contents) = self.pack();
+                    if parking.give(turn, parcel, contents).await {
+                        self.near.let_go();
+                        self.far.let_go();
+                        return self.exchange.hand_over();
+                    }
                 }
             }
         };
-        exchange.complete = true;
-        if let Err(error) = result {
-            tracing::debug!(%error, "a tunnel broke off");
-            exchange
-                .flags
-                .insert(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
-        }
-    });
+        drop((self.near, self.far, guard));
+        let mut exchange = self.exchange;
+        exchange.tunnelled(self.counts.0.get(), self.counts.1.get());
+        exchange.flags.insert(match &end {
+            End::Finished => ResponseFlags::NONE,
+            End::Idle => ResponseFlags::STREAM_IDLE_TIMEOUT,
+            End::Reset(Side::Downstream, _) => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+            End::Reset(Side::Upstream, _) => ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+        });
+        tracing::debug!(?end, "a tunnel ended");
+        finish(exchange, Ok(()));
+    }
+
+    /// The tunnel as the next epoch gets it.
+    fn pack(&self) -> (Parcel, Option<Contents>) {
+        let exchange = &self.exchange;
+        let cluster = exchange.cluster.as_ref().map(|c| c.name().to_string());
+        let host = exchange.host.as_ref().map(|host| host.address());
+        // A tunnel has both; without them nobody could go on with it.
+        let contents = (cluster.is_some() && host.is_some())
+            .then(|| Contents::of_pair(&self.near, &self.far, &self.progress));
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        let to = (
+            cluster.unwrap_or_default(),
+            host.unwrap_or(unknown),
+            exchange.attempts,
+        );
+        let counts = (self.counts.0.get(), self.counts.1.get());
+        let pair = parcel::pair(to, &self.far, &self.progress, counts);
+        let request = Box::new(exchange.tunnel());
+        let downstream = &exchange.downstream;
+        let carried = Carried::Tunnel { pair, request };
+        let parcel = parcel::describe(&downstream.worker, &downstream.info, &self.near, carried);
+        (parcel, contents.flatten())
+    }
 }
 
 async fn run(
@@ -95,12 +259,12 @@ async fn run(
     let (mut near_read, mut near_write) = tokio::io::split(near);
     let (mut far_read, mut far_write) = tokio::io::split(far);
     let idle = exchange.clock.idle();
-    let last = std::cell::Cell::new(Instant::now());
-    let (up, down) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let last = Cell::new(Instant::now());
+    let (up, down) = (Cell::new(0), Cell::new(0));
     let both = async {
         tokio::try_join!(
-            copy(&mut near_read, &mut far_write, &up, &last),
-            copy(&mut far_read, &mut near_write, &down, &last),
+            forward(&mut near_read, &mut far_write, &up, &last),
+            forward(&mut far_read, &mut near_write, &down, &last),
         )
     };
     // biased: what has arrived counts before the time that has passed.
@@ -116,11 +280,11 @@ async fn run(
     result
 }
 
-async fn copy(
+async fn forward(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    count: &std::cell::Cell<u64>,
-    last: &std::cell::Cell<Instant>,
+    count: &Cell<u64>,
+    last: &Cell<Instant>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -135,7 +299,7 @@ async fn copy(
 }
 
 /// Completes when nothing has happened for `idle`; never where that is zero.
-async fn quiet(idle: Duration, last: &std::cell::Cell<Instant>) {
+async fn quiet(idle: Duration, last: &Cell<Instant>) {
     if idle.is_zero() {
         return std::future::pending().await;
     }

@@ -17,11 +17,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::DownstreamInfo;
+use super::detect::{self, Choice, Chosen};
 use super::stats::Refusal;
-use super::{DownstreamInfo, detect};
 use crate::acceleration::Side;
 use crate::access_log::Record;
 use crate::flags::ResponseFlags;
+use crate::handover::Turn;
+use crate::handover::message::{Carried, Parcel, ParcelOrigin};
+use crate::handover::parcel::{self, Contents};
 use crate::http;
 use crate::pods::LocalPod;
 use crate::resource::{Listener, ListenerName, NetworkFilter, TrafficDirection};
@@ -56,14 +60,14 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut stopped = pin!(stop.cancelled());
-    let drain = worker.drain.clone();
-    let mut draining = pin!(drain.cancelled());
+    let leaving = worker.leaving.clone();
+    let mut leaving = pin!(leaving.cancelled());
     loop {
         // biased: a stop must not lose against a busy listener.
         let accepted = tokio::select! {
             biased;
             () = &mut stopped => return,
-            () = &mut draining => return,
+            () = &mut leaving => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -101,13 +105,44 @@ async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, origin: Orig
     if accepted.is_canary() {
         return answer_canary(&worker, stream, &accepted).await;
     }
-    let Some(listener) = configured(&worker, &accepted).await else {
-        return refuse(&worker, &stream, peer, Refusal::NoListener);
-    };
     if let (Origin::Outbound(_), Some(pod)) = (&accepted.origin, &accepted.pod) {
         stream.set_lane(worker.accelerator.lane(pod, Side::Downstream));
     }
-    serve_chain(worker, stream, accepted, listener).await;
+    attend(worker, stream, accepted).await;
+}
+
+/// Finds listener and chain of a connection and serves it; hands it over where it is still undecided
+/// when the worker leaves.
+pub(crate) async fn attend(worker: Rc<Worker>, mut stream: Stream, accepted: Accepted) {
+    let mut parking = worker.parking();
+    loop {
+        let listener = tokio::select! {
+            biased;
+            listener = configured(&worker, &accepted) => match listener {
+                Some(listener) => Ok(listener),
+                None => return refuse(&worker, &stream, accepted.peer, Refusal::NoListener),
+            },
+            turn = parking.turn() => Err(turn),
+        };
+        let turn = match listener {
+            Err(turn) => turn,
+            Ok(listener) => {
+                let park = parking.turn();
+                match serve_chain(&worker, &mut stream, &accepted, &listener, park).await {
+                    Decided::Refused => return,
+                    Decided::Taken(info, choice) => {
+                        return hand_to_chain(worker, stream, info, choice).await;
+                    }
+                    Decided::Parked(turn) => turn,
+                }
+            }
+        };
+        let parcel = accepted.parcel(&worker, &stream);
+        let contents = Contents::of_one(&stream);
+        if parking.give(turn, parcel, contents).await {
+            return stream.let_go();
+        }
+    }
 }
 
 /// Tells the agent that its canary arrived, and at whose listener.
@@ -146,23 +181,45 @@ fn record(worker: &Worker, listener: &Arc<Listener>, info: &DownstreamInfo, refu
     loggers.record(&record);
 }
 
+/// What became of a connection that has a listener.
+enum Decided {
+    /// No chain takes it; it has been told so.
+    Refused,
+    /// This chain takes it.
+    Taken(Rc<DownstreamInfo>, Choice),
+    /// It is to be handed over.
+    Parked(Turn),
+}
+
 async fn serve_chain(
-    worker: Rc<Worker>,
-    mut stream: Stream,
-    accepted: Accepted,
-    listener: Arc<Listener>,
-) {
-    let mut info = accepted.info(&worker, &listener);
-    let choice = match detect::choose(&worker, &mut stream, &mut info, &listener).await {
-        Ok(choice) => choice,
-        Err(refusal) => {
-            record(&worker, &listener, &info, refusal);
-            return refuse(&worker, &stream, info.peer, refusal);
+    worker: &Worker,
+    stream: &mut Stream,
+    accepted: &Accepted,
+    listener: &Arc<Listener>,
+    park: impl Future<Output = Turn>,
+) -> Decided {
+    let mut info = accepted.info(listener);
+    match detect::choose(worker, stream, &mut info, listener, park).await {
+        Ok(Chosen::Chain(choice)) => {
+            tracing::trace!(id = info.id, listener = %info.listener, chain = info.filter_chain,
+                orig_dst = %info.orig_dst, "filter chain chosen");
+            Decided::Taken(Rc::new(info), choice)
         }
-    };
-    tracing::trace!(id = info.id, listener = %info.listener, chain = info.filter_chain,
-        orig_dst = %info.orig_dst, "filter chain chosen");
-    let info = Rc::new(info);
+        Ok(Chosen::Parked(turn)) => Decided::Parked(turn),
+        Err(refusal) => {
+            record(worker, listener, &info, refusal);
+            refuse(worker, stream, info.peer, refusal);
+            Decided::Refused
+        }
+    }
+}
+
+async fn hand_to_chain(
+    worker: Rc<Worker>,
+    stream: Stream,
+    info: Rc<DownstreamInfo>,
+    choice: Choice,
+) {
     match &choice.chain.filter {
         NetworkFilter::Http(hcm) => {
             Box::pin(http::connection::serve(worker, stream, info, hcm.clone())).await;
@@ -181,13 +238,14 @@ async fn serve_chain(
 }
 
 /// A connection whose destination is known.
-struct Accepted {
-    pod: Option<Arc<LocalPod>>,
-    peer: SocketAddr,
-    local: SocketAddr,
-    orig_dst: SocketAddr,
-    origin: Origin,
-    started: Instant,
+pub(crate) struct Accepted {
+    pub(crate) id: u64,
+    pub(crate) pod: Option<Arc<LocalPod>>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
+    pub(crate) orig_dst: SocketAddr,
+    pub(crate) origin: Origin,
+    pub(crate) started: Instant,
 }
 
 impl Accepted {
@@ -209,6 +267,7 @@ impl Accepted {
             return Err(Refusal::Loop);
         }
         Ok(Self {
+            id: worker.next_connection_id(),
             peer: client_address(&origin, pod.as_deref(), peer),
             pod,
             local,
@@ -248,10 +307,10 @@ impl Accepted {
         found.cloned()
     }
 
-    fn info(self, worker: &Worker, listener: &Listener) -> DownstreamInfo {
+    fn info(&self, listener: &Listener) -> DownstreamInfo {
         DownstreamInfo {
-            id: worker.next_connection_id(),
-            pod: self.pod,
+            id: self.id,
+            pod: self.pod.clone(),
             peer: self.peer,
             local: self.local,
             orig_dst: self.orig_dst,
@@ -265,6 +324,31 @@ impl Accepted {
             server_name: None,
             started: self.started,
         }
+    }
+
+    /// The connection as the next epoch gets it.
+    fn parcel(&self, worker: &Worker, stream: &Stream) -> Parcel {
+        let (origin, direction) = match &self.origin {
+            Origin::Outbound(_) => (ParcelOrigin::Outbound, TrafficDirection::Outbound),
+            Origin::Inbound(_) => (ParcelOrigin::Inbound, TrafficDirection::Inbound),
+            Origin::Listener(name) => {
+                let name = ParcelOrigin::Listener(name.to_string());
+                (name, TrafficDirection::Unspecified)
+            }
+        };
+        let info = DownstreamInfo {
+            id: self.id,
+            pod: self.pod.clone(),
+            peer: self.peer,
+            local: self.local,
+            orig_dst: self.orig_dst,
+            direction,
+            listener: "".into(),
+            filter_chain: String::new(),
+            server_name: None,
+            started: self.started,
+        };
+        parcel::describe(worker, &info, stream, Carried::Undecided { origin })
     }
 }
 

@@ -49,16 +49,27 @@ impl From<&Arc<FilterChain>> for Choice {
     }
 }
 
-/// Chooses the chain and writes its name into `info`. Bytes that were read are back in `stream`.
+/// What became of the choice.
+#[derive(Debug)]
+pub enum Chosen<T> {
+    /// A chain takes the connection.
+    Chain(Choice),
+    /// The connection is to be handed over before that is known.
+    Parked(T),
+}
+
+/// Chooses the chain and writes its name into `info`, unless `park` is ready before. Bytes that were
+/// read are back in `stream`.
 ///
 /// # Errors
 /// Says why the connection is to be reset.
-pub async fn choose(
+pub async fn choose<T>(
     worker: &Worker,
     stream: &mut DownstreamStream,
     info: &mut DownstreamInfo,
     listener: &Listener,
-) -> Result<Choice, Refusal> {
+    park: impl Future<Output = T>,
+) -> Result<Chosen<T>, Refusal> {
     let candidates = Candidates::narrow(listener, info.orig_dst);
     let needs = candidates.needs();
     let mut choice = if needs.any() {
@@ -69,9 +80,17 @@ pub async fn choose(
             candidates: &candidates,
             inspector: Inspector::new(needs),
         };
-        let choice = detection.run(stream).await;
+        // biased: what has arrived decides; it need not be handed over undecided.
+        let choice = tokio::select! {
+            biased;
+            choice = detection.run(stream) => choice.map(Chosen::Chain),
+            turn = park => Ok(Chosen::Parked(turn)),
+        };
         detection.inspector.finish(stream);
-        choice?
+        match choice? {
+            Chosen::Chain(choice) => choice,
+            parked @ Chosen::Parked(_) => return Ok(parked),
+        }
     } else {
         candidates
             .select(&Detected::default(), info.peer)
@@ -82,7 +101,7 @@ pub async fn choose(
     if !matches!(choice.chain.filter, NetworkFilter::Tcp(_)) {
         choice.upstream = None;
     }
-    Ok(choice)
+    Ok(Chosen::Chain(choice))
 }
 
 struct Detection<'a> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::name::{ListenerName, RouteConfigName};
 use super::route::{ClusterSpecifier, RouteConfiguration};
@@ -47,7 +48,7 @@ pub struct Listener {
 }
 
 /// `core.v3.TrafficDirection`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TrafficDirection {
     /// Not said.
     Unspecified,

@@ -1,6 +1,7 @@
 //! Moves bytes both ways between two connections until both directions have ended.
 //!
-//! Input: the downstream and the upstream stream. Output: how it ended ([`End`]). A FIN is passed
+//! Input: the downstream and the upstream stream. Output: how it ended ([`End`]), or where it was
+//! interrupted ([`Progress`]), so that it can go on in another process. A FIN is passed
 //! on after the last byte before it, a reset as a reset. Bytes are read into the worker's scratch
 //! buffer and written at once; only what the other side does not take is kept, at most one buffer
 //! per direction, and until it is gone nothing more is read. An idle connection holds no buffer.
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::handover::message::Flow;
 use crate::socket::Stream;
 
 #[cfg(test)]
@@ -60,98 +62,164 @@ pub struct Terms<'a, F> {
     pub passed: F,
 }
 
-/// Copies until both directions have ended.
-pub async fn copy<F: Fn(Side, usize)>(
-    downstream: &mut Stream,
-    upstream: &mut Stream,
-    terms: Terms<'_, F>,
-) -> End {
-    let mut both = Both {
-        out: Direction::new(Side::Downstream),
-        back: Direction::new(Side::Upstream),
-        idle: Idle::new(terms.idle_timeout),
-        terms,
-    };
-    let end = both.run(downstream, upstream).await;
-    match &end {
-        End::Reset(Side::Downstream, _) => upstream.reset_on_close(),
-        End::Reset(Side::Upstream, _) => downstream.reset_on_close(),
-        End::Finished | End::Idle => {}
-    }
-    end
+/// How a copy came to its end.
+#[derive(Debug)]
+pub enum Copied<T> {
+    /// The connections have ended.
+    Ended(End),
+    /// It was interrupted; nothing is read or written until it goes on from its [`Progress`].
+    Parked(T),
 }
 
-struct Both<'a, F> {
+/// What lies between two connections that are copied into each other.
+#[derive(Debug)]
+pub struct Progress {
     out: Direction,
     back: Direction,
-    idle: Idle,
-    terms: Terms<'a, F>,
+    /// When the last byte came.
+    last: Cell<Instant>,
 }
 
-impl<F: Fn(Side, usize)> Both<'_, F> {
-    async fn run(&mut self, downstream: &mut Stream, upstream: &mut Stream) -> End {
-        let Self {
-            out,
-            back,
-            idle,
-            terms,
-        } = self;
-        let mut timer = pin!(idle.timer());
-        let first = std::future::poll_fn(|cx| {
-            if let Err(end) = out.advance(cx, downstream, upstream, idle, terms) {
-                return Poll::Ready(Some(end));
-            }
-            if let Err(end) = back.advance(cx, upstream, downstream, idle, terms) {
-                return Poll::Ready(Some(end));
-            }
-            if out.is_over() || back.is_over() {
-                return Poll::Ready(None);
-            }
-            idle.poll(cx, timer.as_mut()).map(Some)
-        });
-        if let Some(end) = first.await {
-            return end;
-        }
-        // One direction is over, so nothing is read from its source any more: a reset of it
-        // would go unnoticed if it were not watched for.
-        let last = if out.is_over() {
-            finish(back, upstream, downstream, (idle, timer, terms)).await
-        } else {
-            finish(out, downstream, upstream, (idle, timer, terms)).await
-        };
-        match (last, out.broken.take(), back.broken.take()) {
-            (Some(end), _, _) => end,
-            (None, Some(error), _) => End::Reset(Side::Upstream, error),
-            (None, None, Some(error)) => End::Reset(Side::Downstream, error),
-            (None, None, None) => End::Finished,
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            out: Direction::new(Side::Downstream),
+            back: Direction::new(Side::Upstream),
+            last: Cell::new(Instant::now()),
         }
     }
 }
 
+impl Progress {
+    /// Goes on where another process stopped: from downstream, from upstream, each with the bytes that
+    /// it had not written, `quiet` after the last byte.
+    pub fn resume(flows: [(Flow, &[u8]); 2], quiet: Duration) -> Self {
+        let [out, back] = flows;
+        let now = Instant::now();
+        Self {
+            out: Direction::resume(Side::Downstream, out),
+            back: Direction::resume(Side::Upstream, back),
+            last: Cell::new(now.checked_sub(quiet).unwrap_or(now)),
+        }
+    }
+
+    /// Where it stands: from downstream, from upstream, each with the bytes that are not written.
+    pub fn flows(&self) -> [(Flow, &[u8]); 2] {
+        [&self.out, &self.back].map(Direction::flow)
+    }
+
+    /// Time since the last byte.
+    pub fn quiet(&self) -> Duration {
+        self.last.get().elapsed()
+    }
+}
+
+/// Copies until both directions have ended, or until `park` is ready.
+pub async fn copy<F: Fn(Side, usize), T>(
+    downstream: &mut Stream,
+    upstream: &mut Stream,
+    progress: &mut Progress,
+    terms: &Terms<'_, F>,
+    park: impl Future<Output = T>,
+) -> Copied<T> {
+    let copied = run(downstream, upstream, progress, terms, pin!(park)).await;
+    match &copied {
+        Copied::Ended(End::Reset(Side::Downstream, _)) => upstream.reset_on_close(),
+        Copied::Ended(End::Reset(Side::Upstream, _)) => downstream.reset_on_close(),
+        Copied::Ended(End::Finished | End::Idle) | Copied::Parked(_) => {}
+    }
+    copied
+}
+
+async fn run<F: Fn(Side, usize), T>(
+    downstream: &mut Stream,
+    upstream: &mut Stream,
+    progress: &mut Progress,
+    terms: &Terms<'_, F>,
+    mut park: Pin<&mut impl Future<Output = T>>,
+) -> Copied<T> {
+    let Progress { out, back, last } = progress;
+    let idle = Idle {
+        timeout: terms.idle_timeout,
+        last,
+    };
+    let mut timer = pin!(idle.timer());
+    let first = std::future::poll_fn(|cx| {
+        if let Err(end) = out.advance(cx, downstream, upstream, &idle, terms) {
+            return Poll::Ready(Some(Copied::Ended(end)));
+        }
+        if let Err(end) = back.advance(cx, upstream, downstream, &idle, terms) {
+            return Poll::Ready(Some(Copied::Ended(end)));
+        }
+        if out.is_over() || back.is_over() {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(parked) = park.as_mut().poll(cx) {
+            return Poll::Ready(Some(Copied::Parked(parked)));
+        }
+        idle.poll(cx, timer.as_mut())
+            .map(|end| Some(Copied::Ended(end)))
+    });
+    if let Some(copied) = first.await {
+        return copied;
+    }
+    // One direction is over, so nothing is read from its source any more: a reset of it
+    // would go unnoticed if it were not watched for.
+    let watched = (&idle, timer, terms, park);
+    let last = if out.is_over() {
+        finish(back, upstream, downstream, watched).await
+    } else {
+        finish(out, downstream, upstream, watched).await
+    };
+    match (last, out.broken.take(), back.broken.take()) {
+        (Some(copied), out_broken, back_broken) => {
+            (out.broken, back.broken) = (out_broken, back_broken);
+            copied
+        }
+        (None, Some(error), _) => Copied::Ended(End::Reset(Side::Upstream, error)),
+        (None, None, Some(error)) => Copied::Ended(End::Reset(Side::Downstream, error)),
+        (None, None, None) => Copied::Ended(End::Finished),
+    }
+}
+
+/// What the direction that is left is run with.
+type Watched<'a, 'b, F, P> = (
+    &'a Idle<'b>,
+    Pin<&'a mut Option<Sleep>>,
+    &'a Terms<'b, F>,
+    Pin<&'a mut P>,
+);
+
 /// Runs the direction that is left until it is over (`None`) or the pair has to end.
-async fn finish<F: Fn(Side, usize)>(
+async fn finish<F: Fn(Side, usize), T, P: Future<Output = T>>(
     direction: &mut Direction,
     from: &mut Stream,
     to: &Stream,
-    (idle, mut timer, terms): (&Idle, Pin<&mut Option<Sleep>>, &Terms<'_, F>),
-) -> Option<End> {
+    (idle, mut timer, terms, mut park): Watched<'_, '_, F, P>,
+) -> Option<Copied<T>> {
     let mut failed = pin!(to.failed());
     std::future::poll_fn(|cx| {
         if let Err(end) = direction.advance(cx, from, to, idle, terms) {
-            return Poll::Ready(Some(end));
+            return Poll::Ready(Some(Copied::Ended(end)));
         }
         if direction.is_over() {
             return Poll::Ready(None);
         }
         if let Poll::Ready(error) = failed.as_mut().poll(cx) {
-            return Poll::Ready(Some(End::Reset(direction.sink(), error)));
+            let end = End::Reset(direction.sink(), error);
+            return Poll::Ready(Some(Copied::Ended(end)));
         }
-        idle.poll(cx, timer.as_mut()).map(Some)
+        if let Poll::Ready(parked) = park.as_mut().poll(cx) {
+            return Poll::Ready(Some(Copied::Parked(parked)));
+        }
+        idle.poll(cx, timer.as_mut())
+            .map(|end| Some(Copied::Ended(end)))
     })
     .await
 }
 
 /// Bytes on their way from one side to the other.
+#[derive(Debug)]
 struct Direction {
     from: Side,
     /// What was read and not yet written.
@@ -179,6 +247,28 @@ impl Direction {
         }
     }
 
+    fn resume(from: Side, (flow, pending): (Flow, &[u8])) -> Self {
+        Self {
+            pending: pending.to_vec(),
+            ended: flow.ended,
+            told: flow.told,
+            broken: flow.broken.map(io::Error::from_raw_os_error),
+            ..Self::new(from)
+        }
+    }
+
+    fn flow(&self) -> (Flow, &[u8]) {
+        let pending = &self.pending[self.written..];
+        let broken = self.broken.as_ref();
+        let flow = Flow {
+            pending: pending.len(),
+            ended: self.ended,
+            told: self.told,
+            broken: broken.map(|error| error.raw_os_error().unwrap_or(libc::EPIPE)),
+        };
+        (flow, pending)
+    }
+
     fn is_over(&self) -> bool {
         self.told || self.broken.is_some()
     }
@@ -196,7 +286,7 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut Stream,
         to: &Stream,
-        idle: &Idle,
+        idle: &Idle<'_>,
         terms: &Terms<'_, F>,
     ) -> Result<(), End> {
         while !self.is_over() && self.flush(cx, to) {
@@ -264,19 +354,12 @@ impl Direction {
 }
 
 /// The idle timeout: bytes only note the time, the timer looks at the note when it fires.
-struct Idle {
+struct Idle<'a> {
     timeout: Duration,
-    last: Cell<Instant>,
+    last: &'a Cell<Instant>,
 }
 
-impl Idle {
-    fn new(timeout: Duration) -> Self {
-        Self {
-            timeout,
-            last: Cell::new(Instant::now()),
-        }
-    }
-
+impl Idle<'_> {
     fn timer(&self) -> Option<Sleep> {
         (!self.timeout.is_zero()).then(|| tokio::time::sleep_until(self.deadline()))
     }

@@ -29,6 +29,8 @@ pub(super) struct Report {
     attempts: u32,
     failure: Option<String>,
     series: Vec<Arc<TcpSeries>>,
+    /// Another epoch opened the connection and counted it.
+    resumed: bool,
 }
 
 impl Report {
@@ -44,7 +46,23 @@ impl Report {
             attempts: 0,
             failure: None,
             series: Vec::new(),
+            resumed: false,
         }
+    }
+
+    /// Of a connection that another epoch had, which counted these bytes.
+    pub(super) fn resume(info: &DownstreamInfo, received: u64, sent: u64) -> Self {
+        Self {
+            received: Cell::new(received),
+            sent: Cell::new(sent),
+            resumed: true,
+            ..Self::new(info)
+        }
+    }
+
+    /// Bytes from the client, bytes to it.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.received.get(), self.sent.get())
     }
 
     pub(super) fn connected(&mut self, worker: &Worker, info: &DownstreamInfo, to: &Connected) {
@@ -145,7 +163,9 @@ impl Report {
                 flags: self.flags.to_string(),
             };
             let series = worker.telemetry.tcp(TcpKey { reporter, ..key }, labels);
-            series.opened();
+            if !self.resumed {
+                series.opened();
+            }
             self.series.push(series);
         }
     }

@@ -23,10 +23,30 @@ pub struct Connected {
     pub host: Arc<Host>,
     /// How many connects it took.
     pub attempts: u32,
-    /// Its place under the cluster's `max_connections`.
-    _permit: Permit,
+    /// Its place under the cluster's `max_connections`; none where it came from another epoch and
+    /// there was none left.
+    _permit: Option<Permit>,
     /// A connection counts as a request too, as in Envoy: least request goes by it.
     _active: [Active; 2],
+}
+
+impl Connected {
+    /// A connection that another epoch opened.
+    pub fn adopt(
+        stream: UpstreamStream,
+        cluster: Arc<ClusterEntry>,
+        host: Arc<Host>,
+        attempts: u32,
+    ) -> Self {
+        Self {
+            stream,
+            _permit: cluster.breakers().acquire(Resource::Connection),
+            _active: [host.connection(), host.request()],
+            cluster,
+            host,
+            attempts,
+        }
+    }
 }
 
 impl fmt::Debug for Connected {
@@ -125,7 +145,7 @@ pub async fn connect(
                     cluster,
                     host,
                     attempts,
-                    _permit: permit,
+                    _permit: Some(permit),
                     _active: active,
                 });
             }

@@ -125,6 +125,7 @@ impl Proxy {
             stats: ListenerStats::default(),
             server_first: ServerFirst::default(),
             accelerator: millrace_proxy::acceleration::Accelerator::none(),
+            handover: millrace_proxy::handover::Handover::none(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

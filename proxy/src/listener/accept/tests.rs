@@ -70,6 +70,7 @@ fn a_captured_client_is_known_by_its_pods_address() {
 fn a_canary_is_known_by_its_destination_and_only_where_capture_led_it() {
     let uid = || Some("u".into());
     let accepted = |origin: Origin, orig_dst: &str| Accepted {
+        id: 0,
         pod: None,
         peer: "10.1.0.7:4000".parse().unwrap(),
         local: "127.0.0.1:15001".parse().unwrap(),

@@ -33,7 +33,12 @@ async fn run(mut downstream: Stream, mut upstream: Stream, idle_timeout: Duratio
         idle_timeout,
         passed: |_, _| {},
     };
-    copy(&mut downstream, &mut upstream, terms).await
+    let mut progress = Progress::default();
+    let never = std::future::pending::<()>();
+    match copy(&mut downstream, &mut upstream, &mut progress, &terms, never).await {
+        Copied::Ended(end) => end,
+        Copied::Parked(()) => unreachable!("nobody interrupts"),
+    }
 }
 
 const NEVER: Duration = Duration::ZERO;
@@ -202,7 +207,10 @@ async fn a_stalled_reader_stops_the_writer_and_memory_is_bounded() {
         idle_timeout: NEVER,
         passed: |_, n| read.set(read.get() + n),
     };
-    let mut copying = pin!(copy(&mut downstream, &mut upstream, terms));
+    let mut progress = Progress::default();
+    let never = std::future::pending::<()>();
+    let copying = copy(&mut downstream, &mut upstream, &mut progress, &terms, never);
+    let mut copying = pin!(copying);
     let chunk = [7_u8; 16 * 1024];
     let mut sent = 0;
     let mut stalled = 0;
@@ -237,7 +245,7 @@ async fn a_stalled_reader_stops_the_writer_and_memory_is_bounded() {
         all
     };
     let (end, all) = tokio::join!(copying, drain);
-    assert!(matches!(end, End::Finished));
+    assert!(matches!(end, Copied::Ended(End::Finished)));
     assert_eq!(all.len(), sent);
 }
 

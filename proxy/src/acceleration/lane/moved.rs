@@ -1,0 +1,127 @@
+//! A lane that moves with its connection to the next epoch of the proxy.
+//!
+//! Promotion belongs to the socket: the kernel's map, what is unread in it and the mark stay as they
+//! are when another process gets the descriptor. What that process must know is whether the
+//! connection is in the map, or may be, and which way its messages went. A request that the agent
+//! has not answered is taken as one whose answer is lost: such a connection sends by TCP and reads as
+//! promoted ones do, which is right whatever the answer was.
+
+use std::sync::Arc;
+
+use millrace_runtime::handoff::PodUid;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+
+use super::{Carries, Lane, Mark};
+use crate::acceleration::Accelerator;
+use crate::acceleration::entry::{Entry, Phase, Returned, Side};
+use crate::pods::LocalPod;
+use crate::socket::canonical;
+
+/// What another process needs to go on with a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneState {
+    pod: PodUid,
+    carries: Carries,
+    exchanges: u32,
+    ask_at: u32,
+    tries: u32,
+    membership: Membership,
+    returned: Option<Returned>,
+    mark: Mark,
+    left: usize,
+    had_body: bool,
+}
+
+/// Whether both ends are in the kernel's map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Membership {
+    /// They are not.
+    Out,
+    /// They are.
+    In,
+    /// Nobody said.
+    Unknown,
+}
+
+impl LaneState {
+    /// The application's pod.
+    pub fn pod(&self) -> &PodUid {
+        &self.pod
+    }
+}
+
+impl Lane {
+    /// What the next epoch has to know. Changes nothing: the connection may stay.
+    pub fn state(&self) -> LaneState {
+        let entry = self.entry.borrow();
+        let phase = entry.as_ref().map(|entry| entry.phase());
+        LaneState {
+            pod: self.pod.spec.uid.clone(),
+            carries: self.carries.get(),
+            exchanges: self.exchanges.get(),
+            ask_at: self.ask_at.get(),
+            tries: self.tries.get(),
+            membership: match phase {
+                None | Some(Phase::Refused(_)) => Membership::Out,
+                Some(Phase::Promoted) => Membership::In,
+                Some(Phase::Asked | Phase::Unanswered) => Membership::Unknown,
+            },
+            returned: entry.as_ref().and_then(|entry| entry.returned()),
+            mark: self.mark.get(),
+            left: self.left.get(),
+            had_body: self.had_body.get(),
+        }
+    }
+
+    /// The connection is another process's now: closing the descriptor ends nothing.
+    pub fn forget(&self) {
+        if let Some(entry) = self.entry.take() {
+            self.accelerator.forget(entry.id());
+        }
+    }
+
+    /// The lane of a connection that another process had.
+    pub fn resume(
+        accelerator: &Accelerator,
+        pod: &Arc<LocalPod>,
+        side: Side,
+        state: &LaneState,
+        tcp: &TcpStream,
+    ) -> Option<Box<Self>> {
+        let mut lane = accelerator.lane(pod, side);
+        if state.membership != Membership::Out {
+            // Whatever the pod's setting is by now: the socket is in the map.
+            let lane = lane.get_or_insert_with(|| {
+                let setting = millrace_runtime::handoff::Acceleration::of(&pod.spec);
+                Box::new(Self::new(accelerator.clone(), pod.clone(), side, setting))
+            });
+            let (local, remote) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?);
+            let entry = Arc::new(Entry::new(
+                accelerator.next_id(),
+                pod.clone(),
+                side,
+                state.carries,
+                (canonical(local), canonical(remote)),
+            ));
+            entry.set_phase(match state.membership {
+                Membership::In => Phase::Promoted,
+                Membership::Out | Membership::Unknown => Phase::Unanswered,
+            });
+            if let Some(why) = state.returned {
+                entry.give_up(why);
+            }
+            accelerator.adopt(&entry);
+            lane.entry.replace(Some(entry));
+        }
+        let lane = lane?;
+        lane.carries.set(state.carries);
+        lane.exchanges.set(state.exchanges);
+        lane.ask_at.set(state.ask_at);
+        lane.tries.set(state.tries);
+        lane.mark.set(state.mark);
+        lane.left.set(state.left);
+        lane.had_body.set(state.had_body);
+        Some(lane)
+    }
+}
