@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use millrace_runtime::duration;
 use millrace_runtime::telemetry::Format;
 
 use crate::broker::BrokerConfig;
@@ -201,6 +202,9 @@ fn cpus() -> u16 {
         .unwrap_or(1)
 }
 
+/// What a proxy may take beyond its own limits before it is killed.
+const STOP_MARGIN: Duration = Duration::from_secs(15);
+
 /// Arguments of `node`.
 #[derive(Clone, Debug, Args)]
 pub struct NodeArgs {
@@ -238,10 +242,19 @@ pub struct NodeArgs {
     /// Seconds that broker and agent may take to end before they are killed.
     #[arg(long, env = "MILLRACE_STOP_WITHIN", default_value_t = 10)]
     pub stop_within: u64,
-    /// Seconds that the proxy may take to drain and end before it is killed; more than its
-    /// `--drain-time-s`. A second signal to the launcher cuts draining short.
-    #[arg(long, env = "MILLRACE_PROXY_STOP_WITHIN", default_value_t = 60)]
-    pub proxy_stop_within: u64,
+    /// How long the proxy's connections may finish when all is ended; nobody takes them over then.
+    #[arg(long, aliases = ["drainDuration", "drain-time-s"], env = "MILLRACE_DRAIN_DURATION",
+        default_value = "45s", value_name = "DURATION", value_parser = duration::parse)]
+    pub drain_duration: Duration,
+    /// How long a proxy may live that another one has taken over from.
+    #[arg(long, aliases = ["parentShutdownDuration", "parent-shutdown-time-s"],
+        env = "MILLRACE_PARENT_SHUTDOWN_DURATION", default_value = "1m", value_name = "DURATION",
+        value_parser = duration::parse)]
+    pub parent_shutdown_duration: Duration,
+    /// Seconds that the proxy may take to drain and end before it is killed; 15 more than
+    /// `--drain-duration` by default. A second signal to the launcher cuts draining short.
+    #[arg(long, env = "MILLRACE_PROXY_STOP_WITHIN")]
+    pub proxy_stop_within: Option<u64>,
 }
 
 impl NodeArgs {
@@ -266,6 +279,12 @@ impl NodeArgs {
         proxy_args.extend(pair("--xds-addr", &self.xds_addr));
         proxy_args.extend(pair("--admin-addr", self.admin_addr));
         proxy_args.extend(self.workers.into_iter().flat_map(|n| pair("--workers", n)));
+        for (flag, time) in [
+            ("--drain-duration", self.drain_duration),
+            ("--parent-shutdown-duration", self.parent_shutdown_duration),
+        ] {
+            proxy_args.extend(pair(flag, format!("{}ms", time.as_millis())));
+        }
         proxy_args.extend(self.proxy_args.iter().cloned());
         NodeConfig {
             agent_bin: own_path(),
@@ -280,7 +299,10 @@ impl NodeArgs {
             proxy_gid: self.user.proxy_gid,
             proxy_watch: self.proxy_watch.clone(),
             stop_within: Duration::from_secs(self.stop_within),
-            proxy_stop_within: Duration::from_secs(self.proxy_stop_within),
+            proxy_stop_within: self
+                .proxy_stop_within
+                .map_or(self.drain_duration + STOP_MARGIN, Duration::from_secs),
+            parent_shutdown_within: self.parent_shutdown_duration + STOP_MARGIN,
         }
     }
 

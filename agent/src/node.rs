@@ -63,6 +63,8 @@ pub struct NodeConfig {
     pub stop_within: Duration,
     /// How long the proxy may take, which drains first.
     pub proxy_stop_within: Duration,
+    /// How long a proxy may take that another one has taken over from.
+    pub parent_shutdown_within: Duration,
 }
 
 /// What the launcher hears from its children.
@@ -243,10 +245,10 @@ impl Launcher {
                 }
             },
             Order::Drain(epoch) => {
-                // The proxy drains on SIGTERM and knows its own limit.
+                // The proxy hands over and drains on SIGTERM and knows its own limit.
                 if let Some(child) = self.children.get_mut(&(role, epoch)) {
                     tracing::info!(?role, %epoch, "process drains");
-                    child.terminate(None);
+                    child.terminate(Some(self.config.parent_shutdown_within));
                 }
             }
             Order::End(epoch) => {
