@@ -85,6 +85,15 @@ fn node_text(node: &Value) -> String {
         count("iptables"),
         count("unhealthy"),
     );
+    let proxies = node["proxies"].as_array().into_iter().flatten();
+    let replaced = proxies.filter(|proxy| proxy["draining"] == true);
+    let lines: Vec<_> = replaced
+        .map(|proxy| {
+            let (epoch, pid) = (&proxy["epoch"], &proxy["pid"]);
+            format!("proxy of epoch {epoch} (process {pid}) ends its last connections\n")
+        })
+        .collect();
+    text.push_str(&lines.concat());
     if node["proxy_gone"] == true {
         text.push_str("the proxy is GONE: no heartbeat within the deadline\n");
     }
@@ -202,8 +211,10 @@ fn canary(pod: &Value) -> &'static str {
 fn proxy_text(proxy: Result<&Value, String>) -> String {
     match proxy {
         Ok(info) => format!(
-            "proxy {}, up {} s, serving from {}{}\n",
+            "proxy {}, epoch {}{}, up {} s, serving from {}{}\n",
             string(&info["state"]),
+            info["handover"]["epoch"].as_u64().unwrap_or_default(),
+            taken(&info["handover"]),
             info["uptime_seconds"].as_u64().unwrap_or_default(),
             string(&info["freshness"]["serving"]),
             match info["freshness"]["control_plane"].as_str() {
@@ -213,6 +224,17 @@ fn proxy_text(proxy: Result<&Value, String>) -> String {
         ),
         Err(error) => format!("proxy: {error}\n"),
     }
+}
+
+/// How many connections the proxy has from the epoch before it.
+fn taken(handover: &Value) -> String {
+    let counts = handover["adopted"].as_object().into_iter().flatten();
+    let total: u64 = counts.filter_map(|(_, count)| count.as_u64()).sum();
+    if total == 0 {
+        return String::new();
+    }
+    let pause = handover["longest_pause_us"].as_u64().unwrap_or_default();
+    format!(" ({total} connections taken over, longest pause {pause} µs)")
 }
 
 fn table(pods: &[&Value]) -> Table {
