@@ -32,6 +32,11 @@ pub use stats::Stats;
 
 /// How long a proxy that is told to end looks for a successor before it drains alone.
 pub const SEEK: Duration = Duration::from_secs(2);
+/// Pause before a connection is offered again that the successor did not know.
+const RETRY: Duration = Duration::from_millis(200);
+/// How often such a connection is offered: a successor whose broker was replaced too hears of its pods
+/// within this many pauses, 10 s.
+const TRIES: u32 = 50;
 /// How long what was taken may wait for its `Go` when the taker is told to end itself.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -105,13 +110,6 @@ pub enum Kept {
     /// It does not fit into a message, or its descriptors cannot be duplicated.
     #[error("the connection cannot be packed")]
     Unpackable,
-}
-
-impl Kept {
-    /// Whether it may be offered again.
-    pub fn again(self) -> bool {
-        matches!(self, Self::Lost | Self::Declined(Decline::Leaving))
-    }
 }
 
 impl Handover {
@@ -265,6 +263,8 @@ impl Turn {
 pub struct Parking {
     handover: Handover,
     leaving: CancellationToken,
+    /// How often the successor did not know what the connection belongs to.
+    unknown: u32,
     stays: bool,
 }
 
@@ -274,6 +274,7 @@ impl Parking {
         Self {
             handover,
             leaving,
+            unknown: 0,
             stays: false,
         }
     }
@@ -285,6 +286,9 @@ impl Parking {
             return std::future::pending().await;
         }
         self.leaving.cancelled().await;
+        if self.unknown > 0 {
+            tokio::time::sleep(RETRY).await;
+        }
         self.handover.turn().await
     }
 
@@ -310,7 +314,14 @@ impl Parking {
         match result {
             Ok(()) => true,
             Err(why) => {
-                self.stays |= !why.again();
+                match why {
+                    Kept::Lost | Kept::Declined(Decline::Leaving) => {}
+                    Kept::Declined(Decline::Unknown) => {
+                        self.unknown += 1;
+                        self.stays = self.unknown >= TRIES;
+                    }
+                    Kept::Declined(Decline::Malformed) | Kept::Unpackable => self.stays = true,
+                }
                 tracing::debug!(id, %why, "a connection was not handed over");
                 false
             }

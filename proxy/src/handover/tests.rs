@@ -49,12 +49,7 @@ impl Node {
         let (handover, offers) = Handover::new(number);
         let mut fixture = Fixture::new();
         fixture.parts.handover = handover.clone();
-        let made = listeners.iter().map(|name| match *name {
-            "t" => listener("t", [tcp_chain("tcp", "c")]),
-            _ => listener("h", [http_chain("http", &[])]),
-        });
-        let server = self.server.local_addr().unwrap();
-        fixture.publish(made, [cluster("c", &[server])]);
+        self.publish(&fixture, listeners);
         let (trigger, watcher) = drain::channel();
         let (workers, threads) = Workers::start(2, &fixture.parts, &watcher).unwrap();
         let resolver = Resolver {
@@ -79,8 +74,17 @@ impl Node {
             workers,
             threads,
             trigger,
-            _fixture: fixture,
+            fixture,
         }
+    }
+
+    fn publish(&self, fixture: &Fixture, listeners: &[&str]) {
+        let made = listeners.iter().map(|name| match *name {
+            "t" => listener("t", [tcp_chain("tcp", "c")]),
+            _ => listener("h", [http_chain("http", &[])]),
+        });
+        let server = self.server.local_addr().unwrap();
+        fixture.publish(made, [cluster("c", &[server])]);
     }
 
     /// A client's connection through `epoch` to the server, with the server's end.
@@ -109,7 +113,7 @@ struct Epoch {
     workers: Workers,
     threads: Threads,
     trigger: drain::Trigger,
-    _fixture: Fixture,
+    fixture: Fixture,
 }
 
 /// An epoch that was told to end.
@@ -324,16 +328,19 @@ async fn what_a_successor_did_not_take_stays_and_goes_to_the_next_one() {
 }
 
 #[tokio::test]
-async fn what_the_successor_cannot_serve_stays() {
+async fn what_the_successor_does_not_know_stays_until_it_does() {
     let node = Node::new().await;
     let old = node.epoch(0, &["t"]);
     let (mut client, mut server) = node.connect(&old).await;
     let new = node.epoch(1, &["h"]);
     let leaving = old.leave().await;
+    while leaving.handover.stats().kept_total() == 0 {
+        exchange(&mut client, &mut server).await;
+    }
+    node.publish(&new.fixture, &["t", "h"]);
+    assert_eq!(leaving.emptied().await, 1);
     exchange(&mut client, &mut server).await;
-    drop((client, server));
-    assert_eq!(leaving.emptied().await, 0);
-    assert_eq!(new.handover.stats().adopted_total(), 0);
+    assert_eq!(new.handover.stats().adopted_total(), 1);
 }
 
 #[tokio::test]
