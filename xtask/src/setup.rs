@@ -6,6 +6,7 @@ mod kernel;
 mod linker;
 mod machine;
 mod packages;
+mod programs;
 mod rust;
 
 use std::fmt;
@@ -18,6 +19,7 @@ pub(crate) use envoy::find as find_envoy;
 pub(crate) use kernel::{KernelToolchain, find as find_kernel_toolchain};
 pub(crate) use linker::find as find_linker;
 pub(crate) use machine::{KernelPackage, kernel_package};
+pub(crate) use programs::Programs;
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {

@@ -6,14 +6,16 @@
 mod bytes;
 mod counts;
 mod half;
+mod kills;
 mod lane;
 mod memory;
 pub(crate) mod peer;
 mod plan;
+mod programs;
 mod tag;
 mod web;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -50,6 +52,15 @@ pub(crate) struct Args {
     /// Leave the readers out that never read.
     #[arg(long)]
     no_memory: bool,
+    /// Kill no agent and no proxy.
+    #[arg(long)]
+    no_kills: bool,
+    /// Call real programs instead, all or these of them, as `nginx,go`.
+    #[arg(long, num_args = 0.., value_delimiter = ',')]
+    programs: Option<Vec<String>>,
+    /// Leave the programs out that cannot be got here.
+    #[arg(long, requires = "programs")]
+    if_possible: bool,
 }
 
 /// A way to capture and to accelerate.
@@ -96,7 +107,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         setup::ensure_for_build()?;
     }
     let binaries = build::release_or_given()?;
-    let modes = chosen(&args.modes)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     ui::result(format_args!("seed {seed}"));
 
@@ -105,10 +115,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ..ClusterOptions::default()
     })?;
     let program = cluster.executable(&generator()?)?;
-    let mesh = Mesh::start_with(&cluster, "accessLogFile: \"\"\n")?;
+    if let Some(names) = &args.programs {
+        let mesh = Mesh::start(&cluster)?;
+        let wanted = programs::Wanted {
+            names: names.clone(),
+            if_possible: args.if_possible,
+        };
+        let found = programs::stress(&mesh, &program, &wanted, (seed, args.minutes))?;
+        return finish_programs(args, seed, &found);
+    }
+    stress_modes(args, seed, &cluster, &program)
+}
+
+/// Every mode at once, on a node of its own.
+fn stress_modes(args: &Args, seed: u64, cluster: &Cluster, program: &Path) -> anyhow::Result<()> {
+    let modes = chosen(&args.modes)?;
+    let mesh = Mesh::start_with(cluster, "accessLogFile: \"\"\n")?;
     let setting = Setting {
         mesh: &mesh,
-        program: &program,
+        program,
         seed,
         clients: args.clients,
         threads: args.threads,
@@ -131,7 +156,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for (lane, sum) in lanes.iter().zip(&mut sums) {
         sum.add(&lane.served()?);
     }
-    finish(args, seed, &lanes, &sums, &memory)
+    // A killed proxy takes its counters with it.
+    let accelerated = lanes.iter().map(Lane::accelerated);
+    let accelerated = accelerated.collect::<anyhow::Result<Vec<_>>>()?;
+    let kills = if args.no_kills {
+        Vec::new()
+    } else {
+        let _step = Step::begin("agents and proxies that are killed");
+        kills::check_all(&setting, &lanes, seed)?
+    };
+    let modes = Modes {
+        lanes: &lanes,
+        sums: &sums,
+        accelerated: &accelerated,
+    };
+    finish(args, seed, &modes, &memory, &kills)
 }
 
 fn chosen(names: &[String]) -> anyhow::Result<Vec<Mode>> {
@@ -224,17 +263,25 @@ fn line(mode: Mode, sum: &Counts) -> String {
     )
 }
 
+/// What came of the modes, in their order.
+struct Modes<'a> {
+    lanes: &'a [Lane],
+    sums: &'a [Counts],
+    /// The proxy's counters.
+    accelerated: &'a [serde_json::Map<String, Value>],
+}
+
 fn finish(
     args: &Args,
     seed: u64,
-    lanes: &[Lane],
-    sums: &[Counts],
+    all: &Modes<'_>,
     memory: &[memory::Found],
+    kills: &[kills::Found],
 ) -> anyhow::Result<()> {
     let mut ok = true;
     let mut modes = Vec::new();
-    for (lane, sum) in lanes.iter().zip(sums) {
-        let accelerated = lane.accelerated()?;
+    let lanes = all.lanes.iter().zip(all.sums).zip(all.accelerated);
+    for ((lane, sum), accelerated) in lanes {
         ui::result(line(lane.mode, sum));
         let counted = accelerated
             .iter()
@@ -249,9 +296,13 @@ fn finish(
             ui::result(format_args!("    {note}"));
         }
         ok &= sum.ok();
-        modes.push(object(lane.mode, sum, accelerated)?);
+        modes.push(object(lane.mode, sum, accelerated.clone())?);
     }
     for found in memory {
+        ui::result(found);
+        ok &= found.ok();
+    }
+    for found in kills {
         ui::result(found);
         ok &= found.ok();
     }
@@ -261,9 +312,28 @@ fn finish(
         "ok": ok,
         "modes": modes,
         "memory": memory,
+        "kills": kills,
     });
+    conclude(args, seed, ok, &report)
+}
+
+fn finish_programs(args: &Args, seed: u64, found: &[programs::Found]) -> anyhow::Result<()> {
+    for one in found {
+        ui::result(one);
+    }
+    let ok = found.iter().all(programs::Found::ok);
+    let report = json!({
+        "seed": seed,
+        "minutes": args.minutes,
+        "ok": ok,
+        "programs": found,
+    });
+    conclude(args, seed, ok, &report)
+}
+
+fn conclude(args: &Args, seed: u64, ok: bool, report: &Value) -> anyhow::Result<()> {
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
+        std::fs::write(path, serde_json::to_string_pretty(report)? + "\n")
             .with_context(|| format!("writing {}", path.display()))?;
     }
     let verdict = if ok {

@@ -40,6 +40,15 @@ pub(super) enum Wait {
     EdgeShort,
 }
 
+/// All of them.
+pub(super) const WAITS: [Wait; 5] = [
+    Wait::Blocking,
+    Wait::Poll,
+    Wait::Level,
+    Wait::Edge,
+    Wait::EdgeShort,
+];
+
 /// A call that reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {

@@ -6,8 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
+use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod, Role};
 use millrace_testkit::{Pod, PodOptions, Process, until};
+use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -99,7 +100,7 @@ impl Lane {
     }
 
     /// Waits until a client's connection reaches the server by way of the proxy.
-    fn await_service(&self, client: &MeshPod) -> anyhow::Result<()> {
+    pub(super) fn await_service(&self, client: &MeshPod) -> anyhow::Result<()> {
         until(START, || {
             let at = (self.address, HTTP).into();
             let answer = client.get(at, &self.host, "/0/0/5/0/1")?;
@@ -157,6 +158,11 @@ impl Lane {
     pub(super) fn accelerate(&self, setting: &str) -> anyhow::Result<()> {
         let mut pods = self.clients.iter().chain([&self.server]);
         pods.try_for_each(|pod| pod.annotate("millrace.io/acceleration", setting))
+    }
+
+    /// Kills one of the node's processes.
+    pub(super) fn kill(&self, role: Role) -> anyhow::Result<()> {
+        self.node.signal(role, Signal::SIGKILL).map(drop)
     }
 
     /// Lets a client write to the server that never reads.

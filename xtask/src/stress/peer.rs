@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::counts::Counts;
 use super::half::STALLED;
 use super::plan::{Connect, HELLO, Hello, Plan, Side, Spare};
-use super::{bytes, web};
+use super::{bytes, programs, web};
 use crate::ui;
 
 /// A server that is slow to accept waits up to this long.
@@ -46,6 +46,8 @@ enum Role {
     Call(CallArgs),
     /// Write to a server that never reads for a time and report.
     Flood(FloodArgs),
+    /// Ask a real program for a time and report.
+    Ask(programs::AskArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -140,6 +142,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Role::Serve(args) => serve(args),
         Role::Call(args) => report(&call(args)),
         Role::Flood(args) => report(&flood(args)?),
+        Role::Ask(args) => report(&programs::ask(args)?),
     }
 }
 

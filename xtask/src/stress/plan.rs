@@ -1,7 +1,7 @@
 //! What happens on one connection of bytes: both ends draw the same plan from the seed that the
 //! client's first bytes carry, so each knows what the other will do.
 
-use super::half::{Read, Wait, Write};
+use super::half::{Read, WAITS, Wait, Write};
 
 /// Calls of one direction take about this many at most.
 const CALLS: usize = 1500;
@@ -191,13 +191,6 @@ fn ending(rng: &mut fastrand::Rng, flow: &Flow) -> Ending {
 
 impl Conduct {
     fn draw(rng: &mut fastrand::Rng, two_readers: bool, spare: Spare, flow: &Flow) -> Self {
-        const WAITS: [Wait; 5] = [
-            Wait::Blocking,
-            Wait::Poll,
-            Wait::Level,
-            Wait::Edge,
-            Wait::EdgeShort,
-        ];
         let wait = WAITS[rng.usize(..WAITS.len())];
         let mut reads = vec![Read::Plain, Read::Vectored, Read::PeekFirst, Read::WaitAll];
         // A socket whose epoll says nothing below the mark is not read by others meanwhile.

@@ -11,26 +11,19 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::counts::Counts;
-use super::half::{Half, Read, Wait, Write, halves};
+use super::half::{Half, Read, WAITS, Wait, Write, halves};
 use super::tag::{Checker, Tag, Way};
 
 /// Longest head.
 const HEAD: usize = 16 * 1024;
 /// Pauses in a streamed body.
 const PAUSE: Duration = Duration::from_millis(3);
-const WAITS: [Wait; 5] = [
-    Wait::Blocking,
-    Wait::Poll,
-    Wait::Level,
-    Wait::Edge,
-    Wait::EdgeShort,
-];
 const READS: [Read; 4] = [Read::Plain, Read::Plain, Read::Vectored, Read::PeekFirst];
 const WRITES: [Write; 3] = [Write::Plain, Write::Plain, Write::Vectored];
 
 /// How a body is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Style {
+pub(super) enum Style {
     /// With the head, in one write.
     Whole,
     /// After the head, in writes of its own.
@@ -42,7 +35,7 @@ enum Style {
 impl Style {
     const ALL: [Self; 3] = [Self::Whole, Self::Apart, Self::Chunked];
 
-    fn draw(rng: &mut fastrand::Rng) -> Self {
+    pub(super) fn draw(rng: &mut fastrand::Rng) -> Self {
         match rng.u8(..10) {
             0..7 => Self::Whole,
             7..9 => Self::Apart,
@@ -107,7 +100,7 @@ impl Call {
 }
 
 /// Lengths of bodies: mostly of small messages, now and then of large ones.
-fn length(rng: &mut fastrand::Rng) -> usize {
+pub(super) fn length(rng: &mut fastrand::Rng) -> usize {
     match rng.u8(..20) {
         0 => 0,
         1..10 => rng.usize(1..600),
@@ -336,12 +329,12 @@ fn serve_requests(
 }
 
 /// The head of a message.
-struct Head {
+pub(super) struct Head {
     text: String,
 }
 
 impl Head {
-    fn status(&self) -> Option<u16> {
+    pub(super) fn status(&self) -> Option<u16> {
         self.text.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()
     }
 
@@ -357,14 +350,14 @@ impl Head {
         })
     }
 
-    fn has(&self, name: &str, value: &str) -> bool {
+    pub(super) fn has(&self, name: &str, value: &str) -> bool {
         self.header(name)
             .is_some_and(|found| found.eq_ignore_ascii_case(value))
     }
 }
 
 /// A socket with what has been read from it and not been used.
-struct Connection {
+pub(super) struct Connection {
     reader: Half,
     writer: Half,
     inbox: Vec<u8>,
@@ -375,7 +368,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, wait: Wait, seed: u64) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream, wait: Wait, seed: u64) -> io::Result<Self> {
         let (reader, writer) = halves(stream, wait)?;
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x4774);
         let read = 1 << rng.u32(6..17);
@@ -421,7 +414,7 @@ impl Connection {
     }
 
     /// The head of the next message; none where the stream ends before it.
-    fn head(&mut self) -> io::Result<Option<Head>> {
+    pub(super) fn head(&mut self) -> io::Result<Option<Head>> {
         if self.inbox.is_empty() && self.fill()? == 0 {
             return Ok(None);
         }
@@ -432,7 +425,7 @@ impl Connection {
         Ok(Some(Head { text }))
     }
 
-    fn body(&mut self, head: &Head, checker: &mut Checker) -> io::Result<()> {
+    pub(super) fn body(&mut self, head: &Head, checker: &mut Checker) -> io::Result<()> {
         if !head.has("transfer-encoding", "chunked") {
             let length = head.header("content-length").unwrap_or("0");
             let length = length.parse().map_err(io::Error::other)?;
@@ -467,7 +460,7 @@ impl Connection {
         Ok(())
     }
 
-    fn send(&mut self, mut head: String, body: &[u8], style: Style) -> io::Result<()> {
+    pub(super) fn send(&mut self, mut head: String, body: &[u8], style: Style) -> io::Result<()> {
         if style == Style::Chunked {
             head += "transfer-encoding: chunked\r\n\r\n";
             self.write(head.as_bytes())?;
@@ -497,7 +490,7 @@ impl Connection {
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let how = WRITES[self.rng.usize(..WRITES.len())];
         self.counts.call(how.name());
         let mut calls = 0;
