@@ -1,10 +1,13 @@
 //! Memory and descriptors of a node's processes, from `/proc`, and what the kernel holds besides.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use millrace_testkit::mesh::{MeshNode, Role};
 use serde_json::{Value, json};
+
+use super::usage;
 
 /// What one process has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +88,25 @@ impl Memory {
             "proxy": self.proxy.json(),
         })
     }
+}
+
+/// CPU time that agent, broker and proxy take while nothing is asked of them, in percent of a core.
+pub(super) fn idle_cpu(node: &MeshNode, within: Duration) -> anyhow::Result<[f64; 3]> {
+    let roles = [Role::Agent, Role::Broker, Role::Proxy];
+    let read = || -> anyhow::Result<Vec<Duration>> {
+        let pid = |role: &Role| node.pid(*role).with_context(|| format!("no {role:?} runs"));
+        roles
+            .iter()
+            .map(|role| usage::process_time(pid(role)?))
+            .collect()
+    };
+    let (before, started) = (read()?, Instant::now());
+    std::thread::sleep(within);
+    let (after, seconds) = (read()?, started.elapsed().as_secs_f64());
+    Ok([0, 1, 2].map(|at| {
+        let used = after[at].saturating_sub(before[at]);
+        used.as_secs_f64() / seconds * 100.0
+    }))
 }
 
 /// Memory of the kernel's own objects (sockets, namespaces, maps), of the whole machine.

@@ -34,6 +34,8 @@ const SETTLED_BYTES: u64 = 256 * 1024;
 const STILL: usize = 5;
 const READING: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_mins(1);
+/// How long the processes are watched at idle: what they do now and then falls into it.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// A node with a number of idle pods.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,8 @@ struct Stage {
     burst: usize,
     enrolment: Duration,
     memory: Memory,
+    /// Of agent, broker and proxy, in percent of a core.
+    idle_cpu: [f64; 3],
     /// What the kernel holds for the mesh, without the pods' namespaces themselves.
     kernel_bytes: u64,
     maps: Value,
@@ -149,6 +153,7 @@ impl Stage {
     fn read(node: &MeshNode) -> anyhow::Result<Self> {
         Ok(Self {
             memory: settled(node)?,
+            idle_cpu: memory::idle_cpu(node, IDLE)?,
             maps: node.agent("/status")?.json()?["maps"].take(),
             ..Self::default()
         })
@@ -179,6 +184,11 @@ impl Stage {
             "memory": self.memory.json(),
             "pss_bytes_per_pod": self.per_pod(bare).round(),
             "kernel_bytes_per_pod": (self.kernel_bytes as f64 / self.pods.max(1) as f64).round(),
+            "idle_cpu_percent": {
+                "agent": self.idle_cpu[0],
+                "broker": self.idle_cpu[1],
+                "proxy": self.idle_cpu[2],
+            },
             "enrolled_together": self.burst,
             "enrolment_seconds": self.enrolment.as_secs_f64(),
             "enrolled_per_second": self.per_second(),
@@ -192,7 +202,7 @@ fn table(stages: &[Stage]) -> String {
     // Writing to a String cannot fail.
     writeln!(
         out,
-        "{:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>11} {:>7} {:>10}",
+        "{:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>11} {:>7} {:>10} {:>11}",
         "pods",
         "agent MB",
         "broker MB",
@@ -202,7 +212,8 @@ fn table(stages: &[Stage]) -> String {
         "KB per pod",
         "kernel KB",
         "fds",
-        "enrolled/s"
+        "enrolled/s",
+        "idle cpu %"
     )
     .ok();
     for stage in stages {
@@ -230,7 +241,7 @@ fn line(stage: &Stage, bare: &Stage) -> String {
         proxy,
     } = stage.memory;
     format!(
-        "{:>5} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>11.1} {:>11.1} {:>7} {:>10.1}",
+        "{:>5} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>11.1} {:>11.1} {:>7} {:>10.1} {:>11.1}",
         stage.pods,
         megabytes(agent.pss_bytes),
         megabytes(broker.pss_bytes),
@@ -240,7 +251,8 @@ fn line(stage: &Stage, bare: &Stage) -> String {
         stage.per_pod(bare) / 1e3,
         stage.kernel_bytes as f64 / stage.pods.max(1) as f64 / 1e3,
         agent.descriptors + broker.descriptors + proxy.descriptors,
-        stage.per_second()
+        stage.per_second(),
+        stage.idle_cpu.iter().sum::<f64>()
     )
 }
 

@@ -69,7 +69,7 @@ fn cgroup_time(cgroup: &Path) -> anyhow::Result<Duration> {
     ))
 }
 
-fn process_time(pid: u32) -> anyhow::Result<Duration> {
+pub(super) fn process_time(pid: u32) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("the process {pid} is gone"))?;
     let (_, fields) = stat.rsplit_once(") ").context("/proc/<pid>/stat")?;
