@@ -10,6 +10,7 @@ mod btf;
 mod enrolment;
 mod error;
 mod foreign;
+mod layout;
 mod loader;
 mod log;
 mod maps;

@@ -12,7 +12,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use bpf::{Captured, PATIENCE, accept, addr, config, listen, node, original_dst};
+use bpf::{Captured, Fixture, PATIENCE, accept, addr, config, listen, node, original_dst};
 use millrace_agent::bpf::{Bpf, BpfConfig, CapturePolicy, Counter, PodEnrolment, Replace, probe};
 use millrace_testkit::eventually;
 
@@ -226,6 +226,47 @@ fn other_abi_version_stays_in_charge_until_the_pods_are_enrolled() {
     app.pod.connect(server.at(9080)).expect("captured");
     accept(&app.outbound4);
     assert!(!root.join("v9").exists());
+}
+
+/// What lies in the directory of pins.
+fn pinned(fixture: &Fixture) -> Vec<std::ffi::OsString> {
+    let entries = fs::read_dir(fixture.node.bpffs_dir()).expect("listed");
+    let names = entries.map(|entry| entry.expect("read").file_name());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn maps_of_another_layout_are_replaced_without_a_gap_and_connections_keep_what_is_known_of_them() {
+    // As an older or a newer agent declares one map: of another size.
+    let mut fixture = Fixture::with_max_entries(&[("TELEMETRY", 64)]);
+    let before = pinned(&fixture);
+    let app = fixture.captured("app", CapturePolicy::default());
+    let client = app.pod.connect(addr(SERVICE)).expect("captured");
+    let (proxy, _) = accept(&app.outbound4);
+    fixture.kill_agent();
+    fixture.forget_max_entries();
+    assert!(fixture.restart_agent(Replace::Changed).is_waiting());
+    app.pod.connect(addr(SERVICE)).expect("captured as before");
+    accept(&app.outbound4);
+
+    // An agent that dies now leaves the old programs in charge, and the next one goes on.
+    fixture.kill_agent();
+    assert!(fixture.restart_agent(Replace::Changed).is_waiting());
+    fixture.enroll(&app, CapturePolicy::default());
+    fixture.bpf().take_over().expect("took over");
+    assert!(!fixture.bpf().is_waiting());
+    app.pod.connect(addr(SERVICE)).expect("captured by the new");
+    accept(&app.outbound4);
+    assert_eq!(client.peer_addr().expect("getpeername"), addr(SERVICE));
+    assert_eq!(original_dst(&proxy, libc::SOL_IP), Ok(addr(SERVICE)));
+    assert_eq!(
+        fixture.count(Counter::ConnectRedirected),
+        3,
+        "counters go on"
+    );
+    assert_eq!(pinned(&fixture), before, "the old pins are gone");
 }
 
 #[test]

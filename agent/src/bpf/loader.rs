@@ -15,7 +15,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use super::accel::AccelPrograms;
 use super::log::Logs;
 use super::maps::{MapOccupancy, Maps, occupancy};
-use super::object::Loaded;
+use super::object::{self, Loaded};
 use super::pins::{self, Pins};
 use super::programs::CgroupProgram;
 use super::verify::Decided;
@@ -91,7 +91,8 @@ impl Bpf {
     /// this call attached is detached again.
     pub fn load_or_adopt(config: &BpfConfig) -> Result<Self, BpfError> {
         check_cgroup(&config.cgroup)?;
-        let pins = Pins::open(&config.bpffs_dir)?;
+        let layout = object::layout(&config.max_entries)?;
+        let pins = Pins::open(&config.bpffs_dir, &layout)?;
         let Loaded {
             programs,
             lookup,

@@ -9,6 +9,7 @@ use ::object::{Object, ObjectSection};
 use millrace_ebpf_abi::{ABI, ABI_SECTION};
 
 use super::accel::AccelPrograms;
+use super::layout::Layout;
 use super::loader::{BpfConfig, Replace};
 use super::log::Logs;
 use super::maps::NAMES;
@@ -121,6 +122,11 @@ struct Constants<'a> {
     layout: KernelLayout,
     experiment: u32,
     max_entries: &'a [(&'static str, u32)],
+}
+
+/// The layout of the object's maps, with the sizes that are to replace the declared ones.
+pub(super) fn layout(max_entries: &[(&'static str, u32)]) -> Result<Layout, BpfError> {
+    Layout::declared(embedded()?, max_entries)
 }
 
 fn embedded() -> Result<&'static [u8], BpfError> {

@@ -1,7 +1,8 @@
 //! Where everything is pinned, and the bpffs mount below it.
 //!
 //! `<dir>/v<ABI_VERSION>/{maps,programs,links,lookup}`: maps and programs by name, cgroup links by program,
-//! `sk_lookup` links by the cookie of their namespace. Programs of another ABI version live beside, never together.
+//! `sk_lookup` links by the cookie of their namespace; `layout-<digest>` says how the maps are laid out. Programs of
+//! another ABI version, or whose maps are laid out in another way, live beside, never together.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,12 @@ use millrace_ebpf_abi::ABI_VERSION;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::layout::{CARRIED, Layout};
 use super::{BpfError, sys};
+
+/// Earlier layouts that may wait to be taken over from: each start of another agent that never gets so far
+/// adds one.
+const MAX_ASIDE: u32 = 64;
 
 /// The directories of one ABI version.
 #[derive(Clone, Debug)]
@@ -21,14 +27,61 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Makes the directories, and mounts bpffs if there is none.
-    pub(super) fn open(root: &Path) -> Result<Self, BpfError> {
+    /// Makes the directories, and mounts bpffs if there is none. What an agent of another layout left is
+    /// set aside; maps of it that keep what is known of live connections are shared where they are alike.
+    pub(super) fn open(root: &Path, layout: &Layout) -> Result<Self, BpfError> {
         ensure_bpffs(root)?;
         let pins = Self::at(root);
-        for dir in [pins.maps(), pins.programs(), pins.links(), pins.lookups()] {
+        let told = pins.version.join(format!("layout-{:08x}", layout.digest()));
+        if pins.version.exists() && !told.exists() {
+            pins.set_aside()?;
+        }
+        for dir in [
+            told,
+            pins.maps(),
+            pins.programs(),
+            pins.links(),
+            pins.lookups(),
+        ] {
             fs::create_dir_all(&dir).map_err(BpfError::bpffs("creating", dir))?;
         }
+        for older in pins.other_layouts()? {
+            pins.share(&older, layout)?;
+        }
         Ok(pins)
+    }
+
+    /// Moves the pins of this version, which are of another layout, to a name of their own.
+    fn set_aside(&self) -> Result<(), BpfError> {
+        let beside = |number: u32| self.root.join(format!("v{ABI_VERSION}-{number}"));
+        let free = (0..MAX_ASIDE).map(beside).find(|path| !path.exists());
+        let to = free.unwrap_or_else(|| beside(MAX_ASIDE));
+        tracing::warn!(pins = %to.display(), "maps of another layout are replaced");
+        fs::rename(&self.version, &to).map_err(BpfError::bpffs("setting aside", &self.version))
+    }
+
+    /// Pins maps of an earlier layout a second time, so that both agents' programs work on them.
+    fn share(&self, older: &Path, layout: &Layout) -> Result<(), BpfError> {
+        for name in CARRIED {
+            let (from, to) = (older.join("maps").join(name), self.map(name));
+            if to.exists() || !layout.is_alike(name, &from) {
+                continue;
+            }
+            let map = sys::get(&from).map_err(BpfError::bpffs("opening", &from))?;
+            sys::pin(map.as_fd(), &to).map_err(BpfError::bpffs("pinning", &to))?;
+        }
+        Ok(())
+    }
+
+    /// Directories of this ABI version with other layouts.
+    fn other_layouts(&self) -> Result<Vec<PathBuf>, BpfError> {
+        let prefix = format!("v{ABI_VERSION}-");
+        let mut others = self.other_versions()?;
+        others.retain(|path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(&prefix))
+        });
+        Ok(others)
     }
 
     /// The directories, whether they exist or not.
@@ -84,7 +137,7 @@ impl Pins {
             .collect())
     }
 
-    /// Directories of other ABI versions.
+    /// Directories of other ABI versions and layouts.
     pub(super) fn other_versions(&self) -> Result<Vec<PathBuf>, BpfError> {
         let entries = fs::read_dir(&self.root).map_err(BpfError::bpffs("reading", &self.root))?;
         Ok(entries
@@ -175,7 +228,7 @@ fn forget_policies(path: &Path) -> Result<(), BpfError> {
 fn is_version(path: &Path) -> bool {
     path.file_name()
         .and_then(|name| name.to_str()?.strip_prefix('v'))
-        .is_some_and(|number| number.parse::<u32>().is_ok())
+        .is_some_and(|numbers| numbers.split('-').all(|n| n.parse::<u32>().is_ok()))
 }
 
 /// Mounts bpffs where the pins want to live, if nobody has. Needs `CAP_SYS_ADMIN`, which the agent gives up

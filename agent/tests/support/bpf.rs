@@ -84,6 +84,11 @@ impl Fixture {
         })
     }
 
+    /// The next agent's maps are of the usual sizes.
+    pub fn forget_max_entries(&mut self) {
+        self.config.max_entries.clear();
+    }
+
     /// The agent dies; what it pinned stays.
     pub fn kill_agent(&mut self) {
         self.bpf = None;
