@@ -6,6 +6,7 @@
     reason = "helpers of tests fail the test where they fail"
 )]
 
+mod dns;
 mod process;
 mod workers;
 
@@ -27,7 +28,7 @@ use crate::process::Proxy;
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// The seed's static example with a kernel-chosen port in place of 10000 and 9901.
-const STATIC: &str = r#"
+pub(crate) const STATIC: &str = r#"
 admin:
   access_log_path: ADMIN_LOG
   address: {socket_address: {address: 127.0.0.1, port_value: 0}}

@@ -338,6 +338,64 @@ fn an_upstream_that_does_not_switch_fails_a_connect_with_a_protocol() {
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
 }
 
+/// `kubectl exec` asks for SPDY by POST; any protocol that is allowed is carried, whoever speaks first.
+#[test]
+fn any_protocol_that_is_allowed_is_tunnelled() {
+    const BULK: usize = 1 << 20;
+    let upstream = server(|mut stream| {
+        let head = read_head(&mut stream);
+        assert!(
+            head.starts_with("POST /exec?command=sh HTTP/1.1\r\n"),
+            "{head}"
+        );
+        assert_eq!(header(&head, "upgrade"), Some("SPDY/3.1"));
+        let version = header(&head, "x-stream-protocol-version");
+        assert_eq!(version, Some("v4.channel.k8s.io"));
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: SPDY/3.1\r\nConnection: Upgrade\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\nprompt";
+        stream.write_all(answer.as_bytes()).unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        heard.reverse();
+        stream.write_all(&heard).unwrap();
+    });
+    let proxy = Setup::new(&[upstream])
+        .hcm(|hcm| hcm.upgrades = vec!["spdy/3.1".into()])
+        .start();
+    let mut client = proxy.connect();
+    client
+        .write_all(b"POST /exec?command=sh HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    let head = read_head(&mut client);
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    assert_eq!(header(&head, "upgrade"), Some("SPDY/3.1"));
+    let version = header(&head, "x-stream-protocol-version");
+    assert_eq!(version, Some("v4.channel.k8s.io"));
+    let mut prompt = [0; 6];
+    client.read_exact(&mut prompt).unwrap();
+    assert_eq!(&prompt, b"prompt");
+    let bulk: Vec<u8> = (0..BULK).map(|at| at.to_le_bytes()[1]).collect();
+    client.write_all(&bulk).unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut back = Vec::new();
+    client.read_to_end(&mut back).unwrap();
+    back.reverse();
+    assert!(back == bulk, "{} bytes came back", back.len());
+
+    // The websocket of every listener is not among what this one allows.
+    let answer = exchange(
+        proxy.address,
+        b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    drop(client);
+    let log = proxy.log();
+    let line = format!(
+        "POST /exec?command=sh HTTP/1.1 101 - via_upstream {BULK} {}",
+        BULK + 6
+    );
+    assert!(log[0].starts_with(&line), "{log:?}");
+}
+
 #[test]
 fn an_upgrade_that_is_not_allowed_is_refused() {
     let upstream = responder(|_, _| ok(""));
