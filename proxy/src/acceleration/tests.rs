@@ -149,16 +149,18 @@ async fn write(stream: &Stream, size: MessageSize, bytes: &[u8]) -> u32 {
     getsockopt(tcp, sockopt::Priority).unwrap().cast_unsigned()
 }
 
-struct Promoted {
+/// A connection of HTTP/1.1 between the proxy and an application, with an agent that is willing.
+struct Connected {
     stream: Stream,
     application: TcpStream,
     accelerator: Accelerator,
+    pod: Arc<LocalPod>,
     pods: Arc<LocalPods>,
     agent: Connection<AccelCall, AccelReply>,
     _fake: FakeAgent,
 }
 
-async fn promoted() -> Promoted {
+async fn connected() -> Connected {
     let pods = Arc::new(LocalPods::default());
     let pod = pod(Some("auto"), CaptureMode::Ebpf);
     pods.insert(&pod);
@@ -166,21 +168,28 @@ async fn promoted() -> Promoted {
     let agent = fake.welcome(None).await;
     until("the agent is known", || accelerator.is_available()).await;
     let (stream, application) = connection(&accelerator, &pod, Carries::Http1).await;
-    exchange(&stream, EARNED);
-    let requests = asked(&agent).await;
-    assert_eq!(requests.len(), 1);
-    assert_eq!(requests[0].local, stream.local_addr().unwrap());
-    assert_eq!(requests[0].remote, application.local_addr().unwrap());
-    answer(&agent, &requests[0], None).await;
-    until("it is promoted", || stream.lane().unwrap().0.is_promoted()).await;
-    Promoted {
+    Connected {
         stream,
         application,
         accelerator,
+        pod,
         pods,
         agent,
         _fake: fake,
     }
+}
+
+async fn promoted() -> Connected {
+    let it = connected().await;
+    exchange(&it.stream, EARNED);
+    let requests = asked(&it.agent).await;
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].local, it.stream.local_addr().unwrap());
+    assert_eq!(requests[0].remote, it.application.local_addr().unwrap());
+    answer(&it.agent, &requests[0], None).await;
+    let lane = &it.stream.lane().unwrap().0;
+    until("it is promoted", || lane.is_promoted()).await;
+    it
 }
 
 #[tokio::test]
@@ -232,63 +241,48 @@ async fn messages_go_by_the_map_once_promoted_and_only_small_whole_ones() {
 
 #[tokio::test]
 async fn what_is_under_way_while_the_agent_decides_goes_by_tcp() {
-    let pods = Arc::new(LocalPods::default());
-    let pod = pod(Some("auto"), CaptureMode::Ebpf);
-    let (mut fake, accelerator) = FakeAgent::start(&pods);
-    let agent = fake.welcome(None).await;
-    until("the agent is known", || accelerator.is_available()).await;
-    let (stream, _application) = connection(&accelerator, &pod, Carries::Http1).await;
-    exchange(&stream, EARNED - 1);
-    assert_eq!(accelerator.entries().len(), 0, "it has not earned it");
-    exchange(&stream, 1);
-    let _unanswered = asked(&agent).await;
-    let mark = write(&stream, MessageSize::Known(2), SMALL).await;
+    let it = connected().await;
+    exchange(&it.stream, EARNED - 1);
+    assert_eq!(it.accelerator.entries().len(), 0, "it has not earned it");
+    exchange(&it.stream, 1);
+    let _unanswered = asked(&it.agent).await;
+    let mark = write(&it.stream, MessageSize::Known(2), SMALL).await;
     assert_eq!(mark, PRIORITY_BY_TCP);
-    drop(agent);
-    let entry = accelerator.entries().remove(0);
+    drop(it.agent);
+    let entry = it.accelerator.entries().remove(0);
     until("nobody will answer", || entry.phase() == Phase::Unanswered).await;
-    let mark = write(&stream, MessageSize::Known(2), SMALL).await;
+    let mark = write(&it.stream, MessageSize::Known(2), SMALL).await;
     assert_eq!(mark, PRIORITY_BY_TCP);
-    assert!(stream.lane().unwrap().0.reads_all());
+    assert!(it.stream.lane().unwrap().0.reads_all());
 }
 
 #[tokio::test]
 async fn a_final_refusal_is_not_asked_about_again_and_counted() {
-    let pods = Arc::new(LocalPods::default());
-    let pod = pod(Some("auto"), CaptureMode::Ebpf);
-    let (mut fake, accelerator) = FakeAgent::start(&pods);
-    let agent = fake.welcome(None).await;
-    until("the agent is known", || accelerator.is_available()).await;
-    let (stream, _application) = connection(&accelerator, &pod, Carries::Http1).await;
-    exchange(&stream, EARNED);
-    let requests = asked(&agent).await;
-    answer(&agent, &requests[0], Some(Refusal::Blocking)).await;
-    let stats = accelerator.stats();
+    let it = connected().await;
+    exchange(&it.stream, EARNED);
+    let requests = asked(&it.agent).await;
+    answer(&it.agent, &requests[0], Some(Refusal::Blocking)).await;
+    let stats = it.accelerator.stats();
     until("it is refused", || stats.refusals(Refusal::Blocking) == 1).await;
-    until("it is forgotten", || accelerator.entries().is_empty()).await;
-    exchange(&stream, 1000);
-    assert!(accelerator.entries().is_empty());
-    assert!(!stream.lane().unwrap().0.reads_all());
+    until("it is forgotten", || it.accelerator.entries().is_empty()).await;
+    exchange(&it.stream, 1000);
+    assert!(it.accelerator.entries().is_empty());
+    assert!(!it.stream.lane().unwrap().0.reads_all());
     // Another connection asks all the same, so that the agent hears of that one next.
-    let (other, _application) = connection(&accelerator, &pod, Carries::Http1).await;
+    let (other, _application) = connection(&it.accelerator, &it.pod, Carries::Http1).await;
     exchange(&other, EARNED);
-    assert_eq!(asked(&agent).await[0].local, other.local_addr().unwrap());
+    assert_eq!(asked(&it.agent).await[0].local, other.local_addr().unwrap());
 }
 
 #[tokio::test]
 async fn a_passing_refusal_is_asked_about_again() {
-    let pods = Arc::new(LocalPods::default());
-    let pod = pod(Some("auto"), CaptureMode::Ebpf);
-    let (mut fake, accelerator) = FakeAgent::start(&pods);
-    let agent = fake.welcome(None).await;
-    until("the agent is known", || accelerator.is_available()).await;
-    let (stream, _application) = connection(&accelerator, &pod, Carries::Http1).await;
-    exchange(&stream, EARNED);
-    let requests = asked(&agent).await;
-    answer(&agent, &requests[0], Some(Refusal::NotAccepted)).await;
-    until("it is refused", || accelerator.entries().is_empty()).await;
-    exchange(&stream, 100);
-    let again = asked(&agent).await;
+    let it = connected().await;
+    exchange(&it.stream, EARNED);
+    let requests = asked(&it.agent).await;
+    answer(&it.agent, &requests[0], Some(Refusal::NotAccepted)).await;
+    until("it is refused", || it.accelerator.entries().is_empty()).await;
+    exchange(&it.stream, 100);
+    let again = asked(&it.agent).await;
     assert_eq!(again[0].local, requests[0].local);
     assert_ne!(again[0].id, requests[0].id);
 }
@@ -321,22 +315,21 @@ async fn a_client_that_pipelines_returns_to_tcp() {
 
 #[tokio::test]
 async fn a_connection_of_large_exchanges_does_not_ask() {
-    let pods = Arc::new(LocalPods::default());
-    let pod = pod(Some("auto"), CaptureMode::Ebpf);
-    let (mut fake, accelerator) = FakeAgent::start(&pods);
-    let _agent = fake.welcome(None).await;
-    until("the agent is known", || accelerator.is_available()).await;
-    let (stream, _application) = connection(&accelerator, &pod, Carries::Http1).await;
-    let (lane, tcp) = stream.lane().unwrap();
+    let it = connected().await;
+    let (lane, tcp) = it.stream.lane().unwrap();
     for _ in 0..100 {
-        exchange(&stream, EARNED - 1);
+        exchange(&it.stream, EARNED - 1);
         lane.exchanged(tcp, 1 << 20, false);
     }
-    assert_eq!(accelerator.entries().len(), 0);
-    exchange(&stream, 63);
-    assert_eq!(accelerator.entries().len(), 0, "the last was large");
-    exchange(&stream, 1);
-    assert_eq!(accelerator.entries().len(), 1, "they have been small since");
+    assert_eq!(it.accelerator.entries().len(), 0);
+    exchange(&it.stream, 63);
+    assert_eq!(it.accelerator.entries().len(), 0, "the last was large");
+    exchange(&it.stream, 1);
+    assert_eq!(
+        it.accelerator.entries().len(),
+        1,
+        "they have been small since"
+    );
 }
 
 #[tokio::test]
