@@ -7,6 +7,7 @@ use std::time::UNIX_EPOCH;
 
 use millrace_proxy::access_log::Record;
 use millrace_proxy::access_log::format::Template;
+use millrace_proxy::bootstrap;
 use millrace_proxy::dns::message::{self, Limit};
 use millrace_proxy::dns::names::{NameTableBuilder, Scope};
 use millrace_proxy::handover::message::{Giving, Taking};
@@ -14,8 +15,12 @@ use millrace_proxy::http::framing::HeadScan;
 use millrace_proxy::http::header_block::BlockScan;
 use millrace_proxy::listener::inspector::{Needs, Progress, inspect};
 use millrace_proxy::xds::{convert, disk};
-use millrace_runtime::handoff::{AgentCall, Message, ProxyRequest, ToAgent, ToProxy, decode};
+use millrace_runtime::handoff::accel::AccelState;
+use millrace_runtime::handoff::{
+    AccelCall, AccelReply, AgentCall, Message, ProxyRequest, ToAgent, ToProxy, decode,
+};
 use millrace_xds::Version;
+use millrace_xds::node::Node;
 
 /// The first bytes of a connection: `ClientHello`, HTTP, or neither. What is decided of a prefix
 /// stays decided.
@@ -64,16 +69,25 @@ pub(crate) fn state(data: &[u8]) {
 /// Heads of HTTP/1 requests and frames of HTTP/2: how the bytes are cut makes no difference.
 pub(crate) fn framing(data: &[u8]) {
     let (mut whole, mut cut) = (HeadScan::default(), HeadScan::default());
-    whole.feed(data);
-    data.chunks(3).for_each(|part| cut.feed(part));
+    let (mut at_once, mut in_parts) = (data.to_vec(), data.to_vec());
+    whole.feed(&mut at_once);
+    in_parts.chunks_mut(3).for_each(|part| cut.feed(part));
     assert_eq!(whole.take_ambiguous(), cut.take_ambiguous());
+    assert_eq!(at_once, in_parts);
     whole.next_head();
-    whole.feed(data);
+    whole.feed(&mut at_once);
 
     let (mut whole, mut cut) = (BlockScan::default(), BlockScan::default());
     whole.feed(data);
     data.chunks(3).for_each(|part| cut.feed(part));
     assert_eq!(whole.unfinished(), cut.unfinished());
+}
+
+/// A static bootstrap, of the seed era or of today: it is read or the mistake is named.
+pub(crate) fn bootstrap(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        drop(bootstrap::parse(text, "f.yaml", &Node::default()));
+    }
 }
 
 /// Resources of every type from a control plane.
@@ -97,7 +111,8 @@ pub(crate) fn access_log(data: &[u8]) {
     }
 }
 
-/// Messages between broker, agent and proxy, the first byte being the number of descriptors.
+/// Messages between broker, agent and proxy, the first byte being the number of descriptors, and what the
+/// kernel programs tell of a connection.
 pub(crate) fn handoff(data: &[u8]) {
     fn one<M: Message>(bytes: &[u8], fds: usize) {
         if let Ok(message) = decode::<M>(bytes, fds) {
@@ -114,4 +129,9 @@ pub(crate) fn handoff(data: &[u8]) {
     one::<ToAgent>(bytes, fds);
     one::<Giving>(bytes, fds);
     one::<Taking>(bytes, fds);
+    one::<AccelCall>(bytes, fds);
+    one::<AccelReply>(bytes, fds);
+    if let Some(state) = bytes.first_chunk() {
+        AccelState::from_bytes(state);
+    }
 }

@@ -149,6 +149,10 @@ pub mod details {
     pub const REQUEST_HEADERS_TIMEOUT: &str = "request_header_timeout";
     /// HTTP/1.1 without `Host`.
     pub const MISSING_HOST: &str = "missing_host_header";
+    /// `Host` more than once.
+    pub const MULTIPLE_HOSTS: &str = "http1.multiple_host_headers";
+    /// `Host` or `:authority` is no host and port.
+    pub const INVALID_AUTHORITY: &str = "http.invalid_authority";
     /// The path is not absolute.
     pub const ABSOLUTE_PATH_REJECTED: &str = "path_normalization_failed";
     /// The upgrade is not allowed.

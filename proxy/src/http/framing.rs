@@ -1,10 +1,14 @@
-//! Finds requests that say twice how long they are.
+//! Finds requests that say twice how long they are, and trailers that end where others see no end.
 //!
 //! hyper takes `Transfer-Encoding: chunked` alone where there is a `Content-Length` too, drops the
 //! latter and closes the connection afterwards, so what is forwarded has one meaning. A client
 //! that sends both is broken or hostile all the same, and Envoy answers 400; the proxy can only
 //! do so by looking at the bytes itself. [`HeadScan`] does, for every head that begins where a
-//! head is due.
+//! head is due; what follows a chunked one it gives to [`ChunkScan`].
+
+mod chunks;
+
+use chunks::ChunkScan;
 
 const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
 const CONTENT_LENGTH: &[u8] = b"content-length";
@@ -18,8 +22,17 @@ pub struct HeadScan {
     filled: usize,
     head: Lengths,
     ambiguous: bool,
-    /// Whether a body follows the last head: what comes is not looked at.
-    body: bool,
+    /// What follows the last head, if it is not the next.
+    body: Option<Body>,
+}
+
+/// A request's body.
+#[derive(Debug)]
+enum Body {
+    /// Of a known length: what comes is not looked at.
+    Sized,
+    /// In chunks.
+    Chunked(ChunkScan),
 }
 
 /// What a head says of its body's length.
@@ -36,15 +49,15 @@ impl Default for HeadScan {
             filled: 0,
             head: Lengths::default(),
             ambiguous: false,
-            body: false,
+            body: None,
         }
     }
 }
 
 impl HeadScan {
-    /// Looks at bytes that were read.
-    pub fn feed(&mut self, mut bytes: &[u8]) {
-        while !self.body && !bytes.is_empty() {
+    /// Looks at bytes that were read, and spoils what hyper would take for trailers and others for more.
+    pub fn feed(&mut self, mut bytes: &mut [u8]) {
+        while self.body.is_none() && !bytes.is_empty() {
             let end = bytes.iter().position(|b| *b == b'\n');
             let part = &bytes[..end.unwrap_or(bytes.len())];
             let room = part.len().min(LONGEST - self.filled);
@@ -52,7 +65,10 @@ impl HeadScan {
             self.filled += room;
             let Some(end) = end else { return };
             self.end_line();
-            bytes = &bytes[end + 1..];
+            bytes = &mut bytes[end + 1..];
+        }
+        if let Some(Body::Chunked(scan)) = &mut self.body {
+            scan.feed(bytes);
         }
     }
 
@@ -63,8 +79,7 @@ impl HeadScan {
 
     /// A request has ended: a head is due.
     pub fn next_head(&mut self) {
-        if self.body {
-            self.body = false;
+        if self.body.take().is_some() {
             self.filled = 0;
         }
     }
@@ -75,7 +90,11 @@ impl HeadScan {
         if matches!(line, b"" | b"\r") {
             let Lengths { coding, length } = std::mem::take(&mut self.head);
             self.ambiguous |= coding && length;
-            self.body = coding || length;
+            self.body = match (coding, length) {
+                (true, _) => Some(Body::Chunked(ChunkScan::default())),
+                (false, true) => Some(Body::Sized),
+                (false, false) => None,
+            };
         } else if is_header(line, TRANSFER_ENCODING) {
             self.head.coding = true;
         } else if is_header(line, CONTENT_LENGTH) {
@@ -98,7 +117,7 @@ mod tests {
     fn scan(parts: &[&str]) -> bool {
         let mut scan = HeadScan::default();
         for part in parts {
-            scan.feed(part.as_bytes());
+            scan.feed(&mut part.as_bytes().to_vec());
         }
         scan.take_ambiguous()
     }
@@ -131,9 +150,10 @@ mod tests {
     #[test]
     fn the_next_head_is_scanned_after_a_body() {
         let mut scan = HeadScan::default();
-        scan.feed(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc");
+        scan.feed(&mut b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc".to_vec());
         scan.next_head();
-        scan.feed(b"POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: a\r\n\r\n");
+        let head = "POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: a\r\n\r\n";
+        scan.feed(&mut head.as_bytes().to_vec());
         assert!(scan.take_ambiguous());
         assert!(!scan.take_ambiguous());
     }

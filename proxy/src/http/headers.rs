@@ -86,6 +86,13 @@ pub fn check_framing(headers: &HeaderMap) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Whether an authority is a host and a port to everybody: of what RFC 3986 section 3.2 allows, neither a
+/// user (RFC 9110 section 4.2.4) nor a comma, which joins two headers into one.
+pub fn is_authority(value: &HeaderValue) -> bool {
+    let is = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(byte);
+    !value.is_empty() && value.as_bytes().iter().all(is)
+}
+
 /// Takes hop-by-hop headers off a request, those that `Connection` names included. `te: trailers`
 /// stays, as gRPC needs it.
 ///

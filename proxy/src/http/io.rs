@@ -334,7 +334,7 @@ impl AsyncRead for SharedIo {
         let result = ready!(Pin::new(stream).poll_read(cx, buf));
         self.note(&result);
         result?;
-        let bytes = &buf.filled()[before..];
+        let bytes = &mut buf.filled_mut()[before..];
         if let Some(scan) = &self.0.scan {
             scan.lock().feed(bytes);
         }

@@ -94,6 +94,13 @@ impl Stream {
         }
         let body = Replay::new(body);
         let uri = std::mem::take(&mut parts.uri).into_parts();
+        // CONNECT's form of a target (RFC 9112 section 3.2.3) in another request has no path to serve.
+        let of_connect = uri.scheme.is_none() && uri.authority.is_some();
+        let no_path = if of_connect && parts.method != Method::CONNECT {
+            "?"
+        } else {
+            "/"
+        };
         let authority = uri
             .authority
             .and_then(|a| HeaderValue::from_str(a.as_str()).ok())
@@ -101,7 +108,7 @@ impl Stream {
             .unwrap_or_else(|| HeaderValue::from_static(""));
         let path = uri
             .path_and_query
-            .unwrap_or_else(|| PathAndQuery::from_static("/"));
+            .unwrap_or_else(|| PathAndQuery::from_static(no_path));
         let shown = HeaderValue::from_str(path.as_str());
         let exchange = Exchange::new(
             downstream,
@@ -179,9 +186,6 @@ impl Stream {
             if downstream.io.take_ambiguous() {
                 return Err(bad(details::HTTP1_BAD_TRANSFER_ENCODING));
             }
-            if headers.get_all(header::HOST).iter().nth(1).is_some() {
-                return Err(bad("http1.multiple_host_headers"));
-            }
         } else {
             if headers.len() > downstream.hcm.max_request_headers_count as usize {
                 return Err(Refused {
@@ -191,8 +195,14 @@ impl Stream {
             }
             headers::join_cookies(headers);
         }
+        if headers.get_all(header::HOST).iter().nth(1).is_some() {
+            return Err(bad(details::MULTIPLE_HOSTS));
+        }
         if self.head.authority.is_empty() {
             return Err(bad(details::MISSING_HOST));
+        }
+        if !headers::is_authority(&self.head.authority) {
+            return Err(bad(details::INVALID_AUTHORITY));
         }
         headers.remove(header::HOST);
         exchange.grpc = match_route::is_grpc(headers);

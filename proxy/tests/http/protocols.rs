@@ -353,10 +353,10 @@ fn any_protocol_that_is_allowed_is_tunnelled() {
         assert_eq!(version, Some("v4.channel.k8s.io"));
         let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: SPDY/3.1\r\nConnection: Upgrade\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\nprompt";
         stream.write_all(answer.as_bytes()).unwrap();
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).unwrap();
-        heard.reverse();
-        stream.write_all(&heard).unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        all.reverse();
+        stream.write_all(&all).unwrap();
     });
     let proxy = Setup::new(&[upstream])
         .hcm(|hcm| hcm.upgrades = vec!["spdy/3.1".into()])
