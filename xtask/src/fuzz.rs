@@ -28,7 +28,8 @@ pub(crate) struct Args {
 const RUNS: u64 = 20_000;
 
 /// Packages with fuzz targets, by name and directory.
-const PACKAGES: [(&str, &str); 3] = [
+const PACKAGES: [(&str, &str); 4] = [
+    ("millrace-agent-fuzz", "agent/fuzz"),
     ("millrace-controlplane-fuzz", "controlplane/fuzz"),
     ("millrace-proxy-fuzz", "proxy/fuzz"),
     ("millrace-xds-fuzz", "controlplane/xds/fuzz"),
@@ -73,35 +74,41 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn fuzz(args: &Args) -> anyhow::Result<Tally> {
-    let names = chosen(&args.targets)?;
+    let targets = chosen(&args.targets)?;
     let programs = build()?;
     let mut tally = Tally::default();
-    for name in names {
-        let outcome = one(&programs.join(&name), &name, args);
+    for (name, seeds) in targets {
+        let outcome = one(&programs, &name, &seeds, args);
         tally.add(&Tally::of(&outcome));
     }
     Ok(tally)
 }
 
-/// The targets asked for; all of them by default.
-fn chosen(wanted: &[String]) -> anyhow::Result<Vec<String>> {
+/// The targets asked for, with the directories of their seeds; all of them by default.
+fn chosen(wanted: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let metadata =
         run::capture(run::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("cargo metadata")?;
     let packages = metadata["packages"].as_array().context("no packages")?;
-    let names: Vec<String> = packages
-        .iter()
-        .filter(|package| PACKAGES.iter().any(|(name, _)| package["name"] == *name))
-        .flat_map(|package| package["targets"].as_array().cloned().unwrap_or_default())
-        .filter_map(|target| Some(target["name"].as_str()?.to_owned()))
-        .collect();
-    if let Some(unknown) = wanted.iter().find(|name| !names.contains(name)) {
+    let mut found = Vec::new();
+    for (package, dir) in PACKAGES {
+        let package = packages.iter().find(|known| known["name"] == package);
+        let targets = package.and_then(|package| package["targets"].as_array());
+        for target in targets.into_iter().flatten() {
+            let name = target["name"].as_str().unwrap_or_default();
+            // `proxy_dns` has its seeds in `proxy/fuzz/seeds/dns`.
+            let (_, short) = name.split_once('_').unwrap_or_default();
+            let seeds = workspace::root().join(dir).join("seeds").join(short);
+            found.push((name.to_owned(), seeds));
+        }
+    }
+    let is = |wanted: &str| found.iter().any(|(name, _)| name == wanted);
+    if let Some(unknown) = wanted.iter().find(|name| !is(name)) {
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
         bail!("no fuzz target {unknown}; there are {}", names.join(", "));
     }
-    Ok(names
-        .into_iter()
-        .filter(|name| wanted.is_empty() || wanted.contains(name))
-        .collect())
+    found.retain(|(name, _)| wanted.is_empty() || wanted.contains(name));
+    Ok(found)
 }
 
 /// Builds the targets and returns their directory. Naming the platform keeps the flags away from what runs
@@ -124,17 +131,19 @@ fn build() -> anyhow::Result<PathBuf> {
     Ok(directory.join(host).join("debug"))
 }
 
-/// Runs one target. What it finds interesting is kept beside the build and tried first the next time.
-fn one(program: &Path, name: &str, args: &Args) -> anyhow::Result<()> {
+/// Runs one target from its seeds. What it finds interesting is kept beside the build and tried first the
+/// next time.
+fn one(programs: &Path, name: &str, seeds: &Path, args: &Args) -> anyhow::Result<()> {
     let _step = Step::begin(format!("fuzz {name}"));
     let kept = workspace::target_dir().join("fuzz").join("kept").join(name);
     let (corpus, artifacts) = (kept.join("corpus"), kept.join("artifacts"));
     for dir in [&corpus, &artifacts] {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
-    let mut command = run::foreign(program);
+    let mut command = run::foreign(programs.join(name));
     command
         .arg(&corpus)
+        .arg(seeds)
         .args(LIMITS)
         .arg(format!("-runs={}", args.runs))
         .arg(format!("-max_total_time={}", args.seconds))

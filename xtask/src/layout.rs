@@ -27,7 +27,7 @@ struct Edges {
     dev: &'static [&'static str],
 }
 
-const EDGES: [Edges; 15] = [
+const EDGES: [Edges; 16] = [
     Edges {
         from: "millrace-ebpf-abi",
         to: &[],
@@ -73,8 +73,18 @@ const EDGES: [Edges; 15] = [
         dev: &[],
     },
     Edges {
+        from: "millrace-agent-fuzz",
+        to: &["millrace-agent"],
+        dev: &[],
+    },
+    Edges {
         from: "millrace-proxy-fuzz",
-        to: &["millrace-proxy", "millrace-runtime", "millrace-xds"],
+        to: &[
+            "millrace-proxy",
+            "millrace-runtime",
+            "millrace-testkit",
+            "millrace-xds",
+        ],
         dev: &[],
     },
     Edges {

@@ -169,12 +169,14 @@ fn cargo_test(args: &[&str]) -> anyhow::Result<Tally> {
 
 /// The kernel programs are for another machine, the end-to-end tests and the fuzz targets have stages of
 /// their own.
-const ALL_BUT_E2E: [&str; 11] = [
+const ALL_BUT_E2E: [&str; 13] = [
     "--workspace",
     "--exclude",
     "millrace-ebpf",
     "--exclude",
     "millrace-e2e",
+    "--exclude",
+    "millrace-agent-fuzz",
     "--exclude",
     "millrace-proxy-fuzz",
     "--exclude",

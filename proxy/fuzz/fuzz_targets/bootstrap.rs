@@ -1,0 +1,12 @@
+//! Runs [`bodies::bootstrap`] under libFuzzer: `cargo xtask fuzz proxy_bootstrap`.
+#![no_main]
+
+#[path = "../bodies.rs"]
+#[allow(
+    dead_code,
+    clippy::expect_used,
+    reason = "each target runs one of them, and what it finds is a panic"
+)]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::bootstrap(data));
