@@ -82,7 +82,8 @@ impl Client {
         self.shared.changed.notify_one();
     }
 
-    /// Subscribes and unsubscribes so that exactly these terms of a type remain.
+    /// Subscribes and unsubscribes so that exactly these terms of a type remain. The consumer may
+    /// forget resources that none of them covers, restored ones too; none of those is claimed any more.
     pub fn set_subscription<S: AsRef<str>>(
         &self,
         type_url: &TypeUrl,
@@ -98,9 +99,8 @@ impl Client {
         for term in wanted.terms() {
             machine.subscribe(type_url, [term.as_str()]);
         }
-        for term in current.iter().filter(|term| !wanted.has(term)) {
-            machine.unsubscribe(type_url, [term.as_str()]);
-        }
+        let ended = current.iter().filter(|term| !wanted.has(term));
+        machine.unsubscribe(type_url, ended.map(String::as_str));
         drop(machine);
         self.shared.changed.notify_one();
     }

@@ -236,6 +236,17 @@ fn restored_resources_are_claimed_when_wanted() {
     assert_eq!(versions, [("a".to_owned(), "1".to_owned())].into());
 }
 
+/// Whoever wants nothing may have dropped what was restored.
+#[test]
+fn restored_resources_are_not_claimed_after_nothing_was_wanted() {
+    let mut client = client();
+    client.restore(&EDS, "a", "1");
+    client.unsubscribe(&EDS, []);
+    client.subscribe(&EDS, ["a"]);
+    let versions = poll(&mut client).unwrap().initial_resource_versions;
+    assert_eq!(versions, [].into());
+}
+
 #[test]
 fn verdicts_take_effect_in_the_order_of_responses() {
     let mut client = client();

@@ -365,7 +365,7 @@ impl Control {
     }
 
     fn subscribe(&mut self, wanted: Wanted) {
-        if self.wanted == wanted {
+        if self.wanted == wanted && !wanted.listeners.is_empty() {
             return;
         }
         if let Some(stream) = &self.stream {
@@ -377,7 +377,9 @@ impl Control {
                 (TypeUrl::NAME_TABLE, &self.wanted.names, &wanted.names),
             ];
             for (type_url, old, new) in types {
-                if old != new {
+                // Nothing wanted, before and after: what was restored may have been dropped meanwhile, and
+                // must not be claimed when it is wanted again.
+                if old != new || new.is_empty() {
                     stream.client.set_subscription(&type_url, new);
                 }
             }
