@@ -7,6 +7,7 @@
 //! proxy returns its listening sockets, so no backlog is lost.
 
 pub mod capture;
+pub mod creator;
 pub mod guard;
 pub mod netns;
 pub mod routes;
@@ -26,6 +27,8 @@ use std::time::Duration;
 pub use hub::chain;
 use millrace_runtime::handoff::{BindOptions, HandoffError, Listener, PeerPolicy};
 use tokio_util::sync::CancellationToken;
+
+use crate::iptables::BEAT;
 
 /// How often the broker looks whether a proxy is still there.
 const WATCH: Duration = Duration::from_millis(250);
@@ -90,10 +93,12 @@ pub async fn run(config: BrokerConfig, stop: CancellationToken) -> Result<(), Ha
 
 async fn watch(hub: Arc<hub::Hub>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(WATCH);
+    let mut beats = tokio::time::interval(BEAT);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => hub.expire().await,
+            _ = beats.tick() => hub.refresh_open(),
         }
     }
 }

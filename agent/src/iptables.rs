@@ -3,10 +3,12 @@
 //!
 //! `rules.rs` turns a configuration into rule sets, `apply.rs` puts them into the calling
 //! thread's namespace and takes them out again, `check.rs` compares what is there with what
-//! should be. Used by `millrace-agent init` and, for enrolled pods, by the broker.
+//! should be, `pulse.rs` lets the rules of open pods go when nobody refreshes them. Used by
+//! `millrace-agent init` and, for enrolled pods, by the broker.
 
 pub mod apply;
 pub mod check;
+pub mod pulse;
 pub mod rules;
 
 #[cfg(test)]
@@ -14,4 +16,5 @@ mod tests;
 
 pub use apply::{Applied, IptablesError, Listing, available, install, listings, remove, verify};
 pub use check::{Drift, intact, rules_of};
+pub use pulse::{BEAT, HELD, Pulse, held};
 pub use rules::{CHAINS, Ruleset, rulesets, rulesets_at};

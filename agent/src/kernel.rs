@@ -185,6 +185,15 @@ impl Kernel {
         }
     }
 
+    /// Tells the programs in which cgroups broker and proxies live.
+    pub fn set_trusted(&self, cgroups: &[u64]) {
+        if let Ok(bpf) = &mut *self.loaded.lock()
+            && let Err(error) = bpf.set_trusted(cgroups)
+        {
+            tracing::warn!(error = %chain(&error), "programs do not know the proxy's sockets");
+        }
+    }
+
     /// Counters of the programs.
     ///
     /// # Errors

@@ -217,9 +217,13 @@ impl Reconciler {
     async fn connect(&mut self) {
         let path = self.config.paths.broker_socket();
         match BrokerClient::connect(&path).await {
-            Ok((client, events)) => {
+            Ok((client, mut events)) => {
                 tracing::info!(socket = %path.display(), "broker connected");
                 self.broker = Some(Arc::new(client));
+                // What came before the greeting says whose sockets are the proxy's.
+                while let Ok(event) = events.try_recv() {
+                    self.event(Some(event));
+                }
                 self.events = Some(events);
                 self.told_synced = false;
                 self.swept = false;
@@ -250,13 +254,18 @@ impl Reconciler {
         };
         match received.message {
             ToAgent::Reply { .. } => {}
-            ToAgent::Proxies { proxies, gone } => {
+            ToAgent::Proxies {
+                proxies,
+                gone,
+                trusted,
+            } => {
                 if gone != self.proxy_gone {
                     tracing::info!(gone, "proxy presence changed");
                 }
                 self.proxies = proxies;
                 self.proxy_gone = gone;
                 self.kernel.set_proxy_gone(gone);
+                self.kernel.set_trusted(&trusted);
             }
             ToAgent::Listeners { uid, inbound } => {
                 if let Some(pod) = self.pods.get_mut(&uid)

@@ -21,7 +21,7 @@ const SERVICE: &str = "10.96.0.10:9080";
 #[test]
 fn programs_and_pods_are_adopted() {
     let mut fixture = node!();
-    assert_eq!(fixture.bpf().adoption().attached, 11);
+    assert_eq!(fixture.bpf().adoption().attached, 12);
     let app = fixture.captured("app", CapturePolicy::default());
     let before = fixture.bpf().enrolled().expect("listed");
     fixture.kill_agent();
@@ -83,7 +83,7 @@ fn no_connection_is_lost_while_agents_come_and_go() {
             let seen = outbound.load(Ordering::Relaxed) + inbound.load(Ordering::Relaxed);
             fixture.kill_agent();
             let replaced = fixture.restart_agent(replace).adoption().replaced;
-            assert_eq!(replaced, if replace == Replace::Always { 12 } else { 0 });
+            assert_eq!(replaced, if replace == Replace::Always { 13 } else { 0 });
             eventually(PATIENCE, "connections go on", || {
                 outbound.load(Ordering::Relaxed) + inbound.load(Ordering::Relaxed) > seen + 100
             });
@@ -196,7 +196,7 @@ fn programs_move_to_another_cgroup() {
         ..config(&fixture.node)
     };
     let bpf = Bpf::load_or_adopt(&narrower).expect("attached there");
-    assert_eq!(bpf.adoption().attached, 11);
+    assert_eq!(bpf.adoption().attached, 12);
     let _client = app.pod.connect(addr(SERVICE)).expect("captured");
     let (proxy, _) = accept(&app.outbound4);
     assert_eq!(original_dst(&proxy, libc::SOL_IP), Ok(addr(SERVICE)));
@@ -292,10 +292,10 @@ fn three_capabilities_suffice() {
             fixture.restart_agent(Replace::Changed);
             fixture.enroll(&app, CapturePolicy::default());
             fixture.kill_agent();
-            assert_eq!(fixture.restart_agent(Replace::Changed).adoption().kept, 11);
+            assert_eq!(fixture.restart_agent(Replace::Changed).adoption().kept, 12);
             fixture.kill_agent();
             let replaced = fixture.restart_agent(Replace::Always).adoption().replaced;
-            assert_eq!(replaced, 12);
+            assert_eq!(replaced, 13);
         });
         agent.join().expect("no more is needed");
     });

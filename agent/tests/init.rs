@@ -15,8 +15,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use agent::{PATIENCE, agent_command, original_dst};
-use millrace_agent::broker::guard;
-use millrace_runtime::handoff::{IptablesConfig, OUTBOUND_MARK};
+use millrace_agent::broker::guard::{self, Guard};
+use millrace_runtime::handoff::{CaptureMode, IptablesConfig, OUTBOUND_MARK};
 use millrace_testkit::{Cluster, Node, Pod};
 use socket2::SockRef;
 
@@ -227,9 +227,12 @@ fn a_guard_refuses_what_is_not_captured_and_nothing_else() {
         outbound_ports_exclude: vec![excluded.local_addr().unwrap().port()],
         ..IptablesConfig::default()
     };
-    pods.pod
-        .run(|| Ok(guard::install(&config)?))
-        .expect("guarded");
+    let guard = Guard {
+        config,
+        mode: CaptureMode::Ebpf,
+        closed: true,
+    };
+    pods.pod.run(|| Ok(guard.install()?)).expect("guarded");
 
     let refused = pods
         .pod

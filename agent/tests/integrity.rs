@@ -28,7 +28,8 @@ const SERVICE: &str = "10.96.0.10:9080";
 /// The proxy written by hand answers no questions.
 const NO_DNS: (&str, &str) = ("traffic.sidecar.istio.io/excludeOutboundPorts", "53");
 const WAYS: [Way; 4] = [Way::Outbound4, Way::Outbound6, Way::Inbound4, Way::Inbound6];
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
+    "millrace_create",
     "millrace_sockops",
     "millrace_getopt",
     "millrace_setopt",
@@ -189,7 +190,7 @@ async fn a_guard_that_was_deleted_or_altered_is_put_back_in_both_modes() {
                 "rule",
                 "inet",
                 "millrace_guard",
-                "output",
+                "leaving",
                 "accept",
             ],
         );

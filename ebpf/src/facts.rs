@@ -9,12 +9,14 @@ use aya_ebpf::bindings::{
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use millrace_ebpf_abi::{
-    Addr, Announced, CidrKey, ConnectFacts, Direction, LookupFacts, PortKey, Rule, SockTuple, TCP,
+    Addr, Announced, CidrKey, ConnectFacts, Direction, LookupFacts, NodeConfig, PortKey, Rule,
+    SockTuple, SocketRole, TCP,
 };
 
 use crate::ctx::{Lookup, SockAddr};
-use crate::lookup;
+use crate::log::node;
 use crate::maps::{ANNOUNCED, CIDR_RULES, PORT_RULES};
+use crate::{create, lookup, storage};
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the context's socket.
 const CURRENT_NETNS: u64 = (-1_i64).cast_unsigned();
@@ -59,9 +61,22 @@ impl ConnectFacts for SockAddr<'_> {
             )
         }
     }
+
+    #[inline(always)]
+    fn is_proxys_own(&self) -> bool {
+        node().flags & NodeConfig::CREATORS_KNOWN == 0
+            || self.is_ours()
+            || create::caller_is_trusted()
+    }
 }
 
 impl SockAddr<'_> {
+    #[inline(always)]
+    fn is_ours(&self) -> bool {
+        let state = storage::get(self.sock().raw());
+        state.is_some_and(|state| state.role == SocketRole::Ours as u8)
+    }
+
     #[inline(always)]
     fn somebody_has(&self, protocol: u8, tuple: bpf_sock_tuple__bindgen_ty_1, size: u32) -> bool {
         let mut tuple = bpf_sock_tuple {

@@ -29,6 +29,7 @@
 
 mod connect;
 mod count;
+mod create;
 mod ctx;
 mod datagram;
 mod event;
@@ -45,12 +46,20 @@ mod skmsg;
 mod sockops;
 mod storage;
 
-use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sk_msg, sock_ops};
+use aya_ebpf::macros::{
+    cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sk_msg, sock_ops,
+};
 use aya_ebpf::programs::{
-    SkLookupContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext,
+    SkLookupContext, SkMsgContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext,
+    TcContext,
 };
 
 use crate::ctx::{Lookup, Msg, SockAddr, SockOps, Sockopt};
+
+#[cgroup_sock(sock_create)]
+pub fn millrace_create(ctx: SockContext) -> i32 {
+    create::create(&ctx)
+}
 
 #[cgroup_sock_addr(connect4)]
 pub fn millrace_connect4(ctx: SockAddrContext) -> i32 {

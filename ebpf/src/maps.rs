@@ -39,6 +39,10 @@ pub static CIDR_RULES: LpmTrie<CidrKey, u8, 262_144, ON_DEMAND> = LpmTrie::new()
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 65536> = SockHash::new();
 
+/// Ids of the cgroups that broker and proxies live in.
+#[btf_map]
+pub static TRUSTED: HashMap<u64, u8, 1024, ON_DEMAND> = HashMap::new();
+
 /// Original destinations on their way from the connecting socket to the accepted one: an element lives from
 /// SYN to establishment.
 #[btf_map]

@@ -185,6 +185,22 @@ impl Bpf {
         self.maps.node.write(config)
     }
 
+    /// Tells the programs in which cgroups broker and proxies live: from then on the proxy's mark counts on
+    /// their sockets alone. None means that it is not known, and the mark says all.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be written.
+    pub fn set_trusted(&mut self, cgroups: &[u64]) -> Result<(), BpfError> {
+        self.maps.trusted.set(cgroups)?;
+        let mut config = self.maps.node.read()?;
+        config.flags &= !NodeConfig::CREATORS_KNOWN;
+        if !cgroups.is_empty() {
+            config.flags |= NodeConfig::CREATORS_KNOWN;
+        }
+        self.maps.node.write(config)
+    }
+
     /// Every counter, summed over the CPUs.
     ///
     /// # Errors

@@ -20,13 +20,14 @@ use super::BpfError;
 use super::pins::Pins;
 
 /// Every map of the object that is pinned; aya-log's ring is one of them.
-pub(super) const NAMES: [&str; 16] = [
+pub(super) const NAMES: [&str; 17] = [
     "NODE",
     "POLICIES",
     "ADDRESSES",
     "PORT_RULES",
     "CIDR_RULES",
     "LISTENERS",
+    "TRUSTED",
     "ORIG_DSTS",
     "ANNOUNCED",
     "SOCKETS",
@@ -46,6 +47,7 @@ pub(super) struct Maps {
     pub(super) addresses: Addresses,
     pub(super) rules: Rules,
     pub(super) listeners: Listeners,
+    pub(super) trusted: Trusted,
     pub(super) telemetry: Telemetry,
     pub(super) acceleration: PodSums,
     pub(super) counters: Counters,
@@ -63,6 +65,7 @@ impl Maps {
                 cidrs: open(pins, "CIDR_RULES")?,
             },
             listeners: Listeners(open(pins, "LISTENERS")?),
+            trusted: Trusted(open(pins, "TRUSTED")?),
             telemetry: Telemetry(open(pins, "TELEMETRY")?),
             acceleration: PodSums(open(pins, "ACCELERATION")?),
             counters: Counters(open(pins, "COUNTERS")?),
@@ -108,6 +111,29 @@ impl Policies {
             .iter()
             .collect::<Result<_, _>>()
             .map_err(BpfError::map("POLICIES", "listed"))
+    }
+}
+
+/// `TRUSTED`: cgroups whose processes may use the proxy's mark.
+pub(super) struct Trusted(HashMap<MapData, u64, u8>);
+
+impl Trusted {
+    /// Makes the map hold these and no others. What is new comes before what is old goes.
+    pub(super) fn set(&mut self, cgroups: &[u64]) -> Result<(), BpfError> {
+        let known: Vec<u64> = self
+            .0
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(BpfError::map("TRUSTED", "listed"))?;
+        for cgroup in cgroups.iter().filter(|id| !known.contains(id)) {
+            self.0
+                .insert(cgroup, 1, 0)
+                .map_err(BpfError::map("TRUSTED", "written"))?;
+        }
+        for cgroup in known.iter().filter(|id| !cgroups.contains(id)) {
+            gone(self.0.remove(cgroup)).map_err(BpfError::map("TRUSTED", "written"))?;
+        }
+        Ok(())
     }
 }
 

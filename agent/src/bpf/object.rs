@@ -185,6 +185,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, BpfError
     };
     let program = ebpf.program_mut(name).ok_or(BpfError::NoProgram(name))?;
     match program {
+        Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),

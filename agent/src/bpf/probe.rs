@@ -330,6 +330,7 @@ fn purpose_of(program: &str) -> &'static str {
         "millrace_connect4" | "millrace_connect6" => "outbound capture",
         "millrace_peer4" | "millrace_peer6" => "applications seeing the peer that they asked for",
         "millrace_send4" | "millrace_send6" | "millrace_recv4" | "millrace_recv6" => "DNS capture",
+        "millrace_create" => "telling the proxy's sockets from those with a forged mark",
         "millrace_getopt" => "answering SO_ORIGINAL_DST",
         "millrace_setopt" => "seeing options that acceleration cannot honour",
         "millrace_sockops" => "handing original destinations over, L4 telemetry",

@@ -31,6 +31,7 @@ impl CgroupProgram {
 /// The name of a hook, as `bpftool` has it.
 pub(super) fn hook_name(attach_type: u32) -> &'static str {
     match attach_type {
+        2 => "sock_create",
         3 => "sock_ops",
         10 => "connect4",
         11 => "connect6",
@@ -49,7 +50,8 @@ pub(super) fn hook_name(attach_type: u32) -> &'static str {
 
 /// The order is that of attaching: what only answers comes before what redirects, so that no connection is
 /// redirected without the programs that make it look untouched.
-pub(super) const CGROUP_PROGRAMS: [CgroupProgram; 11] = [
+pub(super) const CGROUP_PROGRAMS: [CgroupProgram; 12] = [
+    program("millrace_create", 2),
     program("millrace_sockops", 3),
     program("millrace_getopt", 21),
     program("millrace_setopt", 22),

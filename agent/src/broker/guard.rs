@@ -1,18 +1,24 @@
-//! The guard of a pod that fails closed: inside its namespace, packets that are subject to
-//! capture and carry no mark of the proxy are refused.
+//! The guard of a pod that fails closed: inside its namespace, what is subject to capture and is not
+//! Millrace's own is refused, however it was sent.
 //!
 //! It lives in nftables, so it outlives pins and processes: with every process of Millrace gone,
-//! a connection of the pod is reset instead of leaving un-proxied. Only what opens a connection
-//! is looked at; answers of the pod's servers pass.
+//! a connection of the pod is reset instead of leaving un-proxied. In pods that nat rules capture, open
+//! ones too, it also takes the proxy's mark off whatever an application has put it on.
 
-use std::fmt::Write as _;
+mod script;
+
+use std::fs;
 use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
-use ipnet::IpNet;
-use millrace_runtime::handoff::IptablesConfig;
+use millrace_runtime::handoff::{CaptureMode, IptablesConfig};
+use socket2::{Domain, Socket, Type};
 
-/// The guard's table.
+use super::creator;
+use script::{PROOF_BIT, Wanted};
+
+/// The name of the guard's tables.
 pub const TABLE: &str = "millrace_guard";
 
 /// Why the guard could not be changed.
@@ -32,17 +38,81 @@ pub enum GuardError {
     Refused(String),
 }
 
-/// Puts the guard into the calling thread's namespace, replacing an earlier one.
-///
-/// # Errors
-/// [`GuardError::NotInstalled`] where there is no `nft`: the pod is captured, but nothing holds
-/// what capture misses; else when `nft` refuses the rules.
-pub fn install(config: &IptablesConfig) -> Result<(), GuardError> {
-    match nft(&script(config)) {
-        Err(GuardError::Exec(error)) if error.kind() == io::ErrorKind::NotFound => {
-            Err(GuardError::NotInstalled)
+/// What the guard of one pod shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// What capture leaves alone, which passes.
+    pub config: IptablesConfig,
+    /// How the pod is captured.
+    pub mode: CaptureMode,
+    /// Refuses what is not captured.
+    pub closed: bool,
+}
+
+/// What of it the host can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// Why a forged mark would be believed, if it would.
+    pub marks: Option<String>,
+    /// Why packet sockets are not held, if they are not.
+    pub packet_sockets: Option<String>,
+}
+
+impl Guard {
+    /// Puts the guard into the calling thread's namespace, replacing an earlier one in one step. Where the
+    /// host cannot do all of it, as much as it can.
+    ///
+    /// The thread is left in the host's cgroup namespace.
+    ///
+    /// # Errors
+    /// [`GuardError::NotInstalled`] where there is no `nft`: the pod is captured, but nothing holds
+    /// what capture misses; else when `nft` refuses even the least of the rules.
+    pub fn install(&self) -> Result<Hold, GuardError> {
+        let own = creator::own();
+        creator::enter_host_cgroups();
+        let devices = devices();
+        let mut hold = Hold::default();
+        if own.is_none() {
+            hold.marks = Some("the broker has no cgroup2 of its own".to_owned());
         }
-        result => result,
+        let mut creator = own.as_ref();
+        let mut on: &[String] = &devices;
+        loop {
+            let wanted = Wanted {
+                config: &self.config,
+                mode: self.mode,
+                closed: self.closed,
+                creator,
+                devices: on,
+            };
+            match nft(&wanted.script()) {
+                Ok(()) if creator.is_none() || is_known(self.config.proxy_mark) => return Ok(hold),
+                Ok(()) => {
+                    hold.marks = Some("the kernel counts levels of cgroups differently".to_owned());
+                    creator = None;
+                }
+                Err(GuardError::Refused(why)) if !on.is_empty() && self.closed => {
+                    hold.packet_sockets = Some(why);
+                    on = &[];
+                }
+                Err(GuardError::Refused(why)) if creator.is_some() => {
+                    // What was refused may have been this alone.
+                    (hold.marks, hold.packet_sockets) = (Some(why), None);
+                    (creator, on) = (None, &devices);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Tells a guard that may be in the calling thread's namespace of this broker, whose sockets are the proxy's from
+/// now on; none there is fine.
+pub fn admit() {
+    let Some(own) = creator::own() else { return };
+    creator::enter_host_cgroups();
+    if let Err(error) = nft(&script::admission(&own)) {
+        tracing::debug!(%error, "no guard to be told of this broker");
     }
 }
 
@@ -51,75 +121,39 @@ pub fn install(config: &IptablesConfig) -> Result<(), GuardError> {
 /// # Errors
 /// When `nft` refuses.
 pub fn remove() -> Result<(), GuardError> {
-    match nft(&format!("table inet {TABLE}\ndelete table inet {TABLE}\n")) {
-        Err(GuardError::Exec(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+    let script: String = ["inet", "netdev"]
+        .map(|family| format!("table {family} {TABLE} {{ }}\ndelete table {family} {TABLE}\n"))
+        .concat();
+    match nft(&script) {
+        Err(GuardError::NotInstalled) => Ok(()),
         result => result,
     }
 }
 
-/// The guard's rules as an `nft` script: one transaction that replaces the table.
-pub fn script(config: &IptablesConfig) -> String {
-    let mut rules = vec![
-        format!("meta mark & 0xffff == {:#x} accept", config.proxy_mark),
-        "fib daddr type local accept".to_owned(),
-    ];
-    for uid in &config.proxy_uids {
-        rules.push(format!("meta skuid {uid} accept"));
-    }
-    for gid in &config.proxy_gids {
-        rules.push(format!("meta skgid {gid} accept"));
-    }
-    let opens = "tcp flags & (fin | syn | rst | ack) == syn";
-    for port in &config.outbound_ports_exclude {
-        rules.push(format!("tcp dport {port} accept"));
-    }
-    if config.redirect_dns {
-        let servers: Vec<String> = config.dns_servers.iter().map(destination).collect();
-        if servers.is_empty() {
-            rules.push("udp dport 53 reject".to_owned());
-        }
-        for server in servers {
-            rules.push(format!("{server} udp dport 53 reject"));
-        }
-    }
-    for cidr in &config.outbound_cidrs_exclude {
-        rules.push(format!("{} accept", network(cidr)));
-    }
-    for port in &config.outbound_ports_include {
-        rules.push(format!("{opens} tcp dport {port} reject with tcp reset"));
-    }
-    match &config.outbound_cidrs_include {
-        None => rules.push(format!("{opens} reject with tcp reset")),
-        Some(cidrs) => {
-            for cidr in cidrs {
-                let to = network(cidr);
-                rules.push(format!("{to} {opens} reject with tcp reset"));
-            }
-        }
-    }
-    let mut script = format!(
-        "table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n\
-         chain output {{\ntype filter hook output priority 10; policy accept;\n"
-    );
-    for rule in rules {
-        if writeln!(script, "{rule}").is_err() {
-            // fmt::Write for String never fails.
-            break;
-        }
-    }
-    script.push_str("}\n}\n");
-    script
+/// Whether the rules take a socket of this process for the proxy's: they drop such a datagram, which its sender
+/// is told. It is sent to this host and leaves it in no case.
+fn is_known(mark: u32) -> bool {
+    let sent = |domain, to: SocketAddr| -> io::Result<usize> {
+        let socket = Socket::new(domain, Type::DGRAM, None)?;
+        socket.set_mark(mark | PROOF_BIT)?;
+        socket.send_to(&[], &to.into())
+    };
+    let discard = 9;
+    let v4 = sent(Domain::IPV4, (Ipv4Addr::LOCALHOST, discard).into());
+    let refused = |result: io::Result<usize>| {
+        result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    refused(v4) || refused(sent(Domain::IPV6, (Ipv6Addr::LOCALHOST, discard).into()))
 }
 
-fn destination(address: &std::net::IpAddr) -> String {
-    network(&IpNet::from(*address))
-}
-
-fn network(cidr: &IpNet) -> String {
-    match cidr {
-        IpNet::V4(_) => format!("ip daddr {}", cidr.trunc()),
-        IpNet::V6(_) => format!("ip6 daddr {}", cidr.trunc()),
-    }
+/// Every device of the calling thread's namespace but loopback.
+fn devices() -> Vec<String> {
+    let listed = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    listed
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
+        .filter(|name| name != "lo" && !name.contains('"'))
+        .collect()
 }
 
 fn nft(script: &str) -> Result<(), GuardError> {
@@ -129,7 +163,10 @@ fn nft(script: &str) -> Result<(), GuardError> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(GuardError::Exec)?;
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => GuardError::NotInstalled,
+            _ => GuardError::Exec(error),
+        })?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin
             .write_all(script.as_bytes())

@@ -16,12 +16,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::capture;
 use super::inspect::Watched;
 use super::netns::{Namespace, NetnsError};
 use super::routes;
 use super::sockets::{self, LabelledListener, SocketError};
 use super::state::{Pod, State};
+use super::{capture, guard};
 
 /// How long the first adoptions wait for a running proxy to return its sockets.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -136,6 +136,7 @@ impl Hub {
                 capture: CaptureMode::None,
                 on_loss: OnCaptureLoss::default(),
                 iptables: None,
+                pulse: None,
                 listeners: Vec::new(),
                 watched: Watched::default(),
             });
@@ -214,6 +215,7 @@ impl Hub {
             pod.on_loss = on_loss;
             pod.iptables = rules;
             pod.watched.forget();
+            pod.pulse.clone_from(&applied.pulse);
             if changed {
                 tracing::info!(pod = %pod.spec.qualified_name(), %mode, detail = applied.detail, problem = applied.problem, "capture changed");
                 state.tell_proxies(&ToProxy::CaptureChanged {
@@ -353,6 +355,23 @@ impl Hub {
         }
     }
 
+    /// Renews the rules of open pods while a proxy serves: without it they let go.
+    pub(super) fn refresh_open(&self) {
+        let pulses: Vec<_> = {
+            let state = self.state.lock();
+            if state.lost {
+                return;
+            }
+            let pulse = |(uid, pod): (&PodUid, &Pod)| Some((uid.clone(), pod.pulse.clone()?));
+            state.pods.iter().filter_map(pulse).collect()
+        };
+        for (uid, pulse) in pulses {
+            if let Err(error) = pulse.beat() {
+                tracing::debug!(%uid, %error, "rules of an open pod cannot be refreshed");
+            }
+        }
+    }
+
     /// Waits until a proxy is there or the time for one to appear has passed.
     async fn settle(&self) {
         let mut settled = self.settled.subscribe();
@@ -396,6 +415,8 @@ impl Hub {
         netns
             .run_async(|| {
                 let families = routes::families();
+                // Before a socket of this broker is used.
+                guard::admit();
                 routes::prepare(families).map(|()| families)
             })
             .await
@@ -456,6 +477,9 @@ impl Hub {
         };
         match netns.run_async(move || plan.apply()).await {
             Ok(Ok(applied)) => {
+                if let Some(pod) = self.state.lock().pods.get_mut(uid) {
+                    pod.pulse.clone_from(&applied.pulse);
+                }
                 tracing::info!(%uid, detail = applied.detail, "rules follow the proxy");
             }
             Ok(Err(error)) => tracing::warn!(%uid, error = %chain(&error), "rules not changed"),

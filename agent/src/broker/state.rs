@@ -15,10 +15,12 @@ use millrace_runtime::handoff::{
 };
 use tokio::time::Instant;
 
+use super::creator;
 use super::inspect::Watched;
 use super::netns::Namespace;
 use super::outbox::Outbox;
 use super::sockets::LabelledListener;
+use crate::iptables::Pulse;
 
 /// Most pods for which returned sockets wait to be adopted: more than a node runs.
 const MAX_RETURNED_PODS: usize = 1024;
@@ -38,6 +40,8 @@ pub(super) struct Pod {
     pub(super) capture: CaptureMode,
     pub(super) on_loss: OnCaptureLoss,
     pub(super) iptables: Option<IptablesConfig>,
+    /// Renewed while a proxy serves; only rules of open pods need it.
+    pub(super) pulse: Option<Arc<Pulse>>,
     pub(super) listeners: Vec<LabelledListener>,
     /// What was found when its namespace was last looked into.
     pub(super) watched: Watched,
@@ -102,6 +106,22 @@ impl State {
         states
     }
 
+    /// The cgroups of this broker and its proxies; none unless this broker has one of its own.
+    fn trusted(&self) -> Vec<u64> {
+        let Some(own) = creator::own() else {
+            return Vec::new();
+        };
+        let proxies = self.proxies.values();
+        let mut ids: Vec<u64> = proxies
+            .filter_map(|proxy| creator::of(proxy.state.pid))
+            .map(|creator| creator.id)
+            .chain([own.id])
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
     /// Keeps what a proxy gave back for a pod that no agent has adopted yet, as far as there is
     /// room; says how many sockets were let go.
     pub(super) fn keep_returned(&mut self, uid: &PodUid, sockets: Vec<LabelledListener>) -> usize {
@@ -131,11 +151,13 @@ impl State {
     /// Tells every agent which proxies there are.
     pub(super) fn announce_proxies(&self) {
         let proxies = self.proxy_states();
+        let trusted = self.trusted();
         for agent in self.agents.values() {
             agent.post(
                 ToAgent::Proxies {
                     proxies: proxies.clone(),
                     gone: self.lost,
+                    trusted: trusted.clone(),
                 },
                 Vec::new(),
             );

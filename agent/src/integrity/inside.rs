@@ -27,9 +27,7 @@ pub struct Found {
 /// Compares the namespace with `plan`; `guard` is what the guard was like when it was intact.
 pub fn look(plan: &Plan, guard: Option<&str>) -> Found {
     let mut found = Found::default();
-    if let Some(sets) = plan.rulesets()
-        && let Err(error) = iptables::verify(&sets)
-    {
+    if let Err(error) = plan.verify() {
         let detail = match error {
             IptablesError::NotThere { missing, .. } => format!("missing: {missing}"),
             other => crate::broker::chain(&other),
@@ -41,7 +39,9 @@ pub fn look(plan: &Plan, guard: Option<&str>) -> Found {
     }
     let all = nft(&["-s", "list", "ruleset"]);
     if let (true, Ok(listing)) = (plan.is_guarded(), &all) {
-        found.guard = rules::table(listing, &format!("inet {}", guard::TABLE));
+        // Both tables, the second where the kernel can have it.
+        let table = |family: &str| rules::table(listing, &format!("{family} {}", guard::TABLE));
+        found.guard = table("inet").map(|inet| inet + &table("netdev").unwrap_or_default());
         let detail = match (&found.guard, guard) {
             (None, _) => Some(format!("table inet {} is gone", guard::TABLE)),
             (Some(now), Some(then)) if now != then => {

@@ -17,6 +17,8 @@ const IN_REDIRECT: &str = "ISTIO_IN_REDIRECT";
 const OUTPUT_DNS: &str = "ISTIO_OUTPUT_DNS";
 /// Every chain that either form makes.
 pub const CHAINS: [&str; 5] = [INBOUND, OUTPUT, REDIRECT, IN_REDIRECT, OUTPUT_DNS];
+/// The chains that packets come through first, in the nat table.
+pub(super) const CAPTURE_CHAINS: [&str; 3] = [INBOUND, OUTPUT, OUTPUT_DNS];
 /// Every table that either form uses.
 pub const TABLES: [&str; 2] = ["nat", "raw"];
 /// Conntrack zones that keep the proxy's own DNS apart from the application's.

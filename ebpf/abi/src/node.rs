@@ -19,6 +19,9 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// The proxy is gone: open pods go direct, closed pods get an error.
     pub const PROXY_GONE: u32 = 1 << 0;
+    /// The map of trusted cgroups is filled: a socket with the proxy's mark is the proxy's only if a process
+    /// of one of them made or uses it. Without this bit the mark says all.
+    pub const CREATORS_KNOWN: u32 = 1 << 1;
 }
 
 /// How much the programs say; aya-log's numbers.

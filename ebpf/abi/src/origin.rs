@@ -38,6 +38,8 @@ pub enum SocketRole {
     Redirected = 1,
     /// The proxy's accepted end of a redirected connection.
     Accepted = 2,
+    /// Made by the broker, for the proxy.
+    Ours = 3,
 }
 
 /// Socket storage: lives and dies with the socket, so nothing can evict it.

@@ -31,6 +31,9 @@ pub trait ConnectFacts {
     fn cidr_rule(&self, rule_set: u64, addr: &Addr) -> Option<Rule>;
     /// Whether something listens on this port of the pod's loopback.
     fn listener_present(&self, protocol: u8, destination: &Addr, port: u16) -> bool;
+    /// Whether a socket that has the proxy's mark is the proxy's: any application with `CAP_NET_RAW` can
+    /// set that mark.
+    fn is_proxys_own(&self) -> bool;
 }
 
 /// What becomes of an outbound connection or datagram.
@@ -58,7 +61,7 @@ pub fn connect_verdict(input: &ConnectInput<'_>, facts: &impl ConnectFacts) -> C
     let Some(policy) = input.policy else {
         return Pass(Counter::ConnectNotEnrolled);
     };
-    if is_guarded(input.mark) {
+    if is_guarded(input.mark) && facts.is_proxys_own() {
         return Pass(Counter::ConnectGuardMark);
     }
     let destination = &input.destination;

@@ -10,6 +10,7 @@ struct Facts {
     listener: bool,
     is_from_pod_itself: bool,
     announced: Option<Announced>,
+    mark_is_forged: bool,
 }
 
 impl ConnectFacts for Facts {
@@ -25,6 +26,10 @@ impl ConnectFacts for Facts {
 
     fn listener_present(&self, _: u8, _: &Addr, _: u16) -> bool {
         self.listener
+    }
+
+    fn is_proxys_own(&self) -> bool {
+        !self.mark_is_forged
     }
 }
 
@@ -130,6 +135,30 @@ fn what_is_left_alone_is_counted_by_its_reason() {
     assert_eq!(
         connect_to(&inbound_only, ("10.96.0.1", 53), UDP, &Facts::default()),
         Pass(Counter::ConnectOtherProtocol)
+    );
+}
+
+#[test]
+fn a_forged_mark_guards_nothing() {
+    let policy = policy(CAPTURE);
+    let input = ConnectInput {
+        policy: Some(&policy),
+        node_flags: 0,
+        mark: GUARD_MARK,
+        protocol: TCP,
+        destination: OrigDst::new(addr("10.96.0.1"), 80),
+    };
+    let facts = |mark_is_forged| Facts {
+        mark_is_forged,
+        ..Facts::default()
+    };
+    assert_eq!(
+        connect_verdict(&input, &facts(true)),
+        ConnectVerdict::Redirect(15001, Counter::ConnectRedirected)
+    );
+    assert_eq!(
+        connect_verdict(&input, &facts(false)),
+        ConnectVerdict::Pass(Counter::ConnectGuardMark)
     );
 }
 

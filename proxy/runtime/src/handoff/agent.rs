@@ -192,6 +192,10 @@ pub enum ToAgent {
         proxies: Vec<ProxyState>,
         /// None has been heard of for [`super::HEARTBEAT_DEADLINE`]: nothing listens in any pod.
         gone: bool,
+        /// Ids of the cgroups that broker and proxies live in; none when they cannot be told from
+        /// those of others.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        trusted: Vec<u64>,
     },
     /// Event: the pod's listening sockets are now these; its inbound ones are attached.
     Listeners {

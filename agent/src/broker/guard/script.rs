@@ -1,0 +1,387 @@
+//! The guard as an `nft` script: one transaction. Pure.
+//!
+//! The table `inet millrace_guard` sees what the IP stack sends, `netdev millrace_guard` what packet sockets
+//! put on a device behind its back. Every connection of the pod is judged by its first packet: a socket
+//! of the broker's opened it, or it came in; what belongs to neither is refused, SYN or not.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use millrace_runtime::handoff::{CaptureMode, DELIVERY_BIT, IptablesConfig};
+
+use super::super::creator::Creator;
+use super::TABLE;
+
+/// Bit of a mark on a datagram by which the broker finds out whether the rules know its sockets.
+pub(super) const PROOF_BIT: u32 = 0x2_0000;
+/// Conntrack mark of connections that came into the pod.
+const CAME_IN: &str = "0x10000000";
+/// Conntrack mark of connections that a socket of the broker's opened.
+const OURS: &str = "0x20000000";
+const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+
+/// What the script says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) config: &'a IptablesConfig,
+    pub(super) mode: CaptureMode,
+    /// Refuses what is not captured; else only forged marks are taken off.
+    pub(super) closed: bool,
+    /// Whose sockets are the proxy's; `None` trusts the mark.
+    pub(super) creator: Option<&'a Creator>,
+    /// Devices on which packet sockets are held.
+    pub(super) devices: &'a [String],
+}
+
+impl Wanted<'_> {
+    /// Rules of earlier guards go in the same transaction; the set of cgroups stays, since sockets of an
+    /// earlier broker live on.
+    pub(super) fn script(&self) -> String {
+        let mut script = Script::default();
+        script.line(format_args!("table inet {TABLE} {{ }}"));
+        script.line(format_args!("flush table inet {TABLE}"));
+        script.line(format_args!("table inet {TABLE} {{"));
+        if let Some(creator) = self.creator {
+            script.line(format_args!(
+                "set {} {{ typeof socket cgroupv2 level {}; }}",
+                set_of(creator),
+                creator.level
+            ));
+            script.line(format_args!(
+                "set nobody {{ typeof socket cgroupv2 level 1; }}"
+            ));
+        }
+        script.chain("judge", None, &self.judge());
+        // Before raw, so that conntrack zones and nat see no forged mark.
+        script.chain(
+            "authenticate",
+            Some("output priority -310"),
+            &self.authenticate(),
+        );
+        script.chain("untracked", Some("output priority -305"), &self.untracked());
+        script.chain(
+            "arriving",
+            Some("prerouting priority -150"),
+            &self.arriving(),
+        );
+        script.chain("leaving", Some("output priority 10"), &self.leaving());
+        script.chain("forwarded", Some("forward priority 10"), &self.forwarded());
+        script.line(format_args!("}}"));
+        if let Some(creator) = self.creator {
+            script.line(format_args!("{}", admission(creator)));
+        }
+        script.line(format_args!("table netdev {TABLE} {{ }}"));
+        script.line(format_args!("delete table netdev {TABLE}"));
+        if self.closed && !self.devices.is_empty() {
+            self.packet_sockets(&mut script);
+        }
+        script.text
+    }
+
+    /// Takes a mark off that the socket's creator may not have: to all that follows the packet is an
+    /// application's. Only what opens a connection is looked at, since answers to a delivery carry the mark
+    /// of the delivery by right.
+    fn authenticate(&self) -> Vec<String> {
+        let Some(creator) = self.creator else {
+            return Vec::new();
+        };
+        let (known, mark) = (known(creator), self.config.proxy_mark);
+        vec![
+            format!("meta mark & 0xffff != {mark:#x} accept"),
+            format!("oifname \"lo\" meta mark & {PROOF_BIT:#x} != 0 {known} drop"),
+            format!("{known} accept"),
+            format!("{OPENS} meta mark set 0"),
+            "udp dport 53 meta mark set 0".to_owned(),
+        ]
+    }
+
+    /// Without nat rules nothing on loopback needs conntrack, which would cost each message there.
+    fn untracked(&self) -> Vec<String> {
+        if !self.closed || self.mode != CaptureMode::Ebpf {
+            return Vec::new();
+        }
+        let ports = format!("{{ {}, {} }}", self.config.proxy_port, self.config.dns_port);
+        let mut rules = vec![format!("meta mark & {DELIVERY_BIT:#x} != 0 notrack")];
+        for loopback in ["ip {} 127.0.0.1", "ip6 {} ::1"] {
+            for (side, port) in [("daddr", "dport"), ("saddr", "sport")] {
+                let address = loopback.replace("{}", side);
+                rules.push(format!("{address} th {port} {ports} notrack"));
+            }
+        }
+        rules
+    }
+
+    fn arriving(&self) -> Vec<String> {
+        if !self.closed {
+            return Vec::new();
+        }
+        vec![
+            "iifname \"lo\" accept".to_owned(),
+            // What passes through the pod did not come to it.
+            "fib daddr type != local accept".to_owned(),
+            format!("{OPENS} ct mark set ct mark | {CAME_IN}"),
+            format!("udp dport 53 ct state new ct mark set ct mark | {CAME_IN}"),
+        ]
+    }
+
+    fn leaving(&self) -> Vec<String> {
+        if !self.closed {
+            return Vec::new();
+        }
+        let known = self
+            .creator
+            .map(|creator| format!("{} ", known(creator)))
+            .unwrap_or_default();
+        let mark = self.config.proxy_mark;
+        let mut rules = vec![
+            "oifname \"lo\" accept".to_owned(),
+            "meta l4proto != { tcp, udp } accept".to_owned(),
+            // What nat rules have just turned round still names the device that it had.
+            "fib daddr type local accept".to_owned(),
+            format!("meta mark & 0xffff == {mark:#x} {known}ct mark set ct mark | {OURS} accept"),
+            format!("{OPENS} goto judge"),
+            format!("ct direction reply ct mark & {CAME_IN} != 0 accept"),
+        ];
+        if self.creator.is_some() {
+            // A socket of any cgroup, which is then an application's: the kernel's own have none.
+            rules.push("socket cgroupv2 level 1 != @nobody goto judge".to_owned());
+        }
+        // What the kernel says for a socket that is gone.
+        rules.push(format!("ct mark & {OURS} != 0 accept"));
+        rules.push("tcp flags & rst == rst accept".to_owned());
+        rules.push("goto judge".to_owned());
+        rules
+    }
+
+    fn forwarded(&self) -> Vec<String> {
+        if !self.closed {
+            return Vec::new();
+        }
+        vec![
+            format!("ct mark & {CAME_IN} != 0 accept"),
+            "goto judge".to_owned(),
+        ]
+    }
+
+    /// What capture leaves alone passes, in the order in which capture decides; the rest is refused.
+    fn judge(&self) -> Vec<String> {
+        let config = self.config;
+        if !self.closed {
+            return Vec::new();
+        }
+        let mut rules = Vec::new();
+        for port in &config.outbound_ports_exclude {
+            rules.push(format!(
+                "meta l4proto {{ tcp, udp }} th dport {port} accept"
+            ));
+        }
+        for port in own_exclusions(config) {
+            rules.push(format!(
+                "tcp sport {port} tcp flags & (fin | syn | rst | ack) != syn accept"
+            ));
+        }
+        if config.redirect_dns {
+            let servers: Vec<String> = config.dns_servers.iter().map(destination).collect();
+            let anywhere = [String::new()];
+            let servers = if servers.is_empty() {
+                &anywhere[..]
+            } else {
+                &servers[..]
+            };
+            for server in servers {
+                rules.push(format!("{server}udp dport 53 reject"));
+                rules.push(format!("{server}tcp dport 53 reject with tcp reset"));
+            }
+        }
+        for cidr in &config.outbound_cidrs_exclude {
+            rules.push(format!("{}accept", network(cidr)));
+        }
+        let refuse = "reject with tcp reset";
+        for port in &config.outbound_ports_include {
+            rules.push(format!("tcp dport {port} {refuse}"));
+        }
+        match &config.outbound_cidrs_include {
+            None => rules.push(format!("meta l4proto tcp {refuse}")),
+            Some(cidrs) => {
+                for cidr in cidrs {
+                    rules.push(format!("{}meta l4proto tcp {refuse}", network(cidr)));
+                }
+            }
+        }
+        rules
+    }
+
+    /// What the IP stack sends has a route by then; what a packet socket sends has none, whatever else it
+    /// claims to be. Both what the socket says of the frame and the frame itself must be harmless.
+    fn packet_sockets(&self, script: &mut Script) {
+        let devices: Vec<String> = self
+            .devices
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect();
+        let hook = format!("egress devices = {{ {} }} priority 10", devices.join(", "));
+        let mut rules = vec![
+            "meta rtclassid >= 0 accept".to_owned(),
+            "ether type arp meta protocol arp accept".to_owned(),
+        ];
+        for family in ["ip", "ip6"] {
+            let frame = format!("ether type {family} meta protocol {family}");
+            rules.push(format!("{frame} meta l4proto != {{ tcp, udp }} accept"));
+            rules.push(format!("{frame} udp dport != 53 accept"));
+        }
+        rules.push("drop".to_owned());
+        script.line(format_args!("table netdev {TABLE} {{"));
+        script.chain("leaving", Some(&hook), &rules);
+        script.line(format_args!("}}"));
+    }
+}
+
+/// The command that adds a cgroup to those whose sockets are the proxy's.
+pub(super) fn admission(creator: &Creator) -> String {
+    format!(
+        "add element inet {TABLE} {} {{ \"{}\" }}",
+        set_of(creator),
+        creator.nft_path
+    )
+}
+
+fn set_of(creator: &Creator) -> String {
+    format!("creators_{}", creator.level)
+}
+
+fn known(creator: &Creator) -> String {
+    format!(
+        "socket cgroupv2 level {} @{}",
+        creator.level,
+        set_of(creator)
+    )
+}
+
+/// Inbound ports that this pod's owner excluded, besides those of every pod: connections to them are older than
+/// the guard may be, and none of its business.
+fn own_exclusions(config: &IptablesConfig) -> impl Iterator<Item = u16> + '_ {
+    let common = IptablesConfig::default().inbound_ports_exclude;
+    config
+        .inbound_ports_exclude
+        .iter()
+        .copied()
+        .filter(move |port| !common.contains(port))
+}
+
+fn destination(address: &IpAddr) -> String {
+    network(&IpNet::from(*address))
+}
+
+/// A match of the destination, with a space behind it.
+fn network(cidr: &IpNet) -> String {
+    match cidr {
+        IpNet::V4(_) => format!("ip daddr {} ", cidr.trunc()),
+        IpNet::V6(_) => format!("ip6 daddr {} ", cidr.trunc()),
+    }
+}
+
+#[derive(Default)]
+struct Script {
+    text: String,
+}
+
+impl Script {
+    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+        if writeln!(self.text, "{text}").is_err() {
+            // fmt::Write for String never fails.
+            self.text.push('\n');
+        }
+    }
+
+    fn chain(&mut self, name: &str, hook: Option<&str>, rules: &[String]) {
+        self.line(format_args!("chain {name} {{"));
+        if let Some(hook) = hook {
+            self.line(format_args!("type filter hook {hook}; policy accept;"));
+        }
+        for rule in rules {
+            self.line(format_args!("{rule}"));
+        }
+        self.line(format_args!("}}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broker() -> Creator {
+        Creator {
+            id: 7,
+            level: 2,
+            nft_path: "node/broker".to_owned(),
+        }
+    }
+
+    fn script(closed: bool, mode: CaptureMode, creator: Option<&Creator>) -> String {
+        let config = IptablesConfig::default();
+        let devices = ["eth0".to_owned()];
+        Wanted {
+            config: &config,
+            mode,
+            closed,
+            creator,
+            devices: &devices,
+        }
+        .script()
+    }
+
+    #[test]
+    fn an_open_pod_loses_forged_marks_and_nothing_else() {
+        let text = script(false, CaptureMode::Iptables, Some(&broker()));
+        assert!(text.contains("meta mark set 0"), "{text}");
+        for refusal in ["reject", "egress", "goto judge"] {
+            assert!(!text.contains(refusal), "{refusal}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_believed_only_without_a_cgroup_to_tell_sockets_by() {
+        let believed = "meta mark & 0xffff == 0x539 ct mark set";
+        let told = "meta mark & 0xffff == 0x539 socket cgroupv2 level 2 @creators_2 ct mark set";
+        let with = script(true, CaptureMode::Ebpf, Some(&broker()));
+        assert!(with.contains(told) && !with.contains(believed), "{with}");
+        let without = script(true, CaptureMode::Ebpf, None);
+        assert!(without.contains(believed), "{without}");
+    }
+
+    #[test]
+    fn the_cgroups_of_earlier_brokers_stay() {
+        let text = script(true, CaptureMode::Iptables, Some(&broker()));
+        assert!(!text.contains("delete table inet"), "{text}");
+        assert!(!text.contains("flush set"), "{text}");
+        assert!(text.contains("add element inet millrace_guard creators_2 { \"node/broker\" }"));
+    }
+
+    #[test]
+    fn nat_rules_need_conntrack_on_loopback() {
+        let count = |mode| script(true, mode, None).matches("notrack").count();
+        assert_eq!(count(CaptureMode::Iptables), 0);
+        assert_eq!(count(CaptureMode::Ebpf), 5);
+    }
+
+    #[test]
+    fn dns_is_refused_before_what_is_excluded_by_address() {
+        let config = IptablesConfig {
+            outbound_cidrs_exclude: vec!["10.0.0.0/8".parse().expect("a range")],
+            ..IptablesConfig::default()
+        };
+        let wanted = Wanted {
+            config: &config,
+            mode: CaptureMode::Ebpf,
+            closed: true,
+            creator: None,
+            devices: &[],
+        };
+        let rules = wanted.judge();
+        let at = |what: &str| rules.iter().position(|rule| rule.contains(what));
+        assert!(at("udp dport 53") < at("10.0.0.0/8"), "{rules:?}");
+        assert!(at("tcp dport 53") < at("10.0.0.0/8"), "{rules:?}");
+        assert_eq!(at("meta l4proto tcp reject"), Some(rules.len() - 1));
+    }
+}
