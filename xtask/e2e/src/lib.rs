@@ -7,6 +7,7 @@ pub mod load;
 mod observe;
 mod scene;
 mod service;
+pub mod witness;
 
 pub use observe::{Observed, observe, observe_soon};
 pub use scene::{SUBSETS, Scene, logged};

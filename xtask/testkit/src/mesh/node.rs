@@ -352,6 +352,13 @@ impl MeshPod {
         self.describe(&description)
     }
 
+    /// Tells the agent of another value of one of the pod's labels.
+    pub fn relabel(&self, key: &str, value: &str) -> anyhow::Result<()> {
+        let mut description = self.pod.description();
+        description["labels"][key] = json!(value);
+        self.describe(&description)
+    }
+
     fn tell(&self) -> anyhow::Result<()> {
         self.mesh
             .pilot

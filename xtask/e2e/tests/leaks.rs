@@ -1,0 +1,409 @@
+//! Whatever an application tries and whichever processes are gone: a witness on the link of a pod that fails
+//! closed sees no packet that Millrace did not send. And a pod that fails open works on without Millrace.
+//!
+//! Nobody has the addresses of services: what is captured is asked of a pod, so any packet *to a service* that
+//! leaves a pod was not captured.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use millrace_e2e::witness::{Frame, Witness};
+use millrace_e2e::{CAPTURE, CAPTURES, Scene};
+use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod, Role};
+use millrace_testkit::{CLUSTER_DNS, Cluster, Pod, PodOptions, require, until};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(20);
+/// Rules of open pods let go 10 s after the last time that they were refreshed.
+const LET_GO: Duration = Duration::from_secs(30);
+const ON_LOSS: &str = "millrace.io/on-capture-loss";
+const SOME: u64 = 100;
+
+/// Ways out that the IP stack knows.
+const STACK: [&str; 4] = ["raw-syn", "raw-data", "raw-dns", "raw-fragment"];
+/// Ways past the IP stack.
+const PACKET: [&str; 3] = ["packet", "packet-bypass", "packet-disguised"];
+/// The proxy's mark, and that of its deliveries.
+const MARKS: [Option<&str>; 3] = [None, Some("539"), Some("10539")];
+
+/// Whether a frame is one that only a leak explains.
+fn to_a_service(frame: &Frame) -> bool {
+    match frame.to {
+        IpAddr::V4(to) => to.octets()[..2] == [10, 96],
+        IpAddr::V6(to) => to.segments()[..2] == [0xfd00, 0x96],
+    }
+}
+
+/// An application of a pod.
+#[derive(Clone, Copy)]
+struct App<'a> {
+    node: &'a MeshNode,
+    pod: &'a Pod,
+    uid: Option<u32>,
+}
+
+impl<'a> App<'a> {
+    fn of(node: &'a MeshNode, pod: &'a Pod) -> Self {
+        Self {
+            node,
+            pod,
+            uid: None,
+        }
+    }
+
+    /// Tries one way and says what the application saw.
+    fn leak(&self, way: &str, to: SocketAddr, mark: Option<&str>) -> anyhow::Result<String> {
+        let cluster = self.node.mesh().cluster();
+        let program = cluster.executable(Path::new(env!("CARGO_BIN_EXE_leak")))?;
+        let mut command = Command::new(program);
+        command.arg(way).arg(to.to_string()).args(mark);
+        let mut launch = self.pod.launch("leak", command)?;
+        if let Some(uid) = self.uid {
+            launch = launch.uid(uid);
+        }
+        let output = launch.output()?;
+        ensure!(
+            output.status.success(),
+            "{way}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+fn dns() -> SocketAddr {
+    SocketAddr::new(CLUSTER_DNS.into(), 53)
+}
+
+/// Where a way goes: DNS to the resolver, all else to the service.
+fn target(scene: &Scene, way: &str) -> SocketAddr {
+    if way.contains("dns") || way.contains("datagram") {
+        dns()
+    } else {
+        scene.http()
+    }
+}
+
+#[test]
+fn the_witness_sees_every_way_out_of_a_pod_that_is_not_captured() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let mesh = Mesh::start(&cluster)?;
+    let node = mesh.node("n1")?;
+    let pod = node.announce(PodOptions::named("bare"))?;
+    let service = SocketAddr::new(Ipv4Addr::new(10, 96, 7, 1).into(), 8080);
+    let witness = Witness::start(&node, &pod, to_a_service)?;
+    let app = App::of(&node, &pod);
+    let datagrams = ["datagram", "datagram-connected", "datagram-marked"];
+    for way in STACK
+        .into_iter()
+        .chain(PACKET)
+        .chain(["xdp"])
+        .chain(datagrams)
+    {
+        let before = witness.leaks();
+        let to = if way.contains("dns") || way.contains("datagram") {
+            dns()
+        } else {
+            service
+        };
+        let told = app.leak(way, to, Some("539"))?;
+        witness.catch_up()?;
+        assert!(witness.leaks() > before, "{told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_leaves_a_closed_pod_by_raw_and_packet_sockets() -> anyhow::Result<()> {
+    require!(cluster);
+    for capture in CAPTURES {
+        let scene = Scene::start(capture)?;
+        let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
+        let app = App::of(&scene.near, &scene.client);
+        for way in STACK.into_iter().chain(PACKET) {
+            for mark in MARKS {
+                let told = app.leak(way, target(&scene, way), mark)?;
+                witness.catch_up()?;
+                ensure!(witness.leaks() == 0, "{capture}: mark {mark:?}: {told}");
+            }
+        }
+        scene.answered_by("echo-v2").context(capture)?;
+        witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+/// Its frames reach the driver past everything in the pod's namespace, so the socket must not get that far; only
+/// programs can see to that.
+#[test]
+fn a_closed_pod_gets_no_xdp_socket_that_sends() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
+    let told = App::of(&scene.near, &scene.client).leak("xdp", scene.http(), None)?;
+    ensure!(told.contains("refused"), "{told}");
+    witness.saw_nothing()
+}
+
+#[test]
+fn a_forged_mark_or_user_is_captured_like_any_other() -> anyhow::Result<()> {
+    require!(cluster);
+    for capture in CAPTURES {
+        let scene = Scene::start(capture)?;
+        let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
+        let app = App::of(&scene.near, &scene.client);
+        for mark in MARKS {
+            let told = app.leak("connect", scene.http(), mark)?;
+            // Delivered to itself, the last mark's connection never leaves the pod.
+            let fine = told.contains("answered HTTP/1.1 200");
+            ensure!(
+                fine || mark == Some("10539"),
+                "{capture}: mark {mark:?}: {told}"
+            );
+            for way in ["datagram", "datagram-connected", "datagram-marked"] {
+                app.leak(way, dns(), mark)?;
+            }
+        }
+        let user = App {
+            uid: Some(1337),
+            ..app
+        };
+        let told = user.leak("connect", scene.http(), None)?;
+        ensure!(told.contains("answered HTTP/1.1 200"), "{capture}: {told}");
+        witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn fast_open_data_is_captured() -> anyhow::Result<()> {
+    require!(cluster);
+    for capture in CAPTURES {
+        let scene = Scene::start(capture)?;
+        let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
+        let app = App::of(&scene.near, &scene.client);
+        for way in ["fast-open", "fast-open-connect"] {
+            // The second has a cookie, so its data travels with the SYN.
+            for _ in 0..2 {
+                let told = app.leak(way, scene.http(), None)?;
+                ensure!(told.contains("answered HTTP/1.1 200"), "{capture}: {told}");
+            }
+        }
+        witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_older_than_the_capture_of_a_closed_pod_end() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let mesh = Mesh::start(&cluster)?;
+    let node = mesh.node("n1")?;
+    let stranger = node.announce(PodOptions::named("stranger"))?;
+    for capture in CAPTURES {
+        let options = PodOptions::named(capture).annotation(CAPTURE, capture);
+        let pod = node.announce(options)?;
+        let outside = stranger.listen(stranger.at(0))?;
+        let inside = pod.listen(pod.at(0))?;
+        let mut made = pod.connect(outside.local_addr()?)?;
+        let mut taken = stranger.connect(inside.local_addr()?)?;
+        let (mut theirs, _) = outside.accept()?;
+        let (mut served, _) = inside.accept()?;
+        for (from, to) in [(&mut made, &mut theirs), (&mut served, &mut taken)] {
+            let mut bytes = [0; 5];
+            from.write_all(b"early")?;
+            to.read_exact(&mut bytes)?;
+        }
+        pod.relabel("millrace.io/dataplane-mode", "node")?;
+        node.captured(&pod)?;
+
+        let (address, of_pod) = (pod.ip(), [made.local_addr()?, served.local_addr()?]);
+        let witness = Witness::start(&node, &pod, move |frame| {
+            let old = of_pod.iter().any(|own| own.port() == frame.ports.0);
+            // The kernel's word that a connection has ended is none of the application's.
+            let ends = i32::from(frame.flags) & 0x04 != 0 && frame.payload == 0;
+            frame.from == address && old && !ends
+        })?;
+        for (name, stream) in [("made", &mut made), ("accepted", &mut served)] {
+            until(SOON, || {
+                let written = stream.write(b"late");
+                ensure!(written.is_err(), "{capture}: {name}: {written:?}");
+                anyhow::Ok(())
+            })?;
+        }
+        for stream in [&mut theirs, &mut taken] {
+            stream.set_nonblocking(true)?;
+            let mut bytes = [0; 16];
+            let read = stream.read(&mut bytes);
+            ensure!(!matches!(read, Ok(1..)), "{capture}: it arrived: {read:?}");
+        }
+        witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+/// Kills every process of Millrace on the node, at once as far as that can be.
+fn kill_all(node: &MeshNode) -> anyhow::Result<()> {
+    for role in Role::ALL {
+        // The launcher's death is that of agent and broker.
+        if node.pid(role).is_some() {
+            node.signal(role, Signal::SIGKILL).ok();
+        }
+    }
+    until(SOON, || {
+        let pids = node.pids();
+        ensure!(pids.is_empty(), "{pids:?} still run");
+        Ok(())
+    })
+}
+
+/// Everything that no process holds and that a reboot ends.
+fn forget_pins(node: &MeshNode) -> anyhow::Result<()> {
+    for entry in fs::read_dir(node.bpffs_dir())? {
+        let entry = entry?;
+        // Beside directories of pins there are files of the kernel's own.
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_closed_pod_stays_closed_until_it_is_captured_again() -> anyhow::Result<()> {
+    require!(cluster);
+    for capture in CAPTURES {
+        let scene = Scene::start(capture)?;
+        let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
+        let app = App::of(&scene.near, &scene.client);
+        let load = scene.load()?;
+        load.more(SOME)?;
+        kill_all(&scene.near)?;
+        forget_pins(&scene.near)?;
+        let ways = [
+            "connect",
+            "fast-open",
+            "fast-open-connect",
+            "datagram",
+            "datagram-connected",
+            "datagram-marked",
+        ];
+        for way in ways.into_iter().chain(STACK).chain(PACKET) {
+            for mark in MARKS {
+                let told = app.leak(way, target(&scene, way), mark)?;
+                witness.catch_up()?;
+                ensure!(witness.leaks() == 0, "{capture}: mark {mark:?}: {told}");
+            }
+        }
+        let by_tcp = app.leak("connect", dns(), None)?;
+        ensure!(by_tcp.contains("refused"), "{capture}: {by_tcp}");
+        scene.near.resume()?;
+        scene.near.captured(&scene.client)?;
+        scene.answered_by("echo-v2")?;
+        load.more(SOME)?;
+        let outcome = load.stop()?;
+        eprintln!(
+            "{capture}: {} answered, {} refused meanwhile",
+            outcome.answered,
+            outcome.failures.len()
+        );
+        witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_leaves_a_closed_pod_while_processes_are_killed_under_load() -> anyhow::Result<()> {
+    require!(cluster);
+    for capture in CAPTURES {
+        let scene = Scene::start(capture)?;
+        let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
+        let load = scene.load()?;
+        let together: [&[Role]; 5] = [
+            &[Role::Proxy],
+            &[Role::Broker, Role::Proxy],
+            &[Role::Agent],
+            &[Role::Agent, Role::Broker, Role::Proxy],
+            &[Role::Broker],
+        ];
+        for roles in together {
+            load.more(SOME)?;
+            let mut killed = Vec::new();
+            for role in roles {
+                killed.push((*role, scene.near.signal(*role, Signal::SIGKILL)?));
+            }
+            for (role, pid) in killed {
+                until(SOON, || {
+                    let now = scene.near.pid(role).context("none runs")?;
+                    ensure!(now != pid, "{role:?} still runs");
+                    anyhow::Ok(())
+                })?;
+            }
+            scene.near.captured(&scene.client)?;
+            load.more(SOME)?;
+        }
+        load.stop()?;
+        witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+/// A pod of the node `n1` that fails open.
+fn open_pod(node: &MeshNode, capture: &str) -> anyhow::Result<MeshPod> {
+    let options = PodOptions::named(&format!("open-{capture}"))
+        .annotation(CAPTURE, capture)
+        .annotation(ON_LOSS, "open");
+    node.pod(options)
+}
+
+#[test]
+fn an_open_pod_works_on_without_any_process_of_millrace() -> anyhow::Result<()> {
+    require!(cluster);
+    for capture in CAPTURES {
+        let cluster = Cluster::new()?;
+        let mesh = Mesh::start(&cluster)?;
+        let node = mesh.node("n1")?;
+        let stranger = node.announce(PodOptions::named("stranger"))?;
+        let server = stranger.listen(stranger.at(0))?;
+        let resolver = stranger.udp(stranger.at(53))?;
+        resolver.set_nonblocking(true)?;
+        server.set_nonblocking(true)?;
+        let pod = open_pod(&node, capture)?;
+        // Each from a port of its own, as resolvers do: conntrack remembers what became of a port.
+        let asks = || {
+            let question = pod.udp(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0))?;
+            question.send_to(b"question", stranger.at(53)).ok();
+            let mut bytes = [0; 64];
+            resolver.recv_from(&mut bytes).context("nothing has come")
+        };
+        assert!(asks().is_err(), "{capture}: DNS is captured");
+        kill_all(&node)?;
+        until(LET_GO, || {
+            let to = server.local_addr()?;
+            let mut stream = pod.connect_within(to, SOON)?;
+            let (mut taken, from) = server.accept()?;
+            ensure!(from.ip() == pod.ip(), "{capture}: from {from}");
+            taken.set_nonblocking(false)?;
+            stream.write_all(b"ping")?;
+            let mut bytes = [0; 4];
+            taken.read_exact(&mut bytes)?;
+            anyhow::Ok(())
+        })
+        .with_context(|| format!("{capture}: TCP goes direct"))?;
+        until(LET_GO, || asks().map(drop)).with_context(|| format!("{capture}: DNS"))?;
+        node.resume()?;
+        node.captured(&pod)?;
+        until(SOON, || {
+            ensure!(asks().is_err(), "{capture}: DNS still goes direct");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
