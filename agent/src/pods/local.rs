@@ -70,9 +70,12 @@ impl LocalSource {
     pub async fn run(&self, stop: CancellationToken) {
         // One notification that something changed is as good as many.
         let (notice, mut changes) = mpsc::channel::<()>(1);
-        let watcher = notify::recommended_watcher(move |_| {
-            // Full means that a reading is due already.
-            notice.try_send(()).ok();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading the directory is an event too, and no reason to read it again.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                // Full means that a reading is due already.
+                notice.try_send(()).ok();
+            }
         })
         .and_then(|mut watcher| {
             watcher.watch(&self.dir, RecursiveMode::NonRecursive)?;
