@@ -235,14 +235,13 @@ async fn run(
 ) {
     tracing::debug!(worker = worker.id, "worker is up");
     loop {
-        // biased: sockets that come after the drain has begun are let go.
-        let next = tokio::select! {
+        // biased: sockets that come after the drain has begun are let go. Where nobody is left to send
+        // any (a sidecar has all of its own at once), only the drain ends the worker.
+        tokio::select! {
             biased;
-            () = drain.draining() => None,
-            next = orders.recv() => next,
-        };
-        let Some(next) = next else { break };
-        carry_out(&worker, next);
+            () = drain.draining() => break,
+            Some(next) = orders.recv() => carry_out(&worker, next),
+        }
     }
     worker.leaving.cancel();
     // What was taken from the epoch before must not be lost between two epochs.

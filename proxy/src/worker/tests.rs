@@ -110,6 +110,32 @@ async fn proxy_stops_accepting(socket: &std::net::TcpListener, server: &TcpListe
 }
 
 #[tokio::test]
+async fn a_worker_that_can_get_no_more_sockets_serves_those_it_has() {
+    let proxy = proxy(Origin::Listener("l".into())).await;
+    proxy.publish();
+    let Proxy {
+        workers,
+        threads,
+        trigger,
+        socket,
+        server,
+        ..
+    } = proxy;
+    // As a sidecar does once its capture ports are bound.
+    drop(workers);
+    for _ in 0..2 {
+        let mut client = TcpStream::connect(socket.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (mut server, _) = server.accept().await.unwrap();
+        exchange(&mut client, &mut server).await;
+    }
+    let outcome = trigger.drain(Duration::from_mins(1)).await;
+    assert_eq!(outcome, Outcome::Finished);
+    threads.join();
+}
+
+#[tokio::test]
 async fn a_connection_that_outlives_the_drain_is_closed() {
     let proxy = proxy(Origin::Listener("l".into())).await;
     proxy.publish();
