@@ -51,6 +51,7 @@ pub async fn node(paths: &Paths, pods_dir: &Path) -> anyhow::Result<Vec<String>>
 pub fn here() -> anyhow::Result<Vec<String>> {
     capture::remove().context("removing the capture rules of this network namespace")?;
     routes::remove(routes::families());
+    routes::remove_sidecar_source();
     Ok(vec!["rules of this network namespace".to_owned()])
 }
 

@@ -138,6 +138,9 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
     }
     let applied =
         iptables::install(&iptables::rulesets(&config)).context("writing the capture rules")?;
+    if config.ipv6 && !config.seed_era {
+        broker::routes::add_sidecar_source().context("preparing IPv6 for a sidecar")?;
+    }
     tracing::info!(tools = ?applied.tools, seed_era = config.seed_era, "capture rules are in place");
     Ok(())
 }

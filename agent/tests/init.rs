@@ -211,6 +211,46 @@ fn rules_are_written_once_replaced_whole_and_removed_without_a_trace() {
 }
 
 #[test]
+fn a_sidecars_deliveries_over_ipv6_have_an_address_to_come_from() {
+    let pods = pods!();
+    let source = || {
+        let mut list = Command::new("ip");
+        list.args(["-6", "-oneline", "address", "show", "dev", "lo"]);
+        pods.pod
+            .stdout(list)
+            .expect("addresses")
+            .contains(" ::6/128 ")
+    };
+    init(&pods.pod, &["-p", "15001", "-u", "1337"]);
+    assert!(!source(), "the seed's form has IPv4 alone");
+    init(&pods.pod, &[]);
+    init(&pods.pod, &[]);
+    assert!(source());
+    // What comes from there is left alone: it arrives where it was sent.
+    let application = pods.pod.listen(SocketAddr::new(pods.pod.ip6(), 0)).unwrap();
+    let to = application.local_addr().unwrap();
+    let client = pods
+        .pod
+        .run(|| {
+            let socket = socket2::Socket::new(
+                socket2::Domain::IPV6,
+                socket2::Type::STREAM,
+                Some(socket2::Protocol::TCP),
+            )?;
+            socket.bind(&SocketAddr::new("::6".parse()?, 0).into())?;
+            socket.connect(&to.into())?;
+            Ok(socket)
+        })
+        .expect("delivered");
+    let (_stream, peer) = accept(&application);
+    assert_eq!(peer.ip().to_string(), "::6");
+    drop(client);
+    cleanup(&pods.pod);
+    cleanup(&pods.pod);
+    assert!(!source());
+}
+
+#[test]
 fn a_guard_refuses_what_is_not_captured_and_nothing_else() {
     let pods = pods!();
     let service = pods

@@ -323,6 +323,12 @@ impl Plan {
         if let Some(name) = &xds.node_name {
             node = node.with_metadata("NODE_NAME", name.as_str());
         }
+        if matches!(config.mode, Mode::Sidecar { .. }) {
+            // The id has room for one address, and pilot has to know of both families.
+            let addresses = sockets::interface_addresses().filter(sockets::is_reachable);
+            let addresses: Vec<String> = addresses.map(|ip| ip.to_string()).collect();
+            node = node.with_metadata("INSTANCE_IPS", addresses.join(","));
+        }
         Ok(Self {
             mode,
             server: Some(ClientConfig::new(xds.address.clone(), node.clone())),

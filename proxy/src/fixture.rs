@@ -99,6 +99,7 @@ pub(crate) fn listener(name: &str, chains: impl IntoIterator<Item = FilterChain>
         bind_to_port: true,
         use_original_dst: false,
         direction: TrafficDirection::Outbound,
+        workload: None,
         http_inspector: false,
         tls_inspector: false,
         listener_filters_timeout: Duration::ZERO,

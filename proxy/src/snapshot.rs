@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::cluster::{ClusterEntry, Manager};
 use crate::dns::names::NameTable;
+use crate::resource::endpoint::WorkloadRef;
 use crate::resource::{
     Cluster, ClusterName, Endpoints, Listener, ListenerName, RouteConfigName, RouteConfiguration,
     RouteSource,
@@ -38,6 +39,8 @@ pub struct Snapshot {
     listeners: HashMap<ListenerName, Arc<Listener>>,
     /// Outbound listeners of a proxy that serves one workload (sidecar, static file).
     outbound: OutboundIndex,
+    /// The workload that such a proxy serves, as its inbound listener says.
+    own_workload: Option<WorkloadRef>,
     /// Outbound listeners of a node proxy.
     outbound_of: HashMap<Arc<str>, OutboundIndex>,
     routes: HashMap<RouteConfigName, Table>,
@@ -102,6 +105,11 @@ impl Snapshot {
             None => &self.outbound,
         };
         index.find(orig_dst).or(index.virtual_outbound.as_ref())
+    }
+
+    /// The workload of a proxy that serves one; `None` in a node's proxy, whose pods are known otherwise.
+    pub fn own_workload(&self) -> Option<&WorkloadRef> {
+        self.own_workload.as_ref()
     }
 
     /// The inbound listener of a local pod (`pod/<namespace>/<name>`).

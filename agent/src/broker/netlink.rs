@@ -1,8 +1,9 @@
-//! As much of rtnetlink as two policy-routing objects need: one request, one acknowledgement.
+//! As much of rtnetlink as two policy-routing objects and an address need: one request, one acknowledgement.
 //!
 //! Called by `routes.rs` on a thread that is inside a pod's namespace.
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
@@ -41,6 +42,14 @@ impl Request {
         self.bytes.extend_from_slice(&8_u16.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    /// Appends an attribute that is an IPv6 address.
+    pub(super) fn address(mut self, kind: u16, address: Ipv6Addr) -> Self {
+        self.bytes.extend_from_slice(&20_u16.to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&address.octets());
         self
     }
 

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv6Addr;
 use std::path::Path;
 
 use millrace_runtime::handoff::{DELIVERY_BIT, Families};
@@ -20,11 +21,17 @@ const PRIORITY: u32 = 100;
 /// The loopback device is the first of every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// Istio's address of deliveries over IPv6, which the rules leave alone.
+pub const SIDECAR_SOURCE: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTA_OIF: u16 = 4;
+const IFA_LOCAL: u16 = 2;
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
 const FRA_TABLE: u16 = 15;
@@ -50,6 +57,12 @@ pub enum RouteError {
     Rule {
         /// `IPv4` or `IPv6`.
         family: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The source address of a sidecar was refused.
+    #[error("{SIDECAR_SOURCE} cannot be given to the loopback device")]
+    SidecarSource {
         /// Why.
         source: io::Error,
     },
@@ -110,6 +123,37 @@ pub fn remove(families: Families) {
             }
         }
     }
+}
+
+/// Gives the loopback device of the calling thread's namespace the address that a sidecar's deliveries
+/// over IPv6 come from. (IPv4 has all of 127/8 there.)
+///
+/// # Errors
+/// When the kernel refuses the address.
+pub fn add_sidecar_source() -> Result<(), RouteError> {
+    match sidecar_source(RTM_NEWADDR, CREATE_EXCLUSIVE).execute() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map_err(|source| RouteError::SidecarSource { source }),
+    }
+}
+
+/// Takes that address away; it is fine where there is none.
+pub fn remove_sidecar_source() {
+    if let Err(error) = sidecar_source(RTM_DELADDR, 0).execute()
+        && !matches!(
+            error.raw_os_error(),
+            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
+        )
+    {
+        tracing::warn!(address = %SIDECAR_SOURCE, %error, "address not removed from loopback");
+    }
+}
+
+/// `ip address … ::6/128 dev lo` (struct `ifaddrmsg`).
+fn sidecar_source(kind: u16, flags: u16) -> Request {
+    let [a, b, c, d] = LOOPBACK.to_ne_bytes();
+    let body = [FAMILY_V6.number, 128, 0, RT_SCOPE_HOST, a, b, c, d];
+    Request::new(kind, flags, &body).address(IFA_LOCAL, SIDECAR_SOURCE)
 }
 
 struct RouteFamily {

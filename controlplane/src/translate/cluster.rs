@@ -1,5 +1,6 @@
 //! CDS: clusters of services and their subsets, of the pod's own ports, and the fixed ones.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use millrace_xds::proto::envoy::config::cluster::v3 as proto;
@@ -10,6 +11,7 @@ use millrace_xds::proto::{Cluster, ClusterLoadAssignment, pack};
 
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy};
 
+use super::listener::any_addresses;
 use super::wrap::{ads, duration, list, named_socket, nested, object, socket_address, text, uint};
 use super::{ProxyView, Translator, canonical, inbound};
 use crate::model::names::ClusterName;
@@ -24,7 +26,9 @@ const METADATA_TAG: u64 = 25;
 const MAX_CONNECTIONS: u32 = 1024;
 const MAX_RETRIES: u32 = 3;
 /// Where a sidecar's deliveries come from, by which Istio's iptables rules know them.
-const DELIVERY_ADDRESS: &str = "127.0.0.6";
+const DELIVERY_V4: &str = "127.0.0.6";
+/// The same for IPv6; `millrace-agent init` gives it to the loopback device.
+const DELIVERY_V6: &str = "::6";
 
 /// What an outbound cluster is made from.
 pub(super) struct Source<'a> {
@@ -116,10 +120,7 @@ pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>
             cluster.typed_extension_protocol_options =
                 http_options(Some(UpstreamHttp::AsDownstream), &ConnectionPool::default());
             if matches!(translator.view, ProxyView::Sidecar { .. }) {
-                cluster.upstream_bind_config = Some(core::BindConfig {
-                    source_address: Some(socket_address(DELIVERY_ADDRESS, 0)),
-                    ..Default::default()
-                });
+                cluster.upstream_bind_config = Some(delivery_source(translator.view));
             }
         }
         ClusterName::Passthrough => {
@@ -137,6 +138,32 @@ pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>
         }
     }
     Some(pack(&cluster).value)
+}
+
+/// The source addresses of deliveries in the families that a sidecar has. Without one of IPv6 its
+/// deliveries over that would look like the application's calls to itself, which the rules send to the
+/// sidecar's own inbound port.
+fn delivery_source(view: &ProxyView) -> core::BindConfig {
+    let source = |any: IpAddr| {
+        let address = if any.is_ipv4() {
+            DELIVERY_V4
+        } else {
+            DELIVERY_V6
+        };
+        socket_address(address, 0)
+    };
+    let (first, second) = any_addresses(view);
+    core::BindConfig {
+        source_address: Some(source(first)),
+        extra_source_addresses: second
+            .map(|second| core::ExtraSourceAddress {
+                address: Some(source(second)),
+                ..Default::default()
+            })
+            .into_iter()
+            .collect(),
+        ..Default::default()
+    }
 }
 
 /// The cluster with metadata that says which service it is, in Istio's form.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use millrace_xds::json;
 use serde_json::{Map, Value};
 
-use super::{ProxyView, ResourceKind, Translator};
+use super::{ProxyView, ResourceKind, Scope, Translator};
 use crate::index::Index;
 use crate::kube::{document, mesh_config};
 use crate::model::mesh::MeshConfig;
@@ -148,6 +148,42 @@ fn the_seeds_twelve_domains_belong_to_the_services_own_namespace() {
     assert_eq!(own[10..], ["10.96.90.3:9080", "10.96.90.3"]);
     let other = domains("other/9080");
     assert_eq!(other, own[2..]);
+}
+
+#[test]
+fn a_sidecar_delivers_from_an_address_of_each_family_that_it_has() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/translate/dual-stack");
+    let snapshot = snapshot_of(&case);
+    for (addresses, sources) in [
+        (vec!["10.244.1.9"], vec!["127.0.0.6"]),
+        (vec!["10.244.1.9", "fd00::9"], vec!["127.0.0.6", "::6"]),
+        (vec!["fd00::9"], vec!["::6"]),
+    ] {
+        let view = ProxyView::Sidecar {
+            namespace: "default".to_owned(),
+            pod: "client".to_owned(),
+            addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        };
+        let translator = Translator::new(&snapshot, &view);
+        let name = "InboundPassthroughCluster";
+        let cluster = translator
+            .resource(ResourceKind::Cluster, name)
+            .unwrap()
+            .to_any();
+        let cluster = json::any_to_value(&cluster).unwrap();
+        let bind = &cluster["upstream_bind_config"];
+        let extra = bind["extra_source_addresses"].as_array();
+        let extra = extra.into_iter().flatten().map(|extra| &extra["address"]);
+        let made: Vec<_> = std::iter::once(&bind["source_address"])
+            .chain(extra)
+            .map(|socket| socket["address"].as_str().unwrap())
+            .collect();
+        assert_eq!(made, sources, "{addresses:?}: {cluster}");
+        // Sidecars of other families must not be given this one.
+        let shared = view.scope(ResourceKind::Cluster, name);
+        let (v4, v6) = (sources.contains(&"127.0.0.6"), sources.contains(&"::6"));
+        assert_eq!(shared, Scope::Families("default".to_owned(), v4, v6));
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use millrace_xds::node::{Node, NodeRole};
 
 use super::ResourceKind;
 use super::inbound::VIRTUAL_INBOUND;
-use crate::model::names::ObjectName;
+use crate::model::names::{ClusterName, ObjectName};
 
 /// How a proxy sees the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,11 +140,10 @@ impl ProxyView {
         };
         match kind {
             ResourceKind::NameTable => Scope::Nodes,
-            ResourceKind::Cluster | ResourceKind::Endpoints | ResourceKind::Route => {
-                Scope::Namespace(namespace.clone())
-            }
             ResourceKind::Listener if name == VIRTUAL_INBOUND => Scope::Proxy(self.clone()),
-            ResourceKind::Listener => {
+            ResourceKind::Cluster if !is_delivery(name) => Scope::Namespace(namespace.clone()),
+            ResourceKind::Endpoints | ResourceKind::Route => Scope::Namespace(namespace.clone()),
+            ResourceKind::Listener | ResourceKind::Cluster => {
                 let (v4, v6) = (
                     addresses.iter().any(IpAddr::is_ipv4),
                     addresses.iter().any(IpAddr::is_ipv6),
@@ -153,4 +152,13 @@ impl ProxyView {
             }
         }
     }
+}
+
+/// Whether a cluster leads to the pod's own application, from source addresses of the pod's families.
+fn is_delivery(cluster: &str) -> bool {
+    let name: Option<ClusterName> = cluster.parse().ok();
+    matches!(
+        name,
+        Some(ClusterName::Inbound { .. } | ClusterName::InboundPassthrough)
+    )
 }

@@ -92,6 +92,15 @@ pub(super) fn interface_addresses() -> impl Iterator<Item = IpAddr> {
     loopback.into_iter().chain(interface)
 }
 
+/// Whether others reach this pod at an address of it.
+pub(super) fn is_reachable(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified(),
+        // `::1`, and `::6`, from where a sidecar delivers.
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && ip.segments()[..7] != [0; 7],
+    }
+}
+
 /// Waits for the first configuration.
 async fn configured(app: &App) {
     let mut generations = app.parts.store.subscribe();

@@ -480,7 +480,11 @@ impl Exchange {
 
     fn labels(&self, reporter: Reporter) -> HttpLabels {
         let info = &self.downstream.info;
-        let own = info.pod.as_ref().map(|pod| Workload::from(&pod.spec));
+        let snapshot = self.downstream.worker.snapshot.load();
+        let own = match &info.pod {
+            Some(pod) => Some(Workload::from(&pod.spec)),
+            None => snapshot.own_workload().map(Workload::from),
+        };
         let host = self
             .host
             .as_ref()

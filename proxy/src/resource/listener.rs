@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::endpoint::WorkloadRef;
 use super::name::{ListenerName, RouteConfigName};
 use super::route::{ClusterSpecifier, RouteConfiguration};
 
@@ -29,6 +30,8 @@ pub struct Listener {
     pub use_original_dst: bool,
     /// Whose traffic it is.
     pub direction: TrafficDirection,
+    /// The workload whose listener it is (`filter_metadata.istio.workload`), for telemetry.
+    pub workload: Option<WorkloadRef>,
     /// Whether the bytes before the first read decide the application protocol
     /// (`envoy.filters.listener.http_inspector`).
     pub http_inspector: bool,

@@ -90,6 +90,9 @@ impl Snapshot {
         self.listeners
             .insert(listener.name.clone(), listener.clone());
         if listener.direction == TrafficDirection::Inbound {
+            if matches!(naming, Naming::Plain) && listener.workload.is_some() {
+                self.own_workload.clone_from(&listener.workload);
+            }
             return;
         }
         match naming {

@@ -19,6 +19,7 @@ pub(crate) fn listener(name: &str, address: &str, use_original_dst: bool) -> Arc
         bind_to_port: false,
         use_original_dst,
         direction: TrafficDirection::Outbound,
+        workload: None,
         http_inspector: false,
         tls_inspector: false,
         listener_filters_timeout: Duration::ZERO,
@@ -31,6 +32,28 @@ pub(crate) fn listener(name: &str, address: &str, use_original_dst: bool) -> Arc
         default_filter_chain: None,
         access_log: Vec::new(),
     })
+}
+
+#[test]
+fn a_proxy_of_one_workload_knows_it_from_its_inbound_listener() {
+    let workload = WorkloadRef {
+        name: "near".into(),
+        namespace: "default".into(),
+        canonical_name: "echo".into(),
+        canonical_revision: "v1".into(),
+    };
+    let of = |direction, naming| {
+        let mut listener = (*listener("virtualInbound", "0.0.0.0:15006", true)).clone();
+        listener.direction = direction;
+        listener.workload = Some(workload.clone());
+        let resources = resources(naming, &[Arc::new(listener)]);
+        let snapshot = Snapshot::default().next(&resources, &Manager::new());
+        snapshot.own_workload().cloned()
+    };
+    let inbound = TrafficDirection::Inbound;
+    assert_eq!(of(inbound, Naming::Plain), Some(workload.clone()));
+    assert_eq!(of(inbound, Naming::Node), None);
+    assert_eq!(of(TrafficDirection::Outbound, Naming::Plain), None);
 }
 
 fn cluster(name: &str) -> Arc<Cluster> {

@@ -171,12 +171,14 @@ impl Report {
     }
 }
 
-/// Both ends, as far as they are pods of this node.
+/// Both ends, as far as they are pods of this node or the one that the proxy serves.
 struct Ends {
     /// The pod in whose namespace the connection was accepted.
     here: Option<Arc<LocalPod>>,
     /// The pod at the other end.
     other: Option<Arc<LocalPod>>,
+    /// The workload of a proxy that serves one.
+    own: Option<Workload>,
 }
 
 impl Ends {
@@ -188,6 +190,7 @@ impl Ends {
         Self {
             here: info.pod.clone(),
             other,
+            own: worker.snapshot.load().own_workload().map(Workload::from),
         }
     }
 
@@ -197,7 +200,9 @@ impl Ends {
 
     fn source(&self, inbound: bool) -> Option<Workload> {
         let pod = if inbound { &self.other } else { &self.here };
-        pod.as_ref().map(|p| Workload::from(&p.spec))
+        pod.as_ref()
+            .map(|p| Workload::from(&p.spec))
+            .or_else(|| self.own.clone().filter(|_| !inbound))
     }
 
     fn destination(&self, inbound: bool, host: Option<&Host>) -> Option<Workload> {
@@ -205,6 +210,7 @@ impl Ends {
         let known = host.and_then(|h| h.endpoint.workload.as_ref());
         pod.as_ref()
             .map(|p| Workload::from(&p.spec))
+            .or_else(|| self.own.clone().filter(|_| inbound))
             .or_else(|| known.filter(|_| !inbound).map(Workload::from))
     }
 }

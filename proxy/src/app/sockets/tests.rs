@@ -14,6 +14,25 @@ fn a_sidecars_own_addresses_include_loopback() {
     }
 }
 
+#[test]
+fn a_pod_is_reached_at_none_of_its_local_addresses() {
+    for (address, reachable) in [
+        ("10.244.1.9", true),
+        ("127.0.0.1", false),
+        ("169.254.1.1", false),
+        ("fd00:244:1::9", true),
+        ("::1", false),
+        ("::6", false),
+        ("fe80::1", false),
+    ] {
+        assert_eq!(
+            is_reachable(&address.parse().unwrap()),
+            reachable,
+            "{address}"
+        );
+    }
+}
+
 #[derive(Default)]
 struct Recorder(Mutex<Vec<u16>>);
 

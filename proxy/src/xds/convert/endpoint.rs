@@ -179,7 +179,7 @@ fn is_canary(metadata: &Metadata) -> bool {
 }
 
 /// Istio's `name;namespace;canonical-name;canonical-revision;cluster`.
-fn workload(metadata: &Metadata) -> Option<WorkloadRef> {
+pub(super) fn workload(metadata: &Metadata) -> Option<WorkloadRef> {
     let value = metadata
         .filter_metadata
         .get("istio")?

@@ -13,7 +13,7 @@ use pb::listener_filter::ConfigType as ListenerFilterType;
 
 use super::address::{cidr, socket_addr};
 use super::value::{bool_or, duration, enumeration, type_name};
-use super::{Cx, Invalid, access_log, hcm, tcp_proxy};
+use super::{Cx, Invalid, access_log, endpoint, hcm, tcp_proxy};
 use crate::resource::{FilterChain, FilterChainMatch, Listener, NetworkFilter, TrafficDirection};
 
 /// Envoy's default of `listener_filters_timeout`.
@@ -63,6 +63,7 @@ pub(super) fn convert(cx: &mut Cx, m: &pb::Listener) -> Result<Listener, Invalid
             PbDirection::Inbound => TrafficDirection::Inbound,
             PbDirection::Outbound => TrafficDirection::Outbound,
         },
+        workload: m.metadata.as_ref().and_then(endpoint::workload),
         http_inspector: inspectors.http,
         tls_inspector: inspectors.tls,
         listener_filters_timeout: duration(
