@@ -14,7 +14,9 @@ pub mod rules;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Applied, IptablesError, Listing, available, install, listings, remove, verify};
+pub use apply::{
+    Applied, IptablesError, Listing, available, disarm, install, listings, remove, verify,
+};
 pub use check::{Drift, intact, rules_of};
 pub use pulse::{BEAT, HELD, Pulse, held};
 pub use rules::{CHAINS, Ruleset, rulesets, rulesets_at};

@@ -86,7 +86,7 @@ impl Plan {
         let mut applied = if let Some(rules) = &self.rules {
             self.write(rules)?
         } else {
-            iptables::remove()?;
+            iptables::disarm()?;
             let detail = match (self.mode, self.suspended) {
                 (CaptureMode::Iptables, true) => "nat rules suspended, no proxy".to_owned(),
                 (mode, _) => format!("no nat rules, mode {mode}"),

@@ -144,6 +144,25 @@ pub fn listings() -> Vec<Listing> {
     found
 }
 
+/// Takes the jumps to our chains out, and leaves the chains: no new connection is redirected, and those that
+/// were go on.
+///
+/// The kernel follows connections in a namespace only while some rule there needs it (`nf_ct_netns_put` when
+/// the last `REDIRECT` or `DNAT` is destroyed). Without it nothing is translated any more, so that the
+/// answers of redirected connections would leave from the wrong port and be reset by their clients.
+///
+/// # Errors
+/// When a tool that lists jumps of ours fails to remove them.
+pub fn disarm() -> Result<(), IptablesError> {
+    for family in [Family::V4, Family::V6] {
+        for tool in Tool::working(family).0 {
+            let saved = tool.save()?;
+            tool.disarm(&saved)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes every rule and chain of ours; nothing there is fine, and so is no tool at all, since
 /// then nothing can have been written.
 ///
@@ -279,6 +298,20 @@ impl Tool {
         self.clear_where(saved, |_, _| true)
     }
 
+    fn disarm(&self, saved: &str) -> Result<(), IptablesError> {
+        let mut script = String::new();
+        for table in TABLES {
+            let jumps = jumps_to(saved, table, &CHAINS);
+            if !jumps.is_empty() {
+                script = format!("{script}*{table}\n{}\nCOMMIT\n", jumps.join("\n"));
+            }
+        }
+        if script.is_empty() {
+            return Ok(());
+        }
+        self.restore(&script)
+    }
+
     fn clear_where(
         &self,
         saved: &str,
@@ -294,13 +327,7 @@ impl Tool {
                 continue;
             }
             let mut lines = vec![format!("*{table}")];
-            for rule in check::rules_of(saved, table) {
-                let built_in = rule.starts_with("-A PREROUTING ") || rule.starts_with("-A OUTPUT ");
-                let target = rule.rsplit("-j ").next().unwrap_or_default().trim();
-                if built_in && chains.contains(&target) {
-                    lines.push(rule.replacen("-A ", "-D ", 1));
-                }
-            }
+            lines.extend(jumps_to(saved, table, &chains));
             lines.extend(chains.iter().map(|chain| format!("-F {chain}")));
             lines.extend(chains.iter().map(|chain| format!("-X {chain}")));
             lines.push("COMMIT\n".to_owned());
@@ -311,6 +338,19 @@ impl Tool {
         }
         self.restore(&script)
     }
+}
+
+/// The removals of a table's jumps from built-in chains to these.
+fn jumps_to(saved: &str, table: &str, chains: &[&str]) -> Vec<String> {
+    let ours = |rule: &&str| {
+        let built_in = rule.starts_with("-A PREROUTING ") || rule.starts_with("-A OUTPUT ");
+        let target = rule.rsplit("-j ").next().unwrap_or_default().trim();
+        built_in && chains.contains(&target)
+    };
+    check::rules_of(saved, table)
+        .filter(ours)
+        .map(|rule| rule.replacen("-A ", "-D ", 1))
+        .collect()
 }
 
 fn succeeded(tool: String, output: &Output) -> Result<(), IptablesError> {

@@ -37,34 +37,3 @@ fn without_a_bpffs_pods_are_captured_by_iptables() -> anyhow::Result<()> {
     );
     Ok(())
 }
-
-#[test]
-fn a_pod_is_switched_while_it_runs_and_keeps_its_connections() -> anyhow::Result<()> {
-    require!(cluster);
-    let cluster = Cluster::new()?;
-    let mesh = Mesh::start(&cluster)?;
-    let node = mesh.node("n1")?;
-    let service = Service::new("echo", 1)
-        .port("http", HTTP)
-        .port("tcp-echo", TCP);
-    service.apply(&mesh)?;
-    let _backend = service.backend(&node, "v1", "auto")?;
-    let client = node.pod(PodOptions::named("client"))?;
-    let first = observe_soon(&client, service.at(HTTP), "echo:8080", service.at(TCP))?;
-    let mut kept = millrace_testkit::http::Client::connect(&client, service.at(HTTP))?;
-    let request = millrace_testkit::http::Request::get("echo:8080", "/kept");
-    assert_eq!(kept.send(&request)?.status, 200);
-
-    for mode in ["iptables", "ebpf", "iptables"] {
-        node.switch(&client, mode)?;
-        assert_eq!(node.captured(&client)?, mode);
-        let seen = observe_soon(&client, service.at(HTTP), "echo:8080", service.at(TCP))?;
-        assert_eq!(seen, first, "{mode}");
-        assert_eq!(
-            kept.send(&request)?.status,
-            200,
-            "{mode}: the old connection lives on"
-        );
-    }
-    Ok(())
-}
