@@ -165,6 +165,11 @@ impl FabricHost {
     pub fn ip(&self) -> IpAddr {
         fabric_v4(self.number).into()
     }
+
+    /// The host's IPv6 address on the fabric.
+    pub fn ip6(&self) -> IpAddr {
+        fabric_v6(self.number).into()
+    }
 }
 
 /// A fabric host is a host with an address.

@@ -1,15 +1,19 @@
 //! Millrace itself in a cluster: pilot on the fabric; agent, broker and proxy on every node; pods that
-//! both are told of.
+//! both are told of. Or, in place of all that is on a node, a sidecar in each pod.
 
 mod node;
 mod pilot;
+mod sidecar;
 
 use std::sync::Arc;
 
 pub use node::{MeshNode, MeshPod, Role};
 pub use pilot::Pilot;
+pub use sidecar::Sidecar;
 
 use crate::cluster::Cluster;
+use crate::node::Node;
+use crate::pod::{Pod, PodOptions};
 
 /// The label by which a pod opts in to the node's proxy.
 pub const DATAPLANE_MODE: (&str, &str) = ("millrace.io/dataplane-mode", "node");
@@ -57,6 +61,19 @@ impl Mesh {
     /// As [`Mesh::node`], with more arguments for `millrace-agent node`.
     pub fn node_with(&self, name: &str, arguments: &[&str]) -> anyhow::Result<MeshNode> {
         self.node_through(name, &[], arguments)
+    }
+
+    /// Makes a pod on a node that need not have any process of ours, and tells pilot of it after `serve`,
+    /// whose value is returned with it. It is captured by nobody until a [`Sidecar`] is put into it.
+    pub fn pod<T>(
+        &self,
+        node: &Node,
+        options: PodOptions,
+        serve: impl FnOnce(&Pod) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(MeshPod, T)> {
+        let pod = node.pod_with(options)?;
+        let served = serve(&pod)?;
+        Ok((MeshPod::make(self, node, pod)?, served))
     }
 
     /// As [`Mesh::node_with`], with the launcher started by another program: `wrapper` and its

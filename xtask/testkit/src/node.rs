@@ -119,6 +119,11 @@ impl Node {
         fabric_v6(self.inner.number).into()
     }
 
+    /// The addresses of the node in its pods' network, from which it reaches them.
+    pub fn gateways(&self) -> [IpAddr; 2] {
+        [self.inner.pod_v4(1).into(), self.inner.pod_v6(1).into()]
+    }
+
     /// The directory for sockets of the node's processes (`MILLRACE_RUN_DIR`).
     pub fn run_dir(&self) -> PathBuf {
         self.inner.dir.join("run")

@@ -102,30 +102,30 @@ impl Server {
 
     /// Resets every connection, as the kernel does for a crashed server with unread data.
     pub fn reset_connections(&self) {
+        for stream in self.connections.open.lock().drain(..) {
+            Self::abort(&stream);
+        }
+    }
+
+    /// Disconnects the socket, which resets the connection whoever else holds a descriptor of it.
+    pub fn abort(stream: &TcpStream) {
+        use std::os::fd::AsRawFd as _;
         let linger = libc::linger {
             l_onoff: 1,
             l_linger: 0,
         };
-        for stream in self.connections.open.lock().drain(..) {
-            setsockopt(&stream, sockopt::Linger, &linger).ok();
-            abort(&stream);
-        }
+        setsockopt(stream, sockopt::Linger, &linger).ok();
+        let unspecified = libc::sockaddr {
+            sa_family: libc::AF_UNSPEC
+                .unsigned_abs()
+                .try_into()
+                .unwrap_or_default(),
+            sa_data: [0; 14],
+        };
+        let length = u32::try_from(size_of::<libc::sockaddr>()).unwrap_or_default();
+        // SAFETY: the address lives through the call, and the length is its size.
+        unsafe { libc::connect(stream.as_raw_fd(), &raw const unspecified, length) };
     }
-}
-
-/// Disconnects the socket, which resets the connection whoever else holds a descriptor of it.
-fn abort(stream: &TcpStream) {
-    use std::os::fd::AsRawFd as _;
-    let unspecified = libc::sockaddr {
-        sa_family: libc::AF_UNSPEC
-            .unsigned_abs()
-            .try_into()
-            .unwrap_or_default(),
-        sa_data: [0; 14],
-    };
-    let length = u32::try_from(size_of::<libc::sockaddr>()).unwrap_or_default();
-    // SAFETY: the address lives through the call, and the length is its size.
-    unsafe { libc::connect(stream.as_raw_fd(), &raw const unspecified, length) };
 }
 
 impl Connections {

@@ -198,16 +198,7 @@ impl MeshNode {
 
     /// Tells agent and pilot of a pod of the node that is there already.
     pub fn introduce(&self, pod: Pod) -> anyhow::Result<MeshPod> {
-        let description = self.node.pods_dir().join(format!("{}.json", pod.uid()));
-        let manifest = format!("pod-{}.yaml", pod.uid());
-        let pod = MeshPod {
-            pod,
-            description,
-            manifest,
-            mesh: self.mesh.clone(),
-        };
-        pod.tell()?;
-        Ok(pod)
+        MeshPod::make(&self.mesh, &self.node, pod)
     }
 
     /// Waits until the agent says that the pod is captured, and returns how: `ebpf` or `iptables`.
@@ -339,6 +330,27 @@ pub struct MeshPod {
 }
 
 impl MeshPod {
+    pub(super) fn make(mesh: &Mesh, node: &Node, pod: Pod) -> anyhow::Result<Self> {
+        let description = node.pods_dir().join(format!("{}.json", pod.uid()));
+        let manifest = format!("pod-{}.yaml", pod.uid());
+        let pod = Self {
+            pod,
+            description,
+            manifest,
+            mesh: mesh.clone(),
+        };
+        pod.tell()?;
+        Ok(pod)
+    }
+
+    /// Tells the agent that the pod opts in now, as a label on a pod that runs already does.
+    pub fn opt_in(&self) -> anyhow::Result<()> {
+        let (label, value) = DATAPLANE_MODE;
+        let mut description = self.pod.description();
+        description["labels"][label] = json!(value);
+        self.describe(&description)
+    }
+
     /// Takes the pod away from pilot alone, as Kubernetes takes the endpoint of a pod that is being
     /// deleted away while the pod still runs.
     pub fn retire(&self) -> anyhow::Result<()> {
