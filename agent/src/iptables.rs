@@ -3,13 +3,15 @@
 //!
 //! `rules.rs` turns a configuration into rule sets, `apply.rs` puts them into the calling
 //! thread's namespace and takes them out again, `check.rs` compares what is there with what
-//! should be, `pulse.rs` lets the rules of open pods go when nobody refreshes them. Used by
+//! should be, `pulse.rs` lets the rules of open pods go when nobody refreshes them, `tables.rs` tells
+//! where there can be nothing to take out. Used by
 //! `millrace-agent init` and, for enrolled pods, by the broker.
 
 pub mod apply;
 pub mod check;
 pub mod pulse;
 pub mod rules;
+mod tables;
 
 #[cfg(test)]
 mod tests;

@@ -10,8 +10,8 @@ use std::process::{Command, Output, Stdio};
 
 use millrace_runtime::handoff::Family;
 
-use super::check;
 use super::rules::{CHAINS, Ruleset, TABLES};
+use super::{check, tables};
 
 /// Why rules could not be written or removed.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +128,7 @@ pub fn listings() -> Vec<Listing> {
             let Some(save) = in_path(&format!("{tool}-save")) else {
                 continue;
             };
-            if variant == "-legacy" && !has_legacy_tables(family) {
+            if variant == "-legacy" && !tables::has_legacy(family) {
                 continue;
             }
             let output = Command::new(save).stdin(Stdio::null()).output();
@@ -169,7 +169,8 @@ pub fn disarm() -> Result<(), IptablesError> {
 /// # Errors
 /// When a tool that lists rules of ours fails to remove them.
 pub fn remove() -> Result<(), IptablesError> {
-    for family in [Family::V4, Family::V6] {
+    let families = [Family::V4, Family::V6];
+    for family in families.into_iter().filter(|it| tables::may_exist(*it)) {
         for tool in Tool::working(family).0 {
             let saved = tool.save()?;
             tool.clear(&saved)?;
@@ -218,7 +219,7 @@ impl Tool {
             // or legacy tables exist already.
             let superfluous = match variant {
                 "" => !working.is_empty(),
-                "-legacy" => !working.is_empty() && !has_legacy_tables(family),
+                "-legacy" => !working.is_empty() && !tables::has_legacy(family),
                 _ => false,
             };
             if superfluous {
@@ -371,15 +372,6 @@ fn prefix(family: Family) -> &'static str {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     }
-}
-
-/// Whether legacy tables exist in the calling thread's namespace.
-fn has_legacy_tables(family: Family) -> bool {
-    let names = match family {
-        Family::V4 => "/proc/thread-self/net/ip_tables_names",
-        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-    };
-    std::fs::read_to_string(names).is_ok_and(|names| !names.trim().is_empty())
 }
 
 fn mentions_ours(saved: &str) -> bool {

@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use millrace_runtime::handoff::{PodSpec, PodUid};
 use notify::{RecursiveMode, Watcher};
@@ -25,6 +26,9 @@ use super::{PodSet, PodSource, PutError, SourceProblem};
 const SETTLE: Duration = Duration::from_millis(20);
 /// Read anyway: a lost notification must not be for ever.
 const RESCAN: Duration = Duration::from_secs(5);
+/// A file that changed within this time may change again without looking different, on the coarsest clock
+/// that a file system has.
+const COARSE: Duration = Duration::from_secs(2);
 /// Largest description file.
 const MAX_FILE: u64 = 1024 * 1024;
 
@@ -35,7 +39,40 @@ pub struct LocalSource {
     /// Pods of other nodes are left out.
     node: Option<String>,
     sets: watch::Sender<Arc<PodSet>>,
-    files: Mutex<BTreeMap<PathBuf, Vec<PodSpec>>>,
+    files: Mutex<BTreeMap<PathBuf, Described>>,
+}
+
+/// What a file said when it was last good.
+#[derive(Debug)]
+struct Described {
+    /// How it then looked; `None` where that would not tell a later change.
+    stamp: Option<Stamp>,
+    pods: Vec<PodSpec>,
+}
+
+/// Tells a file that was changed or replaced from the one that was read, so that a thousand files need not
+/// be parsed because one is new: device, inode, length, and the times of content and inode in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp([i128; 5]);
+
+impl Stamp {
+    /// How the file looks, if it has looked so for a while at `now`.
+    fn at(path: &Path, now: SystemTime) -> Option<Self> {
+        let meta = fs::metadata(path).ok()?;
+        let nanoseconds =
+            |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        let changed = nanoseconds(meta.ctime(), meta.ctime_nsec());
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        let age = i128::try_from(now.as_nanos()).ok()? - changed;
+        let content = nanoseconds(meta.mtime(), meta.mtime_nsec());
+        (age >= i128::try_from(COARSE.as_nanos()).ok()?).then_some(Self([
+            meta.dev().into(),
+            meta.ino().into(),
+            meta.len().into(),
+            content,
+            changed,
+        ]))
+    }
 }
 
 impl LocalSource {
@@ -97,15 +134,24 @@ impl LocalSource {
 
     /// Reads the directory once.
     pub fn scan(&self) {
+        self.scan_at(SystemTime::now());
+    }
+
+    fn scan_at(&self, now: SystemTime) {
         let mut files = self.files.lock();
         let mut problems = Vec::new();
         match list(&self.dir) {
             Ok(paths) => {
                 files.retain(|path, _| paths.contains(path));
                 for path in paths {
+                    let stamp = Stamp::at(&path, now);
+                    let known = files.get(&path).and_then(|file| file.stamp);
+                    if known.is_some() && known == stamp {
+                        continue;
+                    }
                     match read(&path) {
                         Ok(pods) => {
-                            files.insert(path, pods);
+                            files.insert(path, Described { stamp, pods });
                         }
                         Err(malformed) => {
                             let last_good_kept = files.contains_key(&path);
@@ -148,13 +194,13 @@ impl LocalSource {
 
     fn assemble(
         &self,
-        files: &BTreeMap<PathBuf, Vec<PodSpec>>,
+        files: &BTreeMap<PathBuf, Described>,
         mut problems: Vec<SourceProblem>,
     ) -> PodSet {
         let mut pods: BTreeMap<PodUid, Arc<PodSpec>> = BTreeMap::new();
         let mut origins: BTreeMap<PodUid, &Path> = BTreeMap::new();
         for (path, described) in files {
-            for pod in described {
+            for pod in &described.pods {
                 let other = |node: &String| !pod.node.is_empty() && pod.node != *node;
                 if self.node.as_ref().is_some_and(other) {
                     continue;
@@ -188,7 +234,7 @@ impl LocalSource {
         let describes = |pods: &Vec<PodSpec>| pods.iter().any(|pod| pod.uid == *uid);
         files
             .iter()
-            .find(|(_, pods)| describes(pods))
+            .find(|(_, file)| describes(&file.pods))
             .map(|(path, _)| path.clone())
     }
 
@@ -322,6 +368,33 @@ mod tests {
         source.scan();
         assert_eq!(names(&source), ["b"]);
         assert!(source.watch().borrow().problems.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_looks_as_before_is_not_read_again_and_one_that_changed_is() {
+        let (dir, source) = source();
+        let file = dir.path().join("a.yaml");
+        fs::write(&file, "name: a\nnetns: /run/netns/a\n").unwrap();
+        source.scan();
+        assert_eq!(
+            source.files.lock()[&file].stamp,
+            None,
+            "it has just changed"
+        );
+        // As if it had been read long ago.
+        let looks = || Stamp::at(&file, SystemTime::now() + COARSE).unwrap();
+        let pretend = |stamp: Stamp, name: &str| {
+            let mut files = source.files.lock();
+            let known = files.get_mut(&file).unwrap();
+            known.stamp = Some(stamp);
+            known.pods[0].name = name.to_owned();
+        };
+        pretend(looks(), "kept");
+        source.scan_at(SystemTime::now() + COARSE);
+        assert_eq!(names(&source), ["kept"]);
+        fs::write(&file, "name: other\nnetns: /run/netns/b\n").unwrap();
+        source.scan_at(SystemTime::now() + COARSE);
+        assert_eq!(names(&source), ["other"]);
     }
 
     #[test]
