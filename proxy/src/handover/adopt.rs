@@ -195,8 +195,9 @@ impl Resumed {
             let flows = [(pair.out, &*pending[0]), (pair.back, &*pending[1])];
             Progress::resume(flows, Duration::from_micros(pair.idle_us))
         };
-        match (parcel.carried, chain.as_ref().map(|chain| &chain.filter)) {
-            (Carried::Undecided { origin }, _) => {
+        let filter = chain.as_ref().map(|chain| &chain.filter);
+        match (parcel.carried, filter, upstream) {
+            (Carried::Undecided { origin }, ..) => {
                 let accepted = Accepted {
                     id: parcel.connection,
                     origin: accepted_from(origin, pod.as_ref()),
@@ -208,22 +209,18 @@ impl Resumed {
                 };
                 Box::pin(accept::attend(worker, stream, accepted)).await;
             }
-            (Carried::Http { http1 }, Some(NetworkFilter::Http(hcm))) => {
+            (Carried::Http { http1 }, Some(NetworkFilter::Http(hcm)), _) => {
                 let serving = connection::resume(worker, stream, info, hcm.clone(), http1);
                 Box::pin(serving).await;
             }
-            (Carried::Bytes { pair }, Some(NetworkFilter::Tcp(proxy))) => {
-                let Some((far, cluster, host)) = upstream else {
-                    return;
-                };
+            (Carried::Bytes { pair }, Some(NetworkFilter::Tcp(proxy)), Some(far)) => {
+                let (far, cluster, host) = far;
                 let connected = Connected::adopt(far, cluster, host, pair.attempts);
                 let at = (connected, &pair, progress(&pair));
                 Box::pin(tcp::resume(worker, stream, info, proxy.clone(), at)).await;
             }
-            (Carried::Tunnel { pair, request }, Some(NetworkFilter::Http(hcm))) => {
-                let Some((far, cluster, host)) = upstream else {
-                    return;
-                };
+            (Carried::Tunnel { pair, request }, Some(NetworkFilter::Http(hcm)), Some(far)) => {
+                let (far, cluster, host) = far;
                 let guard = (host.connection(), host.request());
                 let downstream =
                     Downstream::new((&worker, &info, hcm), false, SharedIo::elsewhere());
@@ -240,8 +237,8 @@ impl Resumed {
                 };
                 Box::pin(tunnel.run(guard)).await;
             }
-            // `chain` found one of the right kind.
-            (Carried::Http { .. } | Carried::Bytes { .. } | Carried::Tunnel { .. }, _) => {}
+            // `chain` found one of the right kind, and what needs an upstream came with one.
+            (Carried::Http { .. } | Carried::Bytes { .. } | Carried::Tunnel { .. }, ..) => {}
         }
     }
 

@@ -220,8 +220,8 @@ async fn is_h2<T>(
     decided
 }
 
-async fn serve_h1(downstream: Rc<Downstream>, parking: &Parking) -> Served {
-    let hcm = &downstream.hcm;
+/// How hyper reads HTTP/1 requests under the limits of `hcm`.
+fn http1_builder(hcm: &HttpConnectionManager) -> http1::Builder {
     let header_bytes = hcm.max_request_headers_kb as usize * 1024;
     let mut builder = http1::Builder::new();
     builder
@@ -231,13 +231,19 @@ async fn serve_h1(downstream: Rc<Downstream>, parking: &Parking) -> Served {
     if hcm.max_request_headers_count != INLINE_HEADERS {
         builder.max_headers(hcm.max_request_headers_count as usize);
     }
+    builder
+}
+
+async fn serve_h1(downstream: Rc<Downstream>, parking: &Parking) -> Served {
     let handler = downstream.clone();
     let service = service_fn(move |request| {
         let handler = handler.clone();
         async move { Ok::<_, Infallible>(stream::handle(handler, request).await) }
     });
     let io = TokioIo::new(downstream.io.clone());
-    let mut conn = builder.serve_connection(io, service).with_upgrades();
+    let mut conn = http1_builder(&downstream.hcm)
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut watch = Watch::new(&downstream);
     let mut leaving = pin!(downstream.worker.leaving.cancelled());
     let mut departure = None;
