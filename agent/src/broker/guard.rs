@@ -5,6 +5,7 @@
 //! a connection of the pod is reset instead of leaving un-proxied. In pods that nat rules capture, open
 //! ones too, it also takes the proxy's mark off whatever an application has put it on.
 
+mod older;
 mod script;
 
 use std::fs;
@@ -77,6 +78,12 @@ impl Guard {
         }
         let mut creator = own.as_ref();
         let mut on: &[String] = &devices;
+        // A guard that is there has judged every connection; before the first one nothing has.
+        let older = if self.closed && nft(&script::watching()).is_ok() {
+            older::came_in()
+        } else {
+            Vec::new()
+        };
         loop {
             let wanted = Wanted {
                 config: &self.config,
@@ -84,6 +91,7 @@ impl Guard {
                 closed: self.closed,
                 creator,
                 devices: on,
+                older: &older,
             };
             match nft(&wanted.script()) {
                 Ok(()) if creator.is_none() || is_known(self.config.proxy_mark) => return Ok(hold),

@@ -201,7 +201,7 @@ fn fast_open_data_is_captured() -> anyhow::Result<()> {
 }
 
 #[test]
-fn connections_older_than_the_capture_of_a_closed_pod_end() -> anyhow::Result<()> {
+fn connections_that_a_closed_pod_made_before_its_capture_end() -> anyhow::Result<()> {
     require!(cluster);
     let cluster = Cluster::new()?;
     let mesh = Mesh::start(&cluster)?;
@@ -224,25 +224,32 @@ fn connections_older_than_the_capture_of_a_closed_pod_end() -> anyhow::Result<()
         pod.relabel("millrace.io/dataplane-mode", "node")?;
         node.captured(&pod)?;
 
-        let (address, of_pod) = (pod.ip(), [made.local_addr()?, served.local_addr()?]);
+        let (address, own) = (pod.ip(), made.local_addr()?.port());
         let witness = Witness::start(&node, &pod, move |frame| {
-            let old = of_pod.iter().any(|own| own.port() == frame.ports.0);
+            let old = frame.ports.0 == own;
             // The kernel's word that a connection has ended is none of the application's.
             let ends = i32::from(frame.flags) & 0x04 != 0 && frame.payload == 0;
             frame.from == address && old && !ends
         })?;
-        for (name, stream) in [("made", &mut made), ("accepted", &mut served)] {
-            until(SOON, || {
-                let written = stream.write(b"late");
-                ensure!(written.is_err(), "{capture}: {name}: {written:?}");
-                anyhow::Ok(())
-            })?;
-        }
-        for stream in [&mut theirs, &mut taken] {
-            stream.set_nonblocking(true)?;
-            let mut bytes = [0; 16];
-            let read = stream.read(&mut bytes);
-            ensure!(!matches!(read, Ok(1..)), "{capture}: it arrived: {read:?}");
+        until(SOON, || {
+            let written = made.write(b"late");
+            ensure!(written.is_err(), "{capture}: {written:?}");
+            anyhow::Ok(())
+        })?;
+        theirs.set_nonblocking(true)?;
+        let mut bytes = [0; 16];
+        let read = theirs.read(&mut bytes);
+        ensure!(!matches!(read, Ok(1..)), "{capture}: it arrived: {read:?}");
+        // Those that came in go on, whoever sends first.
+        for turn in ["answers", "is asked"] {
+            let (from, to) = match turn {
+                "answers" => (&mut served, &mut taken),
+                _ => (&mut taken, &mut served),
+            };
+            let mut bytes = [0; 4];
+            from.write_all(b"late")?;
+            to.read_exact(&mut bytes)
+                .with_context(|| format!("{capture}: the pod {turn} on an older connection"))?;
         }
         witness.saw_nothing().context(capture)?;
     }

@@ -2,7 +2,8 @@
 //!
 //! The table `inet millrace_guard` sees what the IP stack sends, `netdev millrace_guard` what packet sockets
 //! put on a device behind its back. Every connection of the pod is judged by its first packet: a socket
-//! of the broker's opened it, or it came in; what belongs to neither is refused, SYN or not.
+//! of the broker's opened it, or it came in; what belongs to neither is refused, SYN or not. Connections that came
+//! in before there was a guard are known by name.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use millrace_runtime::handoff::{CaptureMode, DELIVERY_BIT, IptablesConfig};
 
 use super::super::creator::Creator;
 use super::TABLE;
+use super::older::Older;
 
 /// Bit of a mark on a datagram by which the broker finds out whether the rules know its sockets.
 pub(super) const PROOF_BIT: u32 = 0x2_0000;
@@ -19,6 +21,13 @@ pub(super) const PROOF_BIT: u32 = 0x2_0000;
 const CAME_IN: &str = "0x10000000";
 /// Conntrack mark of connections that a socket of the broker's opened.
 const OURS: &str = "0x20000000";
+/// Where packets are seen that come in.
+const ARRIVING: &str = "prerouting priority -150";
+/// Sets of the connections that are older than the guard: name, family, type of its address.
+const OLDER: [(&str, &str, &str); 2] = [
+    ("older4", "ip", "ipv4_addr"),
+    ("older6", "ip6", "ipv6_addr"),
+];
 const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
 /// What the script says.
@@ -32,6 +41,29 @@ pub(super) struct Wanted<'a> {
     pub(super) creator: Option<&'a Creator>,
     /// Devices on which packet sockets are held.
     pub(super) devices: &'a [String],
+    /// Connections that came in before the pod's first guard.
+    pub(super) older: &'a [Older],
+}
+
+/// Marks what comes in from now on, in a namespace that has no guard yet; refused where there is one. What is
+/// older is then in the kernel's table of sockets.
+pub(super) fn watching() -> String {
+    let mut script = Script::default();
+    script.line(format_args!("create table inet {TABLE}"));
+    script.line(format_args!("table inet {TABLE} {{"));
+    script.chain("arriving", Some(ARRIVING), &arriving());
+    script.line(format_args!("}}"));
+    script.text
+}
+
+fn arriving() -> Vec<String> {
+    vec![
+        "iifname \"lo\" accept".to_owned(),
+        // What passes through the pod did not come to it.
+        "fib daddr type != local accept".to_owned(),
+        format!("{OPENS} ct mark set ct mark | {CAME_IN}"),
+        format!("udp dport 53 ct state new ct mark set ct mark | {CAME_IN}"),
+    ]
 }
 
 impl Wanted<'_> {
@@ -52,6 +84,11 @@ impl Wanted<'_> {
                 "set nobody {{ typeof socket cgroupv2 level 1; }}"
             ));
         }
+        for (name, _, address) in OLDER {
+            script.line(format_args!(
+                "set {name} {{ type {address} . inet_service . inet_service; }}"
+            ));
+        }
         script.chain("judge", None, &self.judge());
         // Before raw, so that conntrack zones and nat see no forged mark.
         script.chain(
@@ -60,16 +97,20 @@ impl Wanted<'_> {
             &self.authenticate(),
         );
         script.chain("untracked", Some("output priority -305"), &self.untracked());
-        script.chain(
-            "arriving",
-            Some("prerouting priority -150"),
-            &self.arriving(),
-        );
+        let seen = if self.closed { arriving() } else { Vec::new() };
+        script.chain("arriving", Some(ARRIVING), &seen);
         script.chain("leaving", Some("output priority 10"), &self.leaving());
         script.chain("forwarded", Some("forward priority 10"), &self.forwarded());
         script.line(format_args!("}}"));
         if let Some(creator) = self.creator {
             script.line(format_args!("{}", admission(creator)));
+        }
+        for older in self.older {
+            let set = OLDER[usize::from(older.remote.is_ipv6())].0;
+            let (remote, port, local) = (older.remote, older.remote_port, older.local_port);
+            script.line(format_args!(
+                "add element inet {TABLE} {set} {{ {remote} . {port} . {local} }}"
+            ));
         }
         script.line(format_args!("table netdev {TABLE} {{ }}"));
         script.line(format_args!("delete table netdev {TABLE}"));
@@ -112,19 +153,6 @@ impl Wanted<'_> {
         rules
     }
 
-    fn arriving(&self) -> Vec<String> {
-        if !self.closed {
-            return Vec::new();
-        }
-        vec![
-            "iifname \"lo\" accept".to_owned(),
-            // What passes through the pod did not come to it.
-            "fib daddr type != local accept".to_owned(),
-            format!("{OPENS} ct mark set ct mark | {CAME_IN}"),
-            format!("udp dport 53 ct state new ct mark set ct mark | {CAME_IN}"),
-        ]
-    }
-
     fn leaving(&self) -> Vec<String> {
         if !self.closed {
             return Vec::new();
@@ -143,6 +171,11 @@ impl Wanted<'_> {
             format!("{OPENS} goto judge"),
             format!("ct direction reply ct mark & {CAME_IN} != 0 accept"),
         ];
+        for (set, family, _) in OLDER {
+            rules.push(format!(
+                "{family} daddr . tcp dport . tcp sport @{set} accept"
+            ));
+        }
         if self.creator.is_some() {
             // A socket of any cgroup, which is then an application's: the kernel's own have none.
             rules.push("socket cgroupv2 level 1 != @nobody goto judge".to_owned());
@@ -327,6 +360,7 @@ mod tests {
             closed,
             creator,
             devices: &devices,
+            older: &[],
         }
         .script()
     }
@@ -377,6 +411,7 @@ mod tests {
             closed: true,
             creator: None,
             devices: &[],
+            older: &[],
         };
         let rules = wanted.judge();
         let at = |what: &str| rules.iter().position(|rule| rule.contains(what));
