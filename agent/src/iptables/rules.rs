@@ -260,6 +260,10 @@ fn own_traffic(config: &IptablesConfig, family: Family, loopback: &str) -> Vec<R
         specs.push(format!("-o lo {not_dns} -m owner ! {owner} -j RETURN"));
         specs.push(format!("-m owner {owner} -j RETURN"));
     }
+    if owners(config).next().is_none() {
+        // What a pod sends to its own address is an application's, whoever runs it.
+        specs.push(format!("-o lo {not_dns} -j RETURN"));
+    }
     in_chain(OUTPUT, specs)
 }
 
