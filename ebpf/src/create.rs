@@ -1,4 +1,4 @@
-//! cgroup/sock_create: tells the sockets that the broker makes for the proxy from all others.
+//! `cgroup/sock_create`: tells the sockets that the broker makes for the proxy from all others.
 //!
 //! Their mark alone would not: whoever has `CAP_NET_RAW` in a pod can set it. The broker's cgroup is one that no
 //! pod can enter, and what a socket is remembered as lives as long as it does, whatever becomes of the broker.

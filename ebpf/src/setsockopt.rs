@@ -16,7 +16,7 @@ use crate::storage;
 const ALLOW: i32 = 1;
 /// The caller gets EPERM.
 const REFUSE: i32 = 0;
-/// `SOL_XDP` and `XDP_TX_RING` (linux/if_xdp.h).
+/// `SOL_XDP` and `XDP_TX_RING` (`linux/if_xdp.h`).
 const SOL_XDP: i32 = 283;
 const XDP_TX_RING: i32 = 3;
 /// The smallest page that Linux has.
