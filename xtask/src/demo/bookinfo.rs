@@ -187,8 +187,11 @@ impl Bookinfo {
         if let Some(client) = self.clients.first() {
             ways.push((
                 "the page, as a client in the mesh sees it".to_owned(),
+                // The programs see whoever is in the pod's cgroup, as the guard sees who is not.
                 format!(
-                    "nsenter --target {} --net --mount --uts curl -s http://productpage:{PORT}/productpage",
+                    "sh -c 'echo $$ > {}/cgroup.procs && exec nsenter --target {} --net --mount --uts \
+                     curl -s http://productpage:{PORT}/productpage'",
+                    client.cgroup_dir().display(),
                     client.sandbox_pid()
                 ),
             ));

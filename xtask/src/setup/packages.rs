@@ -12,9 +12,10 @@ use crate::ui;
 use crate::workspace::find_program;
 
 /// What is run, and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("bpftool", "bpftool"),
     ("cc", "build-essential"),
+    ("curl", "curl"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
