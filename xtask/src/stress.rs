@@ -58,9 +58,6 @@ pub(crate) struct Args {
     /// Call real programs instead, all or these of them, as `nginx,go`.
     #[arg(long, num_args = 0.., value_delimiter = ',')]
     programs: Option<Vec<String>>,
-    /// Leave the programs out that cannot be got here.
-    #[arg(long, requires = "programs")]
-    if_possible: bool,
 }
 
 /// A way to capture and to accelerate.
@@ -117,11 +114,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let program = cluster.executable(&generator()?)?;
     if let Some(names) = &args.programs {
         let mesh = Mesh::start(&cluster)?;
-        let wanted = programs::Wanted {
-            names: names.clone(),
-            if_possible: args.if_possible,
-        };
-        let found = programs::stress(&mesh, &program, &wanted, (seed, args.minutes))?;
+        let found = programs::stress(&mesh, &program, names, (seed, args.minutes))?;
         return finish_programs(args, seed, &found);
     }
     stress_modes(args, seed, &cluster, &program)

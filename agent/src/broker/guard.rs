@@ -79,7 +79,7 @@ impl Guard {
         let mut creator = own.as_ref();
         let mut on: &[String] = &devices;
         // A guard that is there has judged every connection; before the first one nothing has.
-        let older = if self.closed && nft(&script::watching()).is_ok() {
+        let older = if nft(&script::watching()).is_ok() {
             older::came_in()
         } else {
             Vec::new()

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod load;
+pub mod mounts;
 mod observe;
 mod scene;
 mod service;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use millrace_e2e::{CAPTURE, Service, observe_soon};
+use millrace_e2e::{CAPTURE, Service, mounts, observe_soon};
 use millrace_testkit::mesh::{DATAPLANE_MODE, Mesh, MeshNode};
 use millrace_testkit::{Cluster, PodOptions, require, until};
 use serde_json::Value;
@@ -16,22 +16,6 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Takes `CAP_BPF` (39) and `CAP_PERFMON` (38) away from the node's processes for good.
 const WITHOUT_BPF: [&str; 2] = ["setpriv", "--bounding-set=-cap_39,-cap_38"];
-
-/// Runs the node in a mount namespace of its own after this shell command.
-fn after(command: &str) -> Vec<String> {
-    let script = format!("{command} && exec \"$@\"");
-    let words = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "slave",
-        "sh",
-        "-c",
-        &script,
-        "sh",
-    ];
-    words.map(str::to_owned).to_vec()
-}
 
 /// A pod that asks for eBPF on such a node is captured by iptables, and told why by `reason`.
 fn falls_back(wrapper: &[&str], arguments: &[&str], reason: &str) -> anyhow::Result<()> {
@@ -88,7 +72,7 @@ fn under_a_seccomp_filter_without_bpf_pods_are_captured_by_iptables() -> anyhow:
 #[test]
 fn without_btf_pods_are_captured_by_iptables() -> anyhow::Result<()> {
     require!(cluster);
-    let wrapper = after("mount -t tmpfs none /sys/kernel/btf");
+    let wrapper = mounts::after("mount -t tmpfs none /sys/kernel/btf");
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     falls_back(&wrapper, &[], "no /sys/kernel/btf/vmlinux")
 }
@@ -98,7 +82,7 @@ fn without_cgroup2_pods_are_captured_by_iptables() -> anyhow::Result<()> {
     require!(cluster);
     let mount = millrace_testkit::cgroup2_mount().context("no cgroup2 is mounted")?;
     // The node's processes stay in their cgroups, which only cannot be seen any more.
-    let wrapper = after(&format!("umount -l {}", mount.display()));
+    let wrapper = mounts::after(&format!("umount -l {}", mount.display()));
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     falls_back(&wrapper, &[], "no cgroup2 file system")
 }
@@ -126,7 +110,7 @@ fn with_neither_ebpf_nor_iptables_the_pod_is_told_why_it_is_not_captured() -> an
     let cluster = Cluster::new()?;
     let mesh = Mesh::start(&cluster)?;
     // Where distributions keep iptables and nft.
-    let mut wrapper = after("mount -t tmpfs none /usr/sbin");
+    let mut wrapper = mounts::after("mount -t tmpfs none /usr/sbin");
     wrapper.extend(WITHOUT_BPF.map(str::to_owned));
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     let node = mesh.node_through("n1", &wrapper, &[])?;

@@ -44,15 +44,6 @@ const SETTINGS: [&str; 6] = ["auto", "auto", "off", "auto", "on", "auto"];
 const FAILURES: usize = 20;
 const ACCELERATION: &str = "millrace.io/acceleration";
 
-/// Which programs there are to be.
-#[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    /// Names; none is all.
-    pub(super) names: Vec<String>,
-    /// Leave those out that cannot be got here.
-    pub(super) if_possible: bool,
-}
-
 /// What came of one program.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Found {
@@ -138,7 +129,7 @@ struct Setting<'a> {
 pub(super) fn stress(
     mesh: &Mesh,
     this: &Path,
-    wanted: &Wanted,
+    wanted: &[String],
     (seed, minutes): (u64, f64),
 ) -> anyhow::Result<Vec<Found>> {
     let node = mesh.node("programs")?;
@@ -178,33 +169,28 @@ fn tell_failures(log: &str) {
     }
 }
 
-fn chosen(wanted: &Wanted) -> anyhow::Result<Vec<Program>> {
-    for name in &wanted.names {
+fn chosen(wanted: &[String]) -> anyhow::Result<Vec<Program>> {
+    for name in wanted {
         let known = Program::ALL.iter().any(|program| program.name() == name);
         let all = Program::ALL.map(Program::name).join(", ");
         ensure!(known, "no program {name}; there are {all}");
     }
-    let is_wanted = |program: &Program| {
-        wanted.names.is_empty() || wanted.names.iter().any(|name| program.name() == name)
-    };
+    let is_wanted =
+        |program: &Program| wanted.is_empty() || wanted.iter().any(|name| program.name() == name);
     Ok(Program::ALL.into_iter().filter(is_wanted).collect())
 }
 
-fn start_all<'a>(setting: &Setting<'a>, wanted: &Wanted) -> anyhow::Result<Vec<Lane<'a>>> {
+fn start_all<'a>(setting: &Setting<'a>, wanted: &[String]) -> anyhow::Result<Vec<Lane<'a>>> {
     let mut lanes: Vec<Lane<'a>> = Vec::new();
     for (number, program) in (1..).zip(chosen(wanted)?) {
-        let provided = program.provide(&setting.programs);
-        if let (Err(error), true) = (&provided, wanted.if_possible) {
-            ui::result(format_args!("left out {}: {error:#}", program.name()));
-            continue;
-        }
-        provided.with_context(|| format!("getting {}", program.name()))?;
+        program
+            .provide(&setting.programs)
+            .with_context(|| format!("getting {}", program.name()))?;
         let echo = lanes.iter().find(|lane| lane.program.echoes());
         let echo = echo.map(|lane| (lane.address, lane.host.clone()));
         let lane = Lane::start(setting, program, number, echo);
         lanes.push(lane.with_context(|| format!("starting {}", program.name()))?);
     }
-    ensure!(!lanes.is_empty(), "no program can be started here");
     Ok(lanes)
 }
 

@@ -97,8 +97,8 @@ impl Wanted<'_> {
             &self.authenticate(),
         );
         script.chain("untracked", Some("output priority -305"), &self.untracked());
-        let seen = if self.closed { arriving() } else { Vec::new() };
-        script.chain("arriving", Some(ARRIVING), &seen);
+        // In open pods too, which may be closed at any time: what is under way then goes on.
+        script.chain("arriving", Some(ARRIVING), &arriving());
         script.chain("leaving", Some("output priority 10"), &self.leaving());
         script.chain("forwarded", Some("forward priority 10"), &self.forwarded());
         script.line(format_args!("}}"));
@@ -372,6 +372,15 @@ mod tests {
         for refusal in ["reject", "egress", "goto judge"] {
             assert!(!text.contains(refusal), "{refusal}: {text}");
         }
+    }
+
+    #[test]
+    fn what_comes_into_an_open_pod_is_known_when_it_is_closed() {
+        let text = script(false, CaptureMode::Iptables, None);
+        assert!(
+            text.contains(&format!("ct mark set ct mark | {CAME_IN}")),
+            "{text}"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use millrace_e2e::mounts;
 use millrace_testkit::http::Server;
 use millrace_testkit::{CLUSTER_DNS, Cluster, FabricHost, Node};
 use parking_lot::Mutex;
@@ -81,21 +82,10 @@ impl Outside {
         let file = cluster.id().state_dir().join("resolv.conf");
         std::fs::write(&file, format!("nameserver {}\n", self.host.ip()))
             .with_context(|| format!("writing {}", file.display()))?;
-        let script = format!(
-            "mount --bind {} /etc/resolv.conf && exec \"$@\"",
+        Ok(mounts::after(&format!(
+            "mount --bind {} /etc/resolv.conf",
             file.display()
-        );
-        let words = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "slave",
-            "sh",
-            "-c",
-            &script,
-            "sh",
-        ];
-        Ok(words.map(str::to_owned).into())
+        )))
     }
 
     /// The names that the resolver was asked for since the last time.
