@@ -158,9 +158,11 @@ const RESERVED: [Reserved; 3] = [
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let mut faults = dependency_faults()?;
-    faults.extend(architecture::architecture_names_exist(&workspace::root())?);
-    for file in sources()? {
-        let path = workspace::root().join(&file);
+    let sources = sources()?;
+    let root = workspace::root();
+    faults.extend(architecture::architecture_names_exist(&root, &sources)?);
+    for file in sources {
+        let path = root.join(&file);
         let text =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         faults.extend(file_faults(&file, &text));

@@ -1,6 +1,6 @@
-//! Functions that are too long to be read at once. Counts lines of code between a function's braces as
-//! rustfmt sets them: the closing one stands in the column in which the function begins. Called by
-//! `cargo xtask layout`.
+//! Functions of a source: whether one is defined there, and which are too long to be read at once. Counts lines of
+//! code between a function's braces as rustfmt sets them: the closing one stands in the column in which the function
+//! begins. Called by `cargo xtask layout`.
 
 /// Lines that are neither blank nor comment.
 const MAX_LINES: usize = 60;
@@ -8,10 +8,7 @@ const MAX_LINES: usize = 60;
 /// Name, line and length of every function of the text that is too long; tests, which hold tables, are not
 /// looked at.
 pub(super) fn too_long(text: &str) -> Vec<String> {
-    let lines: Vec<&str> = text
-        .lines()
-        .take_while(|line| !line.starts_with("#[cfg(test)]"))
-        .collect();
+    let lines: Vec<&str> = outside_tests(text).collect();
     let mut found = Vec::new();
     for (index, line) in lines.iter().enumerate() {
         let Some(name) = function(line) else {
@@ -26,6 +23,20 @@ pub(super) fn too_long(text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// Whether the text, its tests apart, defines a function of this name.
+pub(super) fn defines(text: &str, name: &str) -> bool {
+    outside_tests(text).any(|line| function(line) == Some(name))
+}
+
+/// The lines before a module of tests that is written out; one in a file of its own is only named.
+fn outside_tests(text: &str) -> impl Iterator<Item = &str> {
+    let lines = || text.lines();
+    let end = lines().zip(lines().skip(1)).position(|(line, next)| {
+        line.starts_with("#[cfg(test)]") && next.starts_with("mod ") && next.ends_with('{')
+    });
+    lines().take(end.unwrap_or(usize::MAX))
 }
 
 /// The name of the function that begins in this line.
@@ -84,5 +95,7 @@ mod tests {
         let tests = format!("//! Job.\n#[cfg(test)]\nmod tests {{\n{}}}\n", code(63));
         assert_eq!(too_long(&tests), Vec::<String>::new());
         assert_eq!(body(&["    fn declared();", "    }"]), 0);
+        let named = format!("//! Job.\n#[cfg(test)]\nmod tests;\n{}", code(63));
+        assert_eq!(too_long(&named).len(), 1);
     }
 }
