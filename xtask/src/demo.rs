@@ -12,6 +12,7 @@ mod split;
 use anyhow::{Context as _, ensure};
 use millrace_testkit::mesh::Mesh;
 use millrace_testkit::{Cluster, ClusterOptions};
+use serde_json::json;
 
 use crate::{build, clean, interrupt, setup, ui};
 
@@ -97,10 +98,15 @@ fn finish(
     let ok = report.ok();
     narrator.verdict(&report);
     if args.json {
-        ui::result(serde_json::to_string(&report.json())?);
+        let mut object = report.json();
+        if args.keep {
+            object["run"] = json!(cluster.id().as_str());
+            object["ways_in"] = json!(bookinfo.ways_in()?);
+        }
+        ui::result(object);
     }
     if args.keep {
-        narrator.look_around(&bookinfo);
+        narrator.look_around(&bookinfo.ways_in()?, cluster.id().as_str());
         cluster.keep()?;
         // Its handles would remove it all.
         std::process::exit(i32::from(!ok));

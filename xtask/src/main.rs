@@ -56,8 +56,8 @@ enum Task {
     Stress(stress::Args),
     /// Run the tests of the kernel programs on Debian's kernels, in an emulated machine.
     Vmtest(vmtest::Args),
-    /// Remove whatever a killed run left behind.
-    CleanHost,
+    /// Remove whatever a killed run left behind, and what was kept running.
+    CleanHost(clean::Args),
     /// Send requests and report what came back; run inside pods by the demo and the bench.
     #[command(hide = true)]
     Client(client::Args),
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Stress(args) => stress::run(&args),
-        Task::CleanHost => clean::run(),
+        Task::CleanHost(args) => clean::run(&args),
         Task::Client(args) => client::run(&args),
         Task::Backend(args) => backend::run(&args),
         Task::StressPeer(args) => stress::peer::run(&args),

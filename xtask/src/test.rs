@@ -1,10 +1,11 @@
 //! `cargo xtask test`: every check and every test, weakest and fastest first.
 
-use std::process::{Command, Stdio};
+mod demo;
+
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
 
 use crate::tally::Tally;
 use crate::ui::{self, Reported, Step, green, red, seconds};
@@ -76,7 +77,7 @@ const STAGES: [Stage; 13] = [
     },
     Stage {
         name: "demo",
-        run: || Ok(Tally::of(&demo())),
+        run: || Ok(Tally::of(&demo::run())),
     },
 ];
 
@@ -222,39 +223,19 @@ fn e2e() -> anyhow::Result<Tally> {
     ])
 }
 
-/// A short run of the stress, which judges itself and prints the seed that repeats it.
-fn stress() -> anyhow::Result<()> {
+/// This program again, for another of its commands, with the binaries that the tests run.
+fn this() -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("finding this program")?);
     if std::env::var_os("MILLRACE_BIN_DIR").is_none() {
         command.env("MILLRACE_BIN_DIR", workspace::target_dir().join("release"));
     }
-    let short = ["--minutes", "0.3", "--clients", "2", "--threads", "2"];
-    run::check(command.arg("stress").args(short))
+    Ok(command)
 }
 
-/// The demo judges itself; here it has to agree that all was well, in one object on one line.
-fn demo() -> anyhow::Result<()> {
-    let this = std::env::current_exe().context("finding this program")?;
-    let mut command = Command::new(this);
-    if std::env::var_os("MILLRACE_BIN_DIR").is_none() {
-        command.env("MILLRACE_BIN_DIR", workspace::target_dir().join("release"));
-    }
-    let output = command
-        .args(["demo", "--json"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("running the demo")?;
-    ensure!(output.status.success(), "the demo: {}", output.status);
-    let printed = String::from_utf8(output.stdout).context("what the demo printed")?;
-    ensure!(
-        printed.lines().count() == 1 && printed.ends_with('\n'),
-        "the demo printed something else than one line: {printed:?}"
-    );
-    let report: Value = serde_json::from_str(&printed).context("what the demo printed")?;
-    let splits = report["splits"].as_array().map_or(0, Vec::len);
-    ensure!(report["ok"] == true && splits == 5, "the demo: {report}");
-    Ok(())
+/// A short run of the stress, which judges itself and prints the seed that repeats it.
+fn stress() -> anyhow::Result<()> {
+    let short = ["--minutes", "0.3", "--clients", "2", "--threads", "2"];
+    run::check(this()?.arg("stress").args(short))
 }
 
 /// A golden that differs has failed its test; this finds the ones that nobody reviewed.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
 use millrace_testkit::{Pod, PodOptions, Process, until};
+use serde::Serialize;
 
 use super::narrate::Narrator;
 use crate::client::Called;
@@ -97,6 +98,13 @@ pub(super) struct App {
     process: Process,
 }
 
+/// A command that shows something of what runs.
+#[derive(Debug, Serialize)]
+pub(super) struct WayIn {
+    pub(super) shows: String,
+    pub(super) command: String,
+}
+
 /// The application, its clients, and its twin outside the mesh.
 pub(super) struct Bookinfo {
     pub(super) apps: Vec<App>,
@@ -182,36 +190,47 @@ impl Bookinfo {
             .try_for_each(|app| app.process.ensure_running())
     }
 
-    pub(super) fn ways_in(&self) -> Vec<(String, String)> {
+    /// What a person may type, as it stands, while all of it runs.
+    pub(super) fn ways_in(&self) -> anyhow::Result<Vec<WayIn>> {
         let mut ways = Vec::new();
+        let mut way = |shows: String, command: String| ways.push(WayIn { shows, command });
         if let Some(client) = self.clients.first() {
-            ways.push((
+            // The programs see whoever is in the pod's cgroup, as the guard sees who is not.
+            let command = format!(
+                "sh -c 'echo $$ > {}/cgroup.procs && exec nsenter --target {} --net --mount --uts \
+                 curl -sSf http://productpage:{PORT}/productpage'",
+                client.cgroup_dir().display(),
+                client.sandbox_pid()
+            );
+            way(
                 "the page, as a client in the mesh sees it".to_owned(),
-                // The programs see whoever is in the pod's cgroup, as the guard sees who is not.
-                format!(
-                    "sh -c 'echo $$ > {}/cgroup.procs && exec nsenter --target {} --net --mount --uts \
-                     curl -s http://productpage:{PORT}/productpage'",
-                    client.cgroup_dir().display(),
-                    client.sandbox_pid()
-                ),
-            ));
+                command,
+            );
         }
         for node in &self.nodes {
-            let netns = node.netns().name();
-            ways.push((
+            let millctl = node.mesh().cluster().binary("millctl")?;
+            let of_node = |arguments: &str| {
+                let dir = node.run_dir();
+                format!(
+                    "{} {arguments} --run-dir {}",
+                    millctl.display(),
+                    dir.display()
+                )
+            };
+            way(
                 format!("what the proxy of {} was told", node.name()),
-                format!("ip netns exec {netns} curl -s 127.0.0.1:15000/clusters"),
-            ));
-            ways.push((
+                of_node("proxy-config endpoints"),
+            );
+            way(
                 format!("how the pods of {} are captured", node.name()),
-                format!("millctl status --run-dir {}", node.run_dir().display()),
-            ));
-            ways.push((
+                of_node("status"),
+            );
+            way(
                 "its log".to_owned(),
-                format!("less {}", node.log_dir().join("node.log").display()),
-            ));
+                format!("tail {}", node.log_dir().join("node.log").display()),
+            );
         }
-        ways
+        Ok(ways)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::bookinfo::Bookinfo;
+use super::bookinfo::WayIn;
 use super::report::Report;
 use crate::ui::{self, bold, dim, green, red};
 
@@ -51,11 +51,13 @@ impl Narrator {
         }
     }
 
-    pub(super) fn look_around(&self, bookinfo: &Bookinfo) {
+    pub(super) fn look_around(&self, ways_in: &[WayIn], run: &str) {
         self.title("Left running");
-        for (what, command) in bookinfo.ways_in() {
-            self.say(format_args!("{what}:\n    {command}"));
+        for WayIn { shows, command } in ways_in {
+            self.say(format_args!("{shows}:\n    {command}"));
         }
-        self.say("Remove it all with:\n    cargo xtask clean-host");
+        self.say(format_args!(
+            "Remove it all with:\n    cargo xtask clean-host {run}"
+        ));
     }
 }

@@ -18,6 +18,13 @@ pub fn all() -> anyhow::Result<Vec<String>> {
     stale(|run| !run.is_owned() || is_kept(run))
 }
 
+/// Removes everything of one run, unless the process that made it still runs; returns whether there was anything.
+pub fn one(id: &str) -> anyhow::Result<bool> {
+    let wanted = RunId::parse(id).with_context(|| format!("{id} is no run's id"))?;
+    let removed = stale(|run| *run == wanted && (!run.is_owned() || is_kept(run)))?;
+    Ok(!removed.is_empty())
+}
+
 /// Removes everything of runs whose process is gone.
 pub fn dead() -> anyhow::Result<Vec<String>> {
     stale(|run| !run.is_owned())
