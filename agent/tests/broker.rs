@@ -15,8 +15,10 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use millrace_agent::broker::netns::cookie_of;
+use millrace_agent::broker_client::BrokerClient;
 use millrace_runtime::handoff::{
-    AgentRequest, Family, HEARTBEAT_DEADLINE, ListenerRole, ProxyRequest, SocketKind, ToProxy,
+    AgentRequest, Family, HEARTBEAT_DEADLINE, ListenerRole, ProxyRequest, SocketKind, ToAgent,
+    ToProxy,
 };
 use socket2::{SockRef, Socket};
 use std::os::fd::AsFd;
@@ -297,6 +299,45 @@ async fn adoption_is_idempotent_and_refuses_the_nodes_own_namespace() {
         message.contains("node's own network namespace"),
         "{message}"
     );
+}
+
+/// It parses what strangers send, so it may be anybody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_repeats_itself_makes_no_work_for_broker_and_agent() {
+    let fixture = fixture!();
+    let _broker = fixture.broker();
+    let _early = fixture.agent().await;
+    let (agent, mut events) = BrokerClient::connect(&fixture.socket("broker.sock"))
+        .await
+        .expect("connected");
+    let proxy = fixture.proxy(0, 1).await;
+    for _ in 0..100 {
+        proxy.say(ProxyRequest::Draining).await;
+    }
+    proxy
+        .say(ProxyRequest::Want {
+            uid: "nobody".into(),
+            kind: SocketKind::Outbound,
+            family: Family::V4,
+            count: 1,
+        })
+        .await;
+    proxy
+        .until(|message| matches!(message, ToProxy::WantFailed { .. }))
+        .await;
+    // The answer comes after all that the agent was told before.
+    let list = AgentRequest::List { after: None };
+    agent.call(list).await.expect("listed");
+    let mut told = 0;
+    while let Ok(event) = events.try_recv() {
+        if let ToAgent::Proxies { proxies, .. } = event.message {
+            told += u32::from(proxies.iter().any(|proxy| proxy.draining));
+        }
+    }
+    assert!((1..=2).contains(&told), "told {told} times");
+
+    proxy.say(ProxyRequest::Ready).await;
+    proxy.ended().await;
 }
 
 fn ip(arguments: &[&str]) -> std::process::Command {

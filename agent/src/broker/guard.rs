@@ -71,13 +71,13 @@ impl Guard {
     pub fn install(&self) -> Result<Hold, GuardError> {
         let own = creator::own();
         creator::enter_host_cgroups();
-        let devices = devices();
+        let mut devices = devices();
         let mut hold = Hold::default();
         if own.is_none() {
             hold.marks = Some("the broker has no cgroup2 of its own".to_owned());
         }
         let mut creator = own.as_ref();
-        let mut on: &[String] = &devices;
+        let mut with_devices = true;
         // A guard that is there has judged every connection; before the first one nothing has.
         let older = if nft(&script::watching()).is_ok() {
             older::came_in()
@@ -90,7 +90,7 @@ impl Guard {
                 mode: self.mode,
                 closed: self.closed,
                 creator,
-                devices: on,
+                devices: with_devices.then_some(&*devices),
                 older: &older,
             };
             match nft(&wanted.script()) {
@@ -99,14 +99,20 @@ impl Guard {
                     hold.marks = Some("the kernel counts levels of cgroups differently".to_owned());
                     creator = None;
                 }
-                Err(GuardError::Refused(why)) if !on.is_empty() && self.closed => {
-                    hold.packet_sockets = Some(why);
-                    on = &[];
+                Err(GuardError::Refused(why))
+                    if with_devices && self.closed && !devices.is_empty() =>
+                {
+                    let before = std::mem::replace(&mut devices, self::devices());
+                    // One that went meanwhile says nothing about the others.
+                    if devices == before {
+                        hold.packet_sockets = Some(why);
+                        with_devices = false;
+                    }
                 }
                 Err(GuardError::Refused(why)) if creator.is_some() => {
                     // What was refused may have been this alone.
                     (hold.marks, hold.packet_sockets) = (Some(why), None);
-                    (creator, on) = (None, &devices);
+                    (creator, with_devices) = (None, true);
                 }
                 Err(error) => return Err(error),
             }
@@ -154,9 +160,23 @@ fn is_known(mark: u32) -> bool {
     refused(v4) || refused(sent(Domain::IPV6, (Ipv6Addr::LOCALHOST, discard).into()))
 }
 
+/// A device of the calling thread's namespace on which packet sockets would pass this guard, as the kernel lists
+/// its tables, although it could hold them there: one that came later.
+pub fn unheld(inet: &str, netdev: &str) -> Option<String> {
+    if inet.contains(&format!("chain {} {{", script::UNHELD)) {
+        return None;
+    }
+    let mut devices = devices().into_iter();
+    devices.find(|device| !script::holds(netdev, device))
+}
+
 /// Every device of the calling thread's namespace but loopback.
 fn devices() -> Vec<String> {
-    let listed = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    names(&fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default())
+}
+
+/// The devices that a `/proc/net/dev` lists, but loopback.
+pub fn names(listed: &str) -> Vec<String> {
     listed
         .lines()
         .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
@@ -175,17 +195,21 @@ fn nft(script: &str) -> Result<(), GuardError> {
             io::ErrorKind::NotFound => GuardError::NotInstalled,
             _ => GuardError::Exec(error),
         })?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(script.as_bytes())
-            .map_err(GuardError::Exec)?;
-    }
+    let mut stdin = child.stdin.take();
+    let written = stdin
+        .as_mut()
+        .map_or(Ok(()), |stdin| stdin.write_all(script.as_bytes()));
+    drop(stdin);
+    // Also where it read nothing: it then says why, and is to be waited for.
     let output = child.wait_with_output().map_err(GuardError::Exec)?;
     if output.status.success() {
-        return Ok(());
+        return written.map_err(GuardError::Exec);
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     Err(GuardError::Refused(
         stderr.split_whitespace().collect::<Vec<_>>().join(" "),
     ))
 }
+
+#[cfg(test)]
+mod tests;

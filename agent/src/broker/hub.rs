@@ -475,7 +475,12 @@ impl Hub {
             );
             (Arc::clone(&pod.netns), plan)
         };
-        match netns.run_async(move || plan.apply()).await {
+        let applied = netns.run_async(move || plan.apply()).await;
+        if let Some(pod) = self.state.lock().pods.get_mut(uid) {
+            // Also where it failed: the next look finds that and has it repaired.
+            pod.watched.forget();
+        }
+        match applied {
             Ok(Ok(applied)) => {
                 if let Some(pod) = self.state.lock().pods.get_mut(uid) {
                     pod.pulse.clone_from(&applied.pulse);

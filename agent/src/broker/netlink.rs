@@ -95,6 +95,31 @@ fn acknowledgement(answer: &[u8]) -> io::Result<()> {
     }
     match i32::from_ne_bytes(code) {
         0 => Ok(()),
-        negative => Err(io::Error::from_raw_os_error(-negative)),
+        negative => Err(io::Error::from_raw_os_error(negative.wrapping_neg())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_kernel_answers_is_an_error_or_none() {
+        let answer = |kind: u16, code: i32| {
+            let mut bytes = vec![0; HEADER];
+            bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+            bytes.extend(code.to_ne_bytes());
+            acknowledgement(&bytes)
+        };
+        assert!(answer(NLMSG_ERROR, 0).is_ok());
+        let exists = answer(NLMSG_ERROR, -libc::EEXIST).expect_err("refused");
+        assert_eq!(exists.kind(), io::ErrorKind::AlreadyExists);
+        for code in [i32::MIN, i32::MAX, -1] {
+            answer(NLMSG_ERROR, code).expect_err("refused");
+        }
+        answer(3, 0).expect_err("no acknowledgement");
+        for cut in 0..HEADER + 4 {
+            acknowledgement(&vec![2; cut]).expect_err("cut off");
+        }
     }
 }

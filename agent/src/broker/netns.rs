@@ -3,15 +3,19 @@
 //! No thread of the runtime ever changes its namespace: a thread that enters a pod does one piece
 //! of work there and ends.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
+
+/// The network namespace of the node's first process.
+const FIRST_PROCESS: &str = "/proc/1/ns/net";
 
 /// Why a namespace cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +34,7 @@ pub enum NetnsError {
     /// The kernel does not tell cookies (it is older than 5.14).
     #[error("network namespace has no cookie")]
     Cookie(#[source] io::Error),
-    /// It is this process's own.
+    /// It is this process's own, or that of the node's first process.
     #[error("pod runs in the node's own network namespace, which cannot be captured")]
     Own,
     /// The thread could not be started or died.
@@ -46,17 +50,26 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Opens the namespace at `path`; that of this process is refused.
+    /// Opens the namespace at `path`; that of this process is refused, and so is that of the node's first
+    /// process, which another one is where the broker runs in a container.
     ///
     /// # Errors
-    /// When the path is no network namespace, may not be entered, or is this process's own.
+    /// When the path is no network namespace, may not be entered, or is the node's own.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let fd: OwnedFd = File::open(path)
-            .map_err(|source| NetnsError::Open {
-                path: path.to_owned(),
-                source,
-            })?
-            .into();
+        Self::open_beside(path, Path::new(FIRST_PROCESS))
+    }
+
+    fn open_beside(path: &Path, node: &Path) -> Result<Self, NetnsError> {
+        let opened = |source| NetnsError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(opened)?;
+        let found = identity(&file.metadata().map_err(opened)?);
+        if fs::metadata(node).is_ok_and(|node| identity(&node) == found) {
+            return Err(NetnsError::Own);
+        }
+        let fd = OwnedFd::from(file);
         let cookie = enter(fd.as_fd(), own_cookie)?.map_err(NetnsError::Cookie)?;
         if cookie == own_cookie().map_err(NetnsError::Cookie)? {
             return Err(NetnsError::Own);
@@ -99,6 +112,10 @@ impl Namespace {
             .await
             .map_err(|_| NetnsError::Thread(io::Error::other("it died")))?
     }
+}
+
+fn identity(namespace: &Metadata) -> (u64, u64) {
+    (namespace.dev(), namespace.ino())
 }
 
 impl AsFd for Namespace {
@@ -153,5 +170,29 @@ pub fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
         Ok(cookie)
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_testkit::{Cluster, require};
+
+    use super::*;
+
+    #[test]
+    fn the_namespace_of_the_nodes_first_process_is_no_pods() -> anyhow::Result<()> {
+        require!(cluster);
+        let cluster = Cluster::new()?;
+        let node = cluster.node("n1")?;
+        let (pod, other) = (node.pod("pod")?, node.pod("other")?);
+        let path = other.netns().path();
+        // As from a container, whose namespace is another one than the node's.
+        pod.run(|| {
+            let node = Namespace::open_beside(&path, &path);
+            assert!(matches!(node, Err(NetnsError::Own)), "{node:?}");
+            let pod = Namespace::open_beside(&path, Path::new(FIRST_PROCESS))?;
+            assert_ne!(pod.cookie(), own_cookie()?);
+            Ok(())
+        })
     }
 }

@@ -239,6 +239,7 @@ async fn proxy(connection: Arc<ProxyPeer>, hub: Arc<Hub>, closed: CancellationTo
         let peer = shared.next_peer();
         let proxy = Proxy {
             state,
+            asked: false,
             ready: false,
             heard: Instant::now(),
             outbox: outbox.clone(),
@@ -304,16 +305,23 @@ async fn message(
         ProxyRequest::Heartbeat => {}
         ProxyRequest::Return { uid, listeners } => hub.give_back(&uid, listeners, received.fds),
         ProxyRequest::Ready => {
+            let mut state = hub.state.lock();
+            let proxy = state.proxies.get_mut(&peer);
+            if proxy.is_none_or(|proxy| std::mem::replace(&mut proxy.asked, true)) {
+                // Telling it of all pods is work, which it gets done once.
+                return false;
+            }
+            drop(state);
             // Beside the reader: filling many pods must not look like silence.
             let hub = Arc::clone(hub);
             tokio::spawn(async move { hub.proxy_ready(peer).await });
         }
         ProxyRequest::Draining => {
             let mut state = hub.state.lock();
-            if let Some(proxy) = state.proxies.get_mut(&peer) {
-                proxy.state.draining = true;
+            let proxy = state.proxies.get_mut(&peer);
+            if proxy.is_some_and(|proxy| !std::mem::replace(&mut proxy.state.draining, true)) {
+                state.announce_proxies();
             }
-            state.announce_proxies();
         }
         ProxyRequest::Want {
             uid,

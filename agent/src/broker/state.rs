@@ -24,7 +24,7 @@ use crate::iptables::Pulse;
 
 /// Most pods for which returned sockets wait to be adopted: more than a node runs.
 const MAX_RETURNED_PODS: usize = 1024;
-/// Most returned sockets that wait for one pod: those of the widest proxy.
+/// Most listening sockets of one pod, and most returned ones that wait for it: those of the widest proxy.
 const MAX_RETURNED_OF_POD: usize = ListenerRole::ALL.len() * MAX_WORKERS as usize;
 /// Most returned sockets that wait, over all pods.
 const MAX_RETURNED: usize = 32 * 1024;
@@ -51,6 +51,9 @@ pub(super) struct Pod {
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub(super) state: ProxyState,
+    /// It has asked for its pods, which it does once.
+    pub(super) asked: bool,
+    /// It hears of pods.
     pub(super) ready: bool,
     pub(super) heard: Instant,
     pub(super) outbox: Outbox<ToProxy>,
@@ -305,30 +308,33 @@ impl Pod {
         self.listeners.retain(LabelledListener::is_alive);
     }
 
-    /// Takes sockets on; one that is already held is dropped, one whose number is taken gets the
-    /// next free one. True when anything was new.
+    /// Takes sockets on, as many as the widest proxy has; one that is already held is dropped, one whose number is
+    /// taken gets the next free one. True when anything was new.
     pub(super) fn take_on(&mut self, sockets: Vec<LabelledListener>) -> bool {
-        let before = self.listeners.len();
-        for mut socket in sockets {
-            let known = |l: &LabelledListener| l.label.cookie == socket.label.cookie;
-            if self.listeners.iter().any(known) {
-                continue;
-            }
-            let taken = |index: u16| {
-                self.listeners
-                    .iter()
-                    .any(|l| l.label.role == socket.label.role && l.label.index == index)
-            };
-            if taken(socket.label.index) {
-                socket.label.index = (0..u16::MAX)
-                    .find(|index| !taken(*index))
-                    .unwrap_or(u16::MAX);
-            }
-            self.listeners.push(socket);
-        }
-        self.listeners.sort_by_key(|l| l.label);
-        self.listeners.len() != before
+        take_on(&mut self.listeners, sockets)
     }
+}
+
+fn take_on(held: &mut Vec<LabelledListener>, sockets: Vec<LabelledListener>) -> bool {
+    let before = held.len();
+    for mut socket in sockets {
+        let known = |l: &LabelledListener| l.label.cookie == socket.label.cookie;
+        if held.iter().any(known) || held.len() >= MAX_RETURNED_OF_POD {
+            continue;
+        }
+        let taken = |index: u16| {
+            held.iter()
+                .any(|l| l.label.role == socket.label.role && l.label.index == index)
+        };
+        if taken(socket.label.index) {
+            socket.label.index = (0..u16::MAX)
+                .find(|index| !taken(*index))
+                .unwrap_or(u16::MAX);
+        }
+        held.push(socket);
+    }
+    held.sort_by_key(|l| l.label);
+    held.len() != before
 }
 
 fn unzip(listeners: &[LabelledListener]) -> (Vec<ListenerLabel>, Vec<Arc<OwnedFd>>) {
@@ -384,6 +390,16 @@ mod tests {
             assert_eq!(give_one(&mut state, &format!("pod-{pod}"), &file), 0);
         }
         assert_eq!(give_one(&mut state, "one-too-many", &file), 1);
+    }
+
+    #[test]
+    fn an_adopted_pod_takes_no_more_sockets_than_the_widest_proxy_has() {
+        let file: Arc<OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
+        let most = MAX_RETURNED_OF_POD as u64;
+        let mut held = Vec::new();
+        assert!(take_on(&mut held, sockets(&file, 0..most + 8)));
+        assert_eq!(held.len(), MAX_RETURNED_OF_POD);
+        assert!(!take_on(&mut held, sockets(&file, most..most + 8)));
     }
 
     fn give_one(state: &mut State, uid: &str, file: &Arc<OwnedFd>) -> usize {

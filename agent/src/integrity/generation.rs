@@ -2,6 +2,7 @@
 //!
 //! nftables counts its changes, by whatever tool, iptables' nft variant included: asking for the number costs
 //! one message, reading rules a process. Legacy iptables counts nothing; it is known only which tables exist.
+//! Devices count too: one that is new is not among those on which the guard holds packet sockets.
 
 use std::fs::File;
 use std::io;
@@ -12,6 +13,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
+use crate::broker::guard;
+
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN`.
 const GET: u16 = 10 << 8 | 16;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`.
@@ -19,6 +22,8 @@ const NEW: u16 = 10 << 8 | 15;
 const NLM_F_REQUEST: u16 = 1;
 /// Header, then `struct nfgenmsg`, then attributes: length, kind, value.
 const REQUEST: usize = 16 + 4;
+/// Most that is read of a file: hundreds of devices.
+const LONGEST: usize = 64 << 10;
 /// `NFTA_GEN_ID`, the first attribute of the answer.
 const ID: u16 = 1;
 
@@ -29,6 +34,8 @@ pub struct Generation {
     nft: Option<u32>,
     /// Names of legacy tables.
     legacy: String,
+    /// Names of devices.
+    devices: Vec<String>,
 }
 
 impl Generation {
@@ -43,6 +50,7 @@ impl Generation {
 pub struct Generations {
     netlink: Option<OwnedFd>,
     legacy: Vec<File>,
+    devices: Option<File>,
 }
 
 impl Generations {
@@ -61,6 +69,7 @@ impl Generations {
         Self {
             netlink: netlink.ok(),
             legacy: legacy.collect(),
+            devices: File::open("/proc/thread-self/net/dev").ok(),
         }
     }
 
@@ -68,15 +77,27 @@ impl Generations {
     pub fn now(&self) -> Generation {
         let mut legacy = String::new();
         for names in &self.legacy {
-            let mut buffer = [0; 256];
-            let length = names.read_at(&mut buffer, 0).unwrap_or_default();
-            legacy.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            legacy.push_str(&read(names));
         }
         Generation {
             nft: self.netlink.as_ref().and_then(|netlink| ask(netlink).ok()),
             legacy,
+            devices: guard::names(&self.devices.as_ref().map(read).unwrap_or_default()),
         }
     }
+}
+
+/// A file of `/proc` from its beginning, as far as it can be read and is of a sensible length.
+fn read(file: &File) -> String {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    while bytes.len() < LONGEST {
+        match file.read_at(&mut buffer, bytes.len() as u64) {
+            Ok(length @ 1..) => bytes.extend_from_slice(&buffer[..length]),
+            _ => break,
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The kernel answers within the call that asks.

@@ -38,19 +38,12 @@ pub fn look(plan: &Plan, guard: Option<&str>) -> Found {
         });
     }
     let all = nft(&["-s", "list", "ruleset"]);
-    if let (true, Ok(listing)) = (plan.is_guarded(), &all) {
-        // Both tables, the second where the kernel can have it.
-        let table = |family: &str| rules::table(listing, &format!("{family} {}", guard::TABLE));
-        found.guard = table("inet").map(|inet| inet + &table("netdev").unwrap_or_default());
-        let detail = match (&found.guard, guard) {
-            (None, _) => Some(format!("table inet {} is gone", guard::TABLE)),
-            (Some(now), Some(then)) if now != then => {
-                Some(format!("table inet {} was altered", guard::TABLE))
-            }
-            (Some(now), _) if !now.contains("hook output") => {
-                Some(format!("table inet {} is empty", guard::TABLE))
-            }
-            _ => None,
+    if plan.is_guarded() {
+        let detail = match &all {
+            Ok(listing) => compare(listing, guard, &mut found),
+            // A pod without a guard for want of `nft` says so by itself.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => Some(format!("its rules cannot be read: {error}")),
         };
         found.broken.extend(detail.map(|detail| Breakage {
             cause: Cause::Guard,
@@ -61,6 +54,27 @@ pub fn look(plan: &Plan, guard: Option<&str>) -> Found {
         found.foreign = rules::foreign(listing, &iptables::listings());
     }
     found
+}
+
+/// What the guard is like now, and what is wrong with it.
+fn compare(listing: &str, then: Option<&str>, found: &mut Found) -> Option<String> {
+    let table = |family: &str| rules::table(listing, &format!("{family} {}", guard::TABLE));
+    let Some(inet) = table("inet") else {
+        return Some(format!("table inet {} is gone", guard::TABLE));
+    };
+    // The second is where the kernel can have it.
+    let netdev = table("netdev").unwrap_or_default();
+    let unheld = guard::unheld(&inet, &netdev);
+    let now = inet + &netdev;
+    let wrong = if then.is_some_and(|then| then != now) {
+        Some(format!("table inet {} was altered", guard::TABLE))
+    } else if !now.contains("hook output") {
+        Some(format!("table inet {} is empty", guard::TABLE))
+    } else {
+        unheld.map(|device| format!("packet sockets are not held on {device}, which is new"))
+    };
+    found.guard = Some(now);
+    wrong
 }
 
 /// Runs `nft`; an error where it is not installed or refuses.

@@ -216,6 +216,12 @@ impl Proxy {
         }
     }
 
+    /// Hears until the broker ends the connection.
+    pub(crate) async fn ended(&self) {
+        let end = async { while let Ok(Some(_)) = self.connection.recv().await {} };
+        timeout(PATIENCE, end).await.expect("in time");
+    }
+
     /// Hears until a pod with sockets is announced, and lives meanwhile: an agent may take a while to start.
     pub(crate) async fn pod(&self) -> (PodSpec, Vec<(ListenerLabel, OwnedFd)>) {
         let mut beats = tokio::time::interval(HEARTBEAT_INTERVAL);

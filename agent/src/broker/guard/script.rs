@@ -28,6 +28,8 @@ const OLDER: [(&str, &str, &str); 2] = [
     ("older4", "ip", "ipv4_addr"),
     ("older6", "ip6", "ipv6_addr"),
 ];
+/// An empty chain which says that packet sockets are not held, since the kernel cannot do it.
+pub(super) const UNHELD: &str = "unheld";
 const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
 /// What the script says.
@@ -39,20 +41,30 @@ pub(super) struct Wanted<'a> {
     pub(super) closed: bool,
     /// Whose sockets are the proxy's; `None` trusts the mark.
     pub(super) creator: Option<&'a Creator>,
-    /// Devices on which packet sockets are held.
-    pub(super) devices: &'a [String],
+    /// Devices on which packet sockets are held; `None` where the kernel cannot do that.
+    pub(super) devices: Option<&'a [String]>,
     /// Connections that came in before the pod's first guard.
     pub(super) older: &'a [Older],
 }
 
-/// Marks what comes in from now on, in a namespace that has no guard yet; refused where there is one. What is
-/// older is then in the kernel's table of sockets.
+/// Marks what comes in from now on, in a namespace that has no guard yet; refused where a whole one is, though
+/// not where one was begun and not finished. What is older is then in the kernel's table of sockets.
 pub(super) fn watching() -> String {
     let mut script = Script::default();
-    script.line(format_args!("create table inet {TABLE}"));
-    script.line(format_args!("table inet {TABLE} {{"));
-    script.chain("arriving", Some(ARRIVING), &arriving());
-    script.line(format_args!("}}"));
+    for rules in [Vec::new(), arriving()] {
+        script.line(format_args!("table inet {TABLE} {{"));
+        script.chain("arriving", Some(ARRIVING), &rules);
+        script.line(format_args!("}}"));
+        if rules.is_empty() {
+            script.line(format_args!("flush chain inet {TABLE} arriving"));
+        }
+    }
+    // A whole guard has the set, and then all of this is undone.
+    let (name, _, address) = OLDER[0];
+    script.line(format_args!(
+        "create set inet {TABLE} {name} {{ type {address}; }}"
+    ));
+    script.line(format_args!("delete set inet {TABLE} {name}"));
     script.text
 }
 
@@ -101,6 +113,9 @@ impl Wanted<'_> {
         script.chain("arriving", Some(ARRIVING), &arriving());
         script.chain("leaving", Some("output priority 10"), &self.leaving());
         script.chain("forwarded", Some("forward priority 10"), &self.forwarded());
+        if self.devices.is_none() {
+            script.chain(UNHELD, None, &[]);
+        }
         script.line(format_args!("}}"));
         if let Some(creator) = self.creator {
             script.line(format_args!("{}", admission(creator)));
@@ -114,8 +129,8 @@ impl Wanted<'_> {
         }
         script.line(format_args!("table netdev {TABLE} {{ }}"));
         script.line(format_args!("delete table netdev {TABLE}"));
-        if self.closed && !self.devices.is_empty() {
-            self.packet_sockets(&mut script);
+        if let Some(devices) = self.devices.filter(|held| self.closed && !held.is_empty()) {
+            packet_sockets(&mut script, devices);
         }
         script.text
     }
@@ -209,11 +224,6 @@ impl Wanted<'_> {
                 "meta l4proto {{ tcp, udp }} th dport {port} accept"
             ));
         }
-        for port in own_exclusions(config) {
-            rules.push(format!(
-                "tcp sport {port} tcp flags & (fin | syn | rst | ack) != syn accept"
-            ));
-        }
         if config.redirect_dns {
             let servers: Vec<String> = config.dns_servers.iter().map(destination).collect();
             let anywhere = [String::new()];
@@ -244,30 +254,38 @@ impl Wanted<'_> {
         }
         rules
     }
+}
 
-    /// What the IP stack sends has a route by then; what a packet socket sends has none, whatever else it
-    /// claims to be. Both what the socket says of the frame and the frame itself must be harmless.
-    fn packet_sockets(&self, script: &mut Script) {
-        let devices: Vec<String> = self
-            .devices
-            .iter()
-            .map(|name| format!("\"{name}\""))
-            .collect();
-        let hook = format!("egress devices = {{ {} }} priority 10", devices.join(", "));
-        let mut rules = vec![
-            "meta rtclassid >= 0 accept".to_owned(),
-            "ether type arp meta protocol arp accept".to_owned(),
-        ];
-        for family in ["ip", "ip6"] {
-            let frame = format!("ether type {family} meta protocol {family}");
-            rules.push(format!("{frame} meta l4proto != {{ tcp, udp }} accept"));
-            rules.push(format!("{frame} udp dport != 53 accept"));
-        }
-        rules.push("drop".to_owned());
-        script.line(format_args!("table netdev {TABLE} {{"));
-        script.chain("leaving", Some(&hook), &rules);
-        script.line(format_args!("}}"));
+/// What the IP stack sends has a route by then; what a packet socket sends has none, whatever else it
+/// claims to be. Both what the socket says of the frame and the frame itself must be harmless.
+fn packet_sockets(script: &mut Script, devices: &[String]) {
+    let devices: Vec<String> = devices.iter().map(|name| format!("\"{name}\"")).collect();
+    let hook = format!("egress devices = {{ {} }} priority 10", devices.join(", "));
+    let mut rules = vec![
+        "meta rtclassid >= 0 accept".to_owned(),
+        "ether type arp meta protocol arp accept".to_owned(),
+    ];
+    for family in ["ip", "ip6"] {
+        let frame = format!("ether type {family} meta protocol {family}");
+        rules.push(format!("{frame} meta l4proto != {{ tcp, udp }} accept"));
+        rules.push(format!("{frame} udp dport != 53 accept"));
     }
+    rules.push("drop".to_owned());
+    script.line(format_args!("table netdev {TABLE} {{"));
+    script.chain("leaving", Some(&hook), &rules);
+    script.line(format_args!("}}"));
+}
+
+/// Whether a table `netdev` as the kernel lists it holds this device.
+pub(super) fn holds(netdev: &str, device: &str) -> bool {
+    let quoted = format!("\"{device}\"");
+    let words = |line: &str| {
+        line.split([' ', ','])
+            .any(|word| word == quoted || word == device)
+    };
+    netdev
+        .lines()
+        .any(|line| line.contains("hook egress") && words(line))
 }
 
 /// The command that adds a cgroup to those whose sockets are the proxy's.
@@ -289,17 +307,6 @@ fn known(creator: &Creator) -> String {
         creator.level,
         set_of(creator)
     )
-}
-
-/// Inbound ports that this pod's owner excluded, besides those of every pod: connections to them are older than
-/// the guard may be, and none of its business.
-fn own_exclusions(config: &IptablesConfig) -> impl Iterator<Item = u16> + '_ {
-    let common = IptablesConfig::default().inbound_ports_exclude;
-    config
-        .inbound_ports_exclude
-        .iter()
-        .copied()
-        .filter(move |port| !common.contains(port))
 }
 
 fn destination(address: &IpAddr) -> String {
@@ -359,7 +366,7 @@ mod tests {
             mode,
             closed,
             creator,
-            devices: &devices,
+            devices: Some(&devices),
             older: &[],
         }
         .script()
@@ -419,7 +426,7 @@ mod tests {
             mode: CaptureMode::Ebpf,
             closed: true,
             creator: None,
-            devices: &[],
+            devices: None,
             older: &[],
         };
         let rules = wanted.judge();
