@@ -5,28 +5,18 @@
     reason = "helpers of tests may panic"
 )]
 
-#[path = "support/agent.rs"]
-mod agent;
-#[path = "support/answering.rs"]
-mod answering;
-#[path = "support/attach.rs"]
-mod attach;
-#[path = "support/broker.rs"]
-mod support;
+#[path = "support/scene.rs"]
+mod scene;
 
-use std::process::Command;
-
-use agent::AgentNode;
-use answering::Answering;
 use http::Method;
 use millrace_agent::integrity::Way;
 use millrace_agent::status::PodStatus;
 use millrace_runtime::handoff::{Cause, ListenerRole};
-use millrace_testkit::Process;
+use scene::{Scene, agent, attach, support};
 
-const SERVICE: &str = "10.96.0.10:9080";
-/// The proxy written by hand answers no questions.
+/// The proxy written by hand answers no canary's question.
 const NO_DNS: (&str, &str) = ("traffic.sidecar.istio.io/excludeOutboundPorts", "53");
+
 const WAYS: [Way; 4] = [Way::Outbound4, Way::Outbound6, Way::Inbound4, Way::Inbound6];
 const PROGRAMS: [&str; 12] = [
     "millrace_create",
@@ -43,74 +33,12 @@ const PROGRAMS: [&str; 12] = [
     "millrace_connect6",
 ];
 
-/// A captured pod under watch. Field order is drop order.
-struct Scene {
-    proxy: Answering,
-    _agent: Process,
-    _broker: Process,
-    node: AgentNode,
-}
-
-impl Scene {
-    async fn new(mode: &str, canaries: &str) -> Self {
-        let node = AgentNode::new(&[("millrace.io/capture", mode), NO_DNS]);
-        node.describe();
-        let broker = node.broker();
-        let agent = node.agent(&["--canary-interval-s", canaries]);
-        let proxy = Answering::start(&node.node.run_dir().join("proxy.sock"), 0).await;
-        let status = node.until("captured", |pod| pod.healthy).await;
-        assert_eq!(status.capture.to_string(), mode, "{status:?}");
-        Self {
-            proxy,
-            _agent: agent,
-            _broker: broker,
-            node,
-        }
-    }
-
-    /// Until a breakage was noticed and repaired, `times` in all.
-    async fn repaired(&mut self, cause: Cause, times: u64) -> PodStatus {
-        let status = self
-            .node
-            .until(&format!("{cause} is repaired"), |pod| {
-                pod.integrity.repaired_total.get(&cause) == Some(&times) && pod.healthy
-            })
-            .await;
-        assert_eq!(status.integrity.broken_total[&cause], times, "{status:?}");
-        self.captures().await;
-        status
-    }
-
-    /// A connection of the application arrives at the proxy.
-    async fn captures(&mut self) {
-        let to = SERVICE.parse().unwrap();
-        let _client = self.node.pod.connect(to).expect("captured");
-        let arrived = self.proxy.next().await;
-        assert_eq!((arrived.to, arrived.role), (to, ListenerRole::Outbound));
-    }
-
-    fn in_pod(&self, program: &str, arguments: &[&str]) -> String {
-        let mut command = Command::new(program);
-        command.args(arguments);
-        self.node.pod.stdout(command).expect("it runs")
-    }
-
-    async fn metrics(&self) -> String {
-        let answer = self.node.ask(Method::GET, "/metrics", "").await.unwrap();
-        answer.text()
-    }
-
-    fn pin(&self, path: &str) -> std::path::PathBuf {
-        self.node.node.bpffs_dir().join("v2").join(path)
-    }
-}
-
 macro_rules! scene {
     ($mode:expr, $canaries:expr) => {{
         if !millrace_testkit::skip::is_root() {
             return millrace_testkit::skip::skip("network namespaces need root");
         }
-        Scene::new($mode, $canaries).await
+        Scene::start(scene::node($mode, &[NO_DNS]), $canaries).await
     }};
 }
 

@@ -12,12 +12,20 @@ const LONGEST: usize = 200;
 const OURS: i32 = -100;
 /// Tables that iptables keeps through nft; they are read as iptables has them.
 const OF_IPTABLES: [&str; 5] = ["nat", "raw", "mangle", "filter", "security"];
-/// Targets of iptables that lead packets elsewhere or mark them.
-const TARGETS: [&str; 6] = ["REDIRECT", "DNAT", "TPROXY", "NFQUEUE", "MARK", "NETMAP"];
+/// Targets of iptables that lead packets elsewhere, mark them, or keep them from conntrack and with it from nat.
+const TARGETS: [&str; 7] = [
+    "REDIRECT", "DNAT", "TPROXY", "NFQUEUE", "MARK", "NETMAP", "NOTRACK",
+];
+/// Options that make such a one of a target that has other uses too.
+const OPTIONS: [(&str, &str); 2] = [("CT", "--notrack"), ("CONNMARK", "--restore-mark")];
 /// The same in the words of nft.
-const STATEMENTS: [&str; 6] = ["redirect", "dnat", "tproxy", "queue", "mark set", "fwd to"];
+const STATEMENTS: [&str; 7] = [
+    "redirect", "dnat", "tproxy", "queue", "mark set", "fwd to", "notrack",
+];
 /// Ports on the way between application and proxy, which nobody else has business with.
-const OWN_PORTS: [&str; 4] = ["15001", "15006", "15009", "15053"];
+const OWN_PORTS: [u16; 4] = [15001, 15006, 15009, 15053];
+/// The built-in chains of iptables that lie on that way.
+const STARTS: [&str; 3] = ["PREROUTING", "INPUT", "OUTPUT"];
 
 /// Every rule of others that interferes; `nft` is the whole rule set, `saved` what the variants of
 /// `iptables-save` print.
@@ -112,14 +120,27 @@ fn is_known(table: &str, saved: &[Listing]) -> bool {
 fn interferes(rule: &str) -> bool {
     let word = |wanted: &&str| format!(" {rule} ").contains(&format!(" {wanted} "));
     let refuses = ["drop", "reject"].iter().any(word);
-    STATEMENTS.iter().any(word) || (refuses && OWN_PORTS.iter().any(word))
+    STATEMENTS.iter().any(word) || (refuses && names_own_port(rule))
+}
+
+/// Whether a rule names one of our ports: alone, in a list, or in a range (`a-b`, in iptables `a:b`).
+fn names_own_port(rule: &str) -> bool {
+    let number = |text: &str| text.parse::<u16>().ok();
+    let words = rule.split([' ', ',', '{', '}']);
+    words.into_iter().any(|word| {
+        let range = word.split_once(['-', ':']).unwrap_or((word, word));
+        let (Some(first), Some(last)) = (number(range.0), number(range.1)) else {
+            return false;
+        };
+        OWN_PORTS.iter().any(|port| (first..=last).contains(port))
+    })
 }
 
 fn of_iptables(listing: &Listing) -> Vec<String> {
     let mut found = Vec::new();
     for table in OF_IPTABLES {
         let rules: Vec<Rule<'_>> = in_table(&listing.saved, table);
-        for start in ["PREROUTING", "OUTPUT"] {
+        for start in STARTS {
             let mut ours_seen = false;
             let mut walk = Walk {
                 rules: &rules,
@@ -173,9 +194,12 @@ impl<'a> Walk<'a, '_> {
         if CHAINS.contains(&rule.chain) || CHAINS.contains(&rule.target) {
             return;
         }
-        let own_port = |port: &&str| rule.text.split_whitespace().any(|word| word == *port);
         let refuses = ["DROP", "REJECT"].contains(&rule.target);
-        if TARGETS.contains(&rule.target) || (refuses && OWN_PORTS.iter().any(own_port)) {
+        let option = |(target, option): &(&str, &str)| {
+            rule.target == *target && rule.text.split_whitespace().any(|word| word == *option)
+        };
+        let leads = TARGETS.contains(&rule.target) || OPTIONS.iter().any(option);
+        if leads || (refuses && names_own_port(rule.text)) {
             let order = if ours_seen { "after" } else { "before" };
             self.found.push(format!(
                 "{} -t {} {} (from {start}, {order} Millrace's)",
@@ -227,6 +251,41 @@ table inet lb {\n\tchain early {\n\t\ttype nat hook output priority dstnat - 10;
                 "iptables-nft -t nat -A OUTPUT -p udp -j REDIRECT --to-ports 5353 (from OUTPUT, after Millrace's)",
             ]
         );
+    }
+
+    #[test]
+    fn a_rule_that_keeps_packets_from_nat_or_drops_our_ports_among_others_is_named() {
+        for rule in [
+            "tcp dport 80 notrack",
+            "tcp dport { 80, 15001 } drop",
+            "tcp dport 15000-15100 reject with tcp reset",
+            "meta mark set ct mark",
+        ] {
+            assert!(interferes(rule), "{rule}");
+        }
+        for rule in [
+            "tcp dport { 80, 443 } drop",
+            "tcp dport 1-1024 drop",
+            "tcp dport 15010-15052 drop",
+            "ip6 daddr 2001:db8::15001 drop",
+            "tcp dport 15001 accept",
+        ] {
+            assert!(!interferes(rule), "{rule}");
+        }
+        let saved = "*raw\n-A OUTPUT -p tcp -j CT --notrack\n-A PREROUTING -j CT --zone 1\nCOMMIT\n\
+            *mangle\n-A OUTPUT -j CONNMARK --restore-mark\n-A OUTPUT -j CONNMARK --save-mark\nCOMMIT\n\
+            *filter\n-A INPUT -p tcp -m multiport --dports 80,15006 -j DROP\n-A INPUT -p tcp --dport 25 -j DROP\n\
+            -A OUTPUT -p tcp --dport 15000:15010 -j REJECT\nCOMMIT\n";
+        let listing = Listing {
+            tool: "iptables-legacy".to_owned(),
+            saved: saved.to_owned(),
+        };
+        let found = foreign("", &[listing]);
+        let named = ["--notrack", "--restore-mark", "80,15006", "15000:15010"];
+        assert_eq!(found.len(), named.len(), "{found:?}");
+        for (line, word) in found.iter().zip(named) {
+            assert!(line.contains(word), "{line}");
+        }
     }
 
     #[test]

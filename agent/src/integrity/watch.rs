@@ -3,7 +3,7 @@
 //! One task that changes nothing itself. Its cost is bounded: comparing asks the kernel for numbers, rules are
 //! read only where their number changed, canaries start at most [`CANARIES_PER_SECOND`] times a second.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub struct Watch {
     due: HashMap<PodUid, Due>,
     under_way: JoinSet<Sent>,
     names: HashMap<u32, String>,
+    /// Programs of others that choose sockets in pods.
+    lookups: BTreeSet<u32>,
     /// Programs that ran before ours and were overtaken once; some insist.
     overtaken: HashSet<u32>,
     searched: Option<Instant>,
@@ -75,6 +77,7 @@ impl Watch {
             due: HashMap::new(),
             under_way: JoinSet::new(),
             names: HashMap::new(),
+            lookups: BTreeSet::new(),
             overtaken: HashSet::new(),
             searched: None,
         }
@@ -150,6 +153,9 @@ impl Watch {
         let compared = tokio::task::spawn_blocking(move || kernel.compare(&pods)).await;
         let compared = compared.unwrap_or_default();
         let inspected = inspect(&subjects).await;
+        let lookups = compared.foreign.values().flatten();
+        self.lookups = lookups.map(|program| program.id).collect();
+        self.learn_names(&subjects, self.lookups.clone()).await;
         let mut changed = self.search(&subjects).await;
         changed |= self.keep(&subjects, &compared, inspected.as_ref());
         if !compared.detached.is_empty() {
@@ -202,7 +208,7 @@ impl Watch {
             broken.extend(seen.iter().flat_map(|seen| seen.broken.iter().cloned()));
             let mut foreign = seen.map(|seen| seen.foreign.clone()).unwrap_or_default();
             for program in compared.foreign.get(uid).into_iter().flatten() {
-                foreign.push(lookup_program(program));
+                foreign.push(lookup_program(program, self.names.get(&program.id)));
             }
             let record = state.pods.entry(uid.clone()).or_default();
             if record.compared(broken) {
@@ -231,10 +237,24 @@ impl Watch {
         self.searched = Some(Instant::now());
         let kernel = self.kernel.clone();
         let found = tokio::task::spawn_blocking(move || kernel.foreign()).await;
-        let Ok(Ok(found)) = found else {
-            return false;
+        let found = match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error,
+                    "programs of others at hooks of capture cannot be looked for"
+                );
+                return false;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "looking for programs of others ended early");
+                return false;
+            }
         };
-        self.learn_names(subjects, &found).await;
+        let ids: BTreeSet<u32> = found.iter().map(|program| program.id).collect();
+        let used = |id: &u32| ids.contains(id) || self.lookups.contains(id);
+        self.names.retain(|id, _| used(id));
+        self.learn_names(subjects, ids).await;
         let before = found.iter().filter(|p| p.order == Order::Before);
         let new = before.filter(|program| self.overtaken.insert(program.id));
         let hooks: Vec<&'static str> = new.map(|program| program.hook).collect();
@@ -261,12 +281,9 @@ impl Watch {
         true
     }
 
-    async fn learn_names(&mut self, subjects: &Subjects, found: &[ForeignProgram]) {
-        self.names.retain(|id, _| found.iter().any(|p| p.id == *id));
-        let unknown = found.iter().map(|program| program.id);
-        let mut ids: Vec<u32> = unknown.filter(|id| !self.names.contains_key(id)).collect();
-        ids.sort_unstable();
-        ids.dedup();
+    async fn learn_names(&mut self, subjects: &Subjects, ids: BTreeSet<u32>) {
+        let unknown = ids.into_iter().filter(|id| !self.names.contains_key(id));
+        let ids: Vec<u32> = unknown.collect();
         let Some(broker) = subjects.broker.as_ref().filter(|_| !ids.is_empty()) else {
             return;
         };
@@ -400,13 +417,14 @@ fn log(pod: &str, problem: Option<String>) {
     }
 }
 
-fn lookup_program(program: &ForeignProgram) -> String {
+fn lookup_program(program: &ForeignProgram, name: Option<&String>) -> String {
     let order = match program.order {
         Order::Before => "before Millrace's",
         Order::After => "after Millrace's",
         Order::Alone => "where Millrace has none",
     };
-    format!("{} program {} runs {order}", program.hook, program.id)
+    let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("{} program {}{name} runs {order}", program.hook, program.id)
 }
 
 /// What the broker has to say of pods; `None` if it does not answer.

@@ -117,21 +117,23 @@ impl AgentNode {
     }
 
     /// Waits until the pod's status is as wanted.
+    #[expect(
+        clippy::unused_async,
+        reason = "it waits by itself, and is called like all that waits here"
+    )]
     pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&PodStatus) -> bool) -> PodStatus {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
+        let found = wait(async || {
             let status = self.pod_status().await;
-            if let Some(status) = status.as_ref().filter(|status| wanted(status)) {
-                return status.clone();
-            }
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{what}: {status:?}\n{}\n{}",
+            let as_wanted = status.as_ref().filter(|status| wanted(status)).cloned();
+            as_wanted.ok_or_else(|| format!("{status:?}"))
+        });
+        found.unwrap_or_else(|error| {
+            panic!(
+                "{what}: {error}\n{}\n{}",
                 self.log("agent"),
-                self.log("broker"),
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+                self.log("broker")
+            )
+        })
     }
 
     pub(crate) async fn switch(&self, mode: &str) -> PodStatus {
@@ -147,6 +149,17 @@ impl AgentNode {
         let path = self.node.log_dir().join(format!("{name}.log"));
         std::fs::read_to_string(path).unwrap_or_default()
     }
+}
+
+/// The testkit's wait for what is asked for asynchronously, by a test with several threads.
+///
+/// # Errors
+/// The last one, if there is still one after [`PATIENCE`].
+pub(crate) fn wait<T>(mut attempt: impl AsyncFnMut() -> Result<T, String>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| {
+        millrace_testkit::until(PATIENCE, || runtime.block_on(attempt()))
+    })
 }
 
 /// A command of the binary under test.

@@ -1,4 +1,5 @@
-//! A proxy written by hand that answers canaries and keeps every other connection for the test.
+//! A proxy written by hand that answers canaries, sends questions back as they are and keeps every other
+//! connection for the test.
 #![allow(
     dead_code,
     clippy::expect_used,
@@ -18,7 +19,7 @@ use millrace_runtime::handoff::{
 use nix::sys::socket::{getsockopt, sockopt};
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -68,7 +69,9 @@ impl Answering {
     pub(crate) fn end(&self, role: ListenerRole) -> usize {
         let held = self.held.lock();
         let listening = held.values().filter(|(label, fd)| {
-            label.role == role && getsockopt(fd, sockopt::AcceptConn).expect("state")
+            label.role == role
+                && !role.is_datagram()
+                && getsockopt(fd, sockopt::AcceptConn).expect("state")
         });
         let ended = listening.map(|(_, fd)| {
             let fd = fd.try_clone().expect("duplicate");
@@ -107,15 +110,28 @@ async fn serve(proxy: Proxy, sender: mpsc::UnboundedSender<Arrived>, held: Held)
         };
         for (label, fd) in labels.into_iter().zip(received.fds) {
             let mut held = held.lock();
-            if held.contains_key(&label.cookie) || label.role.is_datagram() {
+            if held.contains_key(&label.cookie) {
                 continue;
             }
             let listener = fd.try_clone().expect("duplicate");
             held.insert(label.cookie, (label, fd));
+            if label.role.is_datagram() {
+                let socket = UdpSocket::from_std(listener.into()).expect("socket");
+                accepting.spawn(echo(socket));
+                continue;
+            }
             let listener = std::net::TcpListener::from(listener);
             let listener = TcpListener::from_std(listener).expect("listener");
             accepting.spawn(accept(listener, label.role, uid.clone(), sender.clone()));
         }
+    }
+}
+
+async fn echo(socket: UdpSocket) {
+    let mut bytes = [0; 512];
+    while let Ok((length, from)) = socket.recv_from(&mut bytes).await {
+        // Who has asked may be gone.
+        socket.send_to(&bytes[..length], from).await.ok();
     }
 }
 
