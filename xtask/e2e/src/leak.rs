@@ -12,11 +12,12 @@
 #![expect(clippy::print_stdout, reason = "what became of it is its output")]
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use nix::libc::{self, c_int, c_void};
+use socket2::SockAddr;
 
 /// `PACKET_QDISC_BYPASS` (`linux/if_packet.h`).
 const QDISC_BYPASS: c_int = 20;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         .first()
         .and_then(|mark| u32::from_str_radix(mark, 16).ok());
     let Ok(to) = destination.parse() else {
-        eprintln!("leak: {destination:?} is not an IPv4 address with a port");
+        eprintln!("leak: {destination:?} is not an address with a port");
         return ExitCode::from(2);
     };
     match attempt(way, to, mark) {
@@ -48,20 +49,45 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn attempt(way: &str, to: SocketAddrV4, mark: Option<u32>) -> Option<io::Result<String>> {
+fn attempt(way: &str, to: SocketAddr, mark: Option<u32>) -> Option<io::Result<String>> {
     Some(match way {
-        "raw-syn" => raw(to, &tcp(to, SYN, b""), libc::IPPROTO_TCP, mark),
-        "raw-data" => raw(
+        "raw-syn" => raw(
             to,
-            &tcp(to, PUSH_ACK, b"un-proxied"),
+            Header::Plain,
+            &tcp(to, SYN, b""),
             libc::IPPROTO_TCP,
             mark,
         ),
-        "raw-dns" => raw(to, &udp(to, b"question"), libc::IPPROTO_UDP, mark),
+        "raw-data" => {
+            let segment = tcp(to, PUSH_ACK, b"un-proxied");
+            raw(to, Header::Plain, &segment, libc::IPPROTO_TCP, mark)
+        }
+        "raw-dns" => raw(
+            to,
+            Header::Plain,
+            &udp(to, b"question"),
+            libc::IPPROTO_UDP,
+            mark,
+        ),
         "raw-fragment" => fragment(to, mark),
-        "packet" => packet(to, libc::ETH_P_IP, false, mark),
-        "packet-bypass" => packet(to, libc::ETH_P_IP, true, mark),
-        "packet-disguised" => packet(to, libc::ETH_P_ARP, true, mark),
+        "raw-options" => raw(
+            to,
+            Header::Options,
+            &tcp(to, SYN, b""),
+            libc::IPPROTO_TCP,
+            mark,
+        ),
+        "raw-atomic" => raw(
+            to,
+            Header::Fragment(0),
+            &tcp(to, SYN, b""),
+            libc::IPPROTO_TCP,
+            mark,
+        ),
+        "packet" => packet(&frame(to, Header::Plain), ether_type(to), false, mark),
+        "packet-bypass" => packet(&frame(to, Header::Plain), ether_type(to), true, mark),
+        "packet-disguised" => packet(&frame(to, Header::Plain), libc::ETH_P_ARP, true, mark),
+        "packet-options" => packet(&frame(to, Header::Options), ether_type(to), true, mark),
         "xdp" => xdp(to),
         "datagram" => datagram(to, mark, false),
         "datagram-connected" => datagram(to, mark, true),
@@ -74,32 +100,34 @@ fn attempt(way: &str, to: SocketAddrV4, mark: Option<u32>) -> Option<io::Result<
 }
 
 /// A packet with an IP header made by hand.
-fn raw(to: SocketAddrV4, segment: &[u8], protocol: c_int, mark: Option<u32>) -> io::Result<String> {
-    let socket = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW, mark)?;
-    let sent = send_to(&socket, &ip(to, segment, protocol, 0), to)?;
+fn raw(
+    to: SocketAddr,
+    header: Header,
+    segment: &[u8],
+    protocol: c_int,
+    mark: Option<u32>,
+) -> io::Result<String> {
+    let socket = socket(family(to), libc::SOCK_RAW, libc::IPPROTO_RAW, mark)?;
+    if to.is_ipv4() && matches!(header, Header::Fragment(_)) {
+        option(&socket, libc::SOL_IP, libc::IP_NODEFRAG, 1)?;
+    }
+    // The port of such a socket's address is a protocol in IPv6.
+    let there = SocketAddr::new(to.ip(), 0);
+    let sent = send_to(&socket, &ip(to, header, segment, protocol), there)?;
     Ok(format!("sent {sent} bytes"))
 }
 
 /// A second fragment, in which no port or flag can be seen.
-fn fragment(to: SocketAddrV4, mark: Option<u32>) -> io::Result<String> {
-    let socket = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW, mark)?;
-    option(&socket, libc::SOL_IP, libc::IP_NODEFRAG, 1)?;
-    let sent = send_to(&socket, &ip(to, &[7; 64], libc::IPPROTO_TCP, 4), to)?;
-    Ok(format!("sent {sent} bytes"))
+fn fragment(to: SocketAddr, mark: Option<u32>) -> io::Result<String> {
+    raw(to, Header::Fragment(4), &[7; 64], libc::IPPROTO_TCP, mark)
 }
 
 /// A frame past the IP stack, which says of itself that it is `protocol`.
-fn packet(
-    to: SocketAddrV4,
-    protocol: c_int,
-    bypass: bool,
-    mark: Option<u32>,
-) -> io::Result<String> {
+fn packet(frame: &[u8], protocol: c_int, bypass: bool, mark: Option<u32>) -> io::Result<String> {
     let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, 0, mark)?;
     if bypass {
         option(&socket, libc::SOL_PACKET, QDISC_BYPASS, 1)?;
     }
-    let frame = frame(to);
     // SAFETY: all zero is a valid value of this plain structure.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as libc::sa_family_t;
@@ -121,11 +149,28 @@ fn packet(
     told(sent)
 }
 
-fn frame(to: SocketAddrV4) -> Vec<u8> {
+fn frame(to: SocketAddr, header: Header) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
-    frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x00]);
-    frame.extend(ip(to, &tcp(to, SYN, b""), libc::IPPROTO_TCP, 0));
+    frame.extend([2, 0, 0, 0, 0, 1]);
+    frame.extend((ether_type(to) as u16).to_be_bytes());
+    frame.extend(ip(to, header, &tcp(to, SYN, b""), libc::IPPROTO_TCP));
     frame
+}
+
+fn ether_type(to: SocketAddr) -> c_int {
+    if to.is_ipv4() {
+        libc::ETH_P_IP
+    } else {
+        libc::ETH_P_IPV6
+    }
+}
+
+fn family(to: SocketAddr) -> c_int {
+    if to.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    }
 }
 
 fn device() -> u32 {
@@ -138,7 +183,7 @@ const RING: u32 = 64;
 const FRAME_SIZE: u32 = 2048;
 
 /// A frame that the device's driver is handed directly (`linux/if_xdp.h`).
-fn xdp(to: SocketAddrV4) -> io::Result<String> {
+fn xdp(to: SocketAddr) -> io::Result<String> {
     let socket = socket(libc::AF_XDP, libc::SOCK_RAW, 0, None)?;
     let memory = share_memory(&socket)?;
     for ring in [
@@ -156,7 +201,7 @@ fn xdp(to: SocketAddrV4) -> io::Result<String> {
         libc::XDP_PGOFF_TX_RING as libc::off_t,
     )?;
     bind_to_device(&socket)?;
-    let frame = frame(to);
+    let frame = frame(to, Header::Plain);
     let descriptor = libc::xdp_desc {
         addr: 0,
         len: frame.len() as u32,
@@ -256,8 +301,8 @@ fn map(fd: RawFd, flags: c_int, size: usize, offset: libc::off_t) -> io::Result<
     Ok(memory)
 }
 
-fn datagram(to: SocketAddrV4, mark: Option<u32>, connected: bool) -> io::Result<String> {
-    let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0, mark)?;
+fn datagram(to: SocketAddr, mark: Option<u32>, connected: bool) -> io::Result<String> {
+    let socket = socket(family(to), libc::SOCK_DGRAM, 0, mark)?;
     if !connected {
         return send_to(&socket, b"question", to).map(|sent| format!("sent {sent} bytes"));
     }
@@ -267,9 +312,9 @@ fn datagram(to: SocketAddrV4, mark: Option<u32>, connected: bool) -> io::Result<
 }
 
 /// The mark is the message's own, which no option of the socket tells.
-fn marked_message(to: SocketAddrV4, mark: u32) -> io::Result<String> {
-    let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0, None)?;
-    let address = sockaddr(to);
+fn marked_message(to: SocketAddr, mark: u32) -> io::Result<String> {
+    let socket = socket(family(to), libc::SOCK_DGRAM, 0, None)?;
+    let address = SockAddr::from(to);
     let mut payload = *b"question";
     let mut vector = libc::iovec {
         iov_base: payload.as_mut_ptr().cast(),
@@ -278,8 +323,8 @@ fn marked_message(to: SocketAddrV4, mark: u32) -> io::Result<String> {
     let mut control = [0_u64; 4];
     // SAFETY: all zero is a valid value of this plain structure.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_name = (&raw const address).cast_mut().cast();
-    message.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    message.msg_name = address.as_ptr().cast_mut().cast();
+    message.msg_namelen = address.len();
     message.msg_iov = &raw mut vector;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
@@ -297,17 +342,17 @@ fn marked_message(to: SocketAddrV4, mark: u32) -> io::Result<String> {
     told(sent)
 }
 
-fn connect(to: SocketAddrV4, mark: Option<u32>) -> io::Result<String> {
-    let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0, mark)?;
+fn connect(to: SocketAddr, mark: Option<u32>) -> io::Result<String> {
+    let socket = socket(family(to), libc::SOCK_STREAM, 0, mark)?;
     connect_to(&socket, to)?;
     send(&socket, REQUEST)?;
     status(&socket)
 }
 
 /// The first bytes travel with the SYN, without a `connect`.
-fn fast_open(to: SocketAddrV4, mark: Option<u32>) -> io::Result<String> {
-    let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0, mark)?;
-    let address = sockaddr(to);
+fn fast_open(to: SocketAddr, mark: Option<u32>) -> io::Result<String> {
+    let socket = socket(family(to), libc::SOCK_STREAM, 0, mark)?;
+    let address = SockAddr::from(to);
     // SAFETY: buffer and address outlive the call and have the lengths that are given.
     let sent = unsafe {
         libc::sendto(
@@ -315,8 +360,8 @@ fn fast_open(to: SocketAddrV4, mark: Option<u32>) -> io::Result<String> {
             REQUEST.as_ptr().cast(),
             REQUEST.len(),
             libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL,
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_in>() as libc::socklen_t,
+            address.as_ptr().cast(),
+            address.len(),
         )
     };
     told(sent)?;
@@ -324,8 +369,8 @@ fn fast_open(to: SocketAddrV4, mark: Option<u32>) -> io::Result<String> {
 }
 
 /// The SYN leaves with the first `send`.
-fn fast_open_connect(to: SocketAddrV4, mark: Option<u32>) -> io::Result<String> {
-    let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0, mark)?;
+fn fast_open_connect(to: SocketAddr, mark: Option<u32>) -> io::Result<String> {
+    let socket = socket(family(to), libc::SOCK_STREAM, 0, mark)?;
     option(&socket, libc::SOL_TCP, libc::TCP_FASTOPEN_CONNECT, 1)?;
     connect_to(&socket, to)?;
     send(&socket, REQUEST)?;
@@ -383,16 +428,11 @@ fn option(socket: &OwnedFd, level: c_int, name: c_int, value: c_int) -> io::Resu
     told(result as isize).map(drop)
 }
 
-fn connect_to(socket: &OwnedFd, to: SocketAddrV4) -> io::Result<()> {
-    let address = sockaddr(to);
+fn connect_to(socket: &OwnedFd, to: SocketAddr) -> io::Result<()> {
+    let address = SockAddr::from(to);
     // SAFETY: the address outlives the call and has the length that is given.
-    let result = unsafe {
-        libc::connect(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_in>() as libc::socklen_t,
-        )
-    };
+    let result =
+        unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr().cast(), address.len()) };
     told(result as isize).map(drop)
 }
 
@@ -409,8 +449,8 @@ fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
     told(sent).map(drop)
 }
 
-fn send_to(socket: &OwnedFd, bytes: &[u8], to: SocketAddrV4) -> io::Result<isize> {
-    let address = sockaddr(to);
+fn send_to(socket: &OwnedFd, bytes: &[u8], to: SocketAddr) -> io::Result<isize> {
+    let address = SockAddr::from(to);
     // SAFETY: buffer and address outlive the call and have the lengths that are given.
     let sent = unsafe {
         libc::sendto(
@@ -418,8 +458,8 @@ fn send_to(socket: &OwnedFd, bytes: &[u8], to: SocketAddrV4) -> io::Result<isize
             bytes.as_ptr().cast(),
             bytes.len(),
             0,
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_in>() as libc::socklen_t,
+            address.as_ptr().cast(),
+            address.len(),
         )
     };
     told(sent).map(|_| sent)
@@ -432,27 +472,64 @@ fn told(result: isize) -> io::Result<String> {
     Ok(format!("sent {result} bytes"))
 }
 
-fn sockaddr(to: SocketAddrV4) -> libc::sockaddr_in {
-    libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: to.port().to_be(),
-        sin_addr: libc::in_addr {
-            s_addr: u32::from_ne_bytes(to.ip().octets()),
-        },
-        sin_zero: [0; 8],
+/// What stands between the addresses of a packet and its payload.
+#[derive(Clone, Copy)]
+enum Header {
+    /// Nothing.
+    Plain,
+    /// What nobody needs: padding, in IPv6 an extension header.
+    Options,
+    /// Says that it is a fragment, at so many units of eight bytes, and the last one.
+    Fragment(u16),
+}
+
+/// `payload` behind a header of the destination's family.
+fn ip(to: SocketAddr, header: Header, payload: &[u8], protocol: c_int) -> Vec<u8> {
+    let protocol = protocol as u8;
+    let own = own_address(to);
+    match (own, to.ip()) {
+        (IpAddr::V6(own), IpAddr::V6(to)) => {
+            let (next, extension) = match header {
+                Header::Plain => (protocol, Vec::new()),
+                // Destination options: six bytes of padding (RFC 8200, 4.6).
+                Header::Options => (60, vec![protocol, 0, 1, 4, 0, 0, 0, 0]),
+                Header::Fragment(offset) => {
+                    let [high, low] = (offset << 3).to_be_bytes();
+                    (44, vec![protocol, 0, high, low, 0, 0, 0, 7])
+                }
+            };
+            let length = (extension.len() + payload.len()) as u16;
+            let mut packet = vec![0x60, 0, 0, 0];
+            packet.extend(length.to_be_bytes());
+            packet.extend([next, 64]);
+            packet.extend(own.octets());
+            packet.extend(to.octets());
+            packet.extend(extension);
+            packet.extend(payload);
+            packet
+        }
+        (IpAddr::V4(own), IpAddr::V4(to)) => ip4((own, to), header, payload, protocol),
+        // Nothing that the kernel would send.
+        _ => Vec::new(),
     }
 }
 
-/// An IPv4 header before `payload`; `offset` counts units of eight bytes, the kernel fills in the source.
-fn ip(to: SocketAddrV4, payload: &[u8], protocol: c_int, offset: u16) -> Vec<u8> {
-    let length = (20 + payload.len()) as u16;
-    let mut packet = vec![0x45, 0];
-    packet.extend(length.to_be_bytes());
+fn ip4((own, to): (Ipv4Addr, Ipv4Addr), header: Header, payload: &[u8], protocol: u8) -> Vec<u8> {
+    let (words, offset) = match header {
+        Header::Plain => (5, 0),
+        Header::Options => (6, 0),
+        Header::Fragment(offset) => (5, offset),
+    };
+    let size = usize::from(words) * 4;
+    let mut packet = vec![0x40 | words, 0];
+    packet.extend(((size + payload.len()) as u16).to_be_bytes());
     packet.extend([0, 7]);
     packet.extend(offset.to_be_bytes());
-    packet.extend([64, protocol as u8, 0, 0]);
-    packet.extend(own_address().octets());
-    packet.extend(to.ip().octets());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(own.octets());
+    packet.extend(to.octets());
+    // No operation (RFC 791, 3.1).
+    packet.resize(size, 1);
     let sum: u32 = packet
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
@@ -464,19 +541,20 @@ fn ip(to: SocketAddrV4, payload: &[u8], protocol: c_int, offset: u16) -> Vec<u8>
 }
 
 /// The pod's own address: the one that a socket towards outside would have.
-fn own_address() -> Ipv4Addr {
-    std::net::UdpSocket::bind("0.0.0.0:0")
-        .and_then(|socket| {
-            socket.connect("192.0.2.1:9")?;
-            socket.local_addr()
-        })
-        .map_or(Ipv4Addr::UNSPECIFIED, |address| match address.ip() {
-            std::net::IpAddr::V4(address) => address,
-            std::net::IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-        })
+fn own_address(to: SocketAddr) -> IpAddr {
+    let (any, outside) = if to.is_ipv4() {
+        ("0.0.0.0:0", "192.0.2.1:9")
+    } else {
+        ("[::]:0", "[2001:db8::1]:9")
+    };
+    let chosen = std::net::UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(outside)?;
+        socket.local_addr()
+    });
+    chosen.map_or(to.ip(), |address| address.ip())
 }
 
-fn tcp(to: SocketAddrV4, flags: u8, data: &[u8]) -> Vec<u8> {
+fn tcp(to: SocketAddr, flags: u8, data: &[u8]) -> Vec<u8> {
     let mut segment = 40404_u16.to_be_bytes().to_vec();
     segment.extend(to.port().to_be_bytes());
     segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 4, 0, 0, 0, 0, 0]);
@@ -484,7 +562,7 @@ fn tcp(to: SocketAddrV4, flags: u8, data: &[u8]) -> Vec<u8> {
     segment
 }
 
-fn udp(to: SocketAddrV4, data: &[u8]) -> Vec<u8> {
+fn udp(to: SocketAddr, data: &[u8]) -> Vec<u8> {
     let mut datagram = 40404_u16.to_be_bytes().to_vec();
     datagram.extend(to.port().to_be_bytes());
     datagram.extend(((8 + data.len()) as u16).to_be_bytes());

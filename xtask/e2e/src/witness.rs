@@ -65,13 +65,9 @@ impl Frame {
                 let address = |at: usize| -> Option<IpAddr> {
                     Some(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?.into())
                 };
-                (
-                    address(8)?,
-                    address(24)?,
-                    *packet.get(6)?,
-                    packet.get(40..)?,
-                    true,
-                )
+                let (protocol, rest, first) =
+                    behind_extensions(*packet.get(6)?, packet.get(40..)?)?;
+                (address(8)?, address(24)?, protocol, rest, first)
             }
             _ => return None,
         };
@@ -97,6 +93,27 @@ impl Frame {
             flags: if is_tcp && first { *rest.get(13)? } else { 0 },
             payload: rest.len().saturating_sub(header),
         })
+    }
+}
+
+/// The protocol behind the extension headers of an IPv6 packet, what follows them, and whether that is its beginning
+/// (RFC 8200, 4).
+fn behind_extensions(mut next: u8, mut rest: &[u8]) -> Option<(u8, &[u8], bool)> {
+    let mut first = true;
+    loop {
+        let length = match i32::from(next) {
+            libc::IPPROTO_HOPOPTS | libc::IPPROTO_ROUTING | libc::IPPROTO_DSTOPTS => {
+                8 + usize::from(*rest.get(1)?) * 8
+            }
+            libc::IPPROTO_FRAGMENT => {
+                let offset = u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) >> 3;
+                first &= offset == 0;
+                8
+            }
+            _ => return Some((next, rest, first)),
+        };
+        next = *rest.first()?;
+        rest = rest.get(length..)?;
     }
 }
 

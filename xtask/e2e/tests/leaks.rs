@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -25,9 +25,25 @@ const ON_LOSS: &str = "millrace.io/on-capture-loss";
 const SOME: u64 = 100;
 
 /// Ways out that the IP stack knows.
-const STACK: [&str; 4] = ["raw-syn", "raw-data", "raw-dns", "raw-fragment"];
+const STACK: [&str; 6] = [
+    "raw-syn",
+    "raw-data",
+    "raw-dns",
+    "raw-fragment",
+    "raw-options",
+    "raw-atomic",
+];
 /// Ways past the IP stack.
-const PACKET: [&str; 3] = ["packet", "packet-bypass", "packet-disguised"];
+const PACKET: [&str; 4] = [
+    "packet",
+    "packet-bypass",
+    "packet-disguised",
+    "packet-options",
+];
+/// Ways of asking a resolver.
+const DATAGRAM: [&str; 3] = ["datagram", "datagram-connected", "datagram-marked"];
+/// Ways that begin a connection.
+const CONNECT: [&str; 3] = ["connect", "fast-open", "fast-open-connect"];
 /// The proxy's mark, and that of its deliveries.
 const MARKS: [Option<&str>; 3] = [None, Some("539"), Some("10539")];
 
@@ -76,16 +92,23 @@ impl<'a> App<'a> {
     }
 }
 
-fn dns() -> SocketAddr {
-    SocketAddr::new(CLUSTER_DNS.into(), 53)
+/// The resolver, of each family.
+fn dns() -> [SocketAddr; 2] {
+    let v6 = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10);
+    [CLUSTER_DNS.into(), v6.into()].map(|ip| SocketAddr::new(ip, 53))
 }
 
-/// Where a way goes: DNS to the resolver, all else to the service.
-fn target(scene: &Scene, way: &str) -> SocketAddr {
+/// The service, of each family.
+fn http(scene: &Scene) -> [SocketAddr; 2] {
+    [scene.service.ip(), scene.service.ip6()].map(|ip| SocketAddr::new(ip, Scene::HTTP))
+}
+
+/// Where a way goes, by each family: DNS to the resolver, all else to the service.
+fn targets(service: [SocketAddr; 2], way: &str) -> [SocketAddr; 2] {
     if way.contains("dns") || way.contains("datagram") {
         dns()
     } else {
-        scene.http()
+        service
     }
 }
 
@@ -96,25 +119,35 @@ fn the_witness_sees_every_way_out_of_a_pod_that_is_not_captured() -> anyhow::Res
     let mesh = Mesh::start(&cluster)?;
     let node = mesh.node("n1")?;
     let pod = node.announce(PodOptions::named("bare"))?;
-    let service = SocketAddr::new(Ipv4Addr::new(10, 96, 7, 1).into(), 8080);
+    let nobody: [IpAddr; 2] = ["10.96.7.1".parse()?, "fd00:96:7::1".parse()?];
+    let service = nobody.map(|ip| SocketAddr::new(ip, 8080));
     let witness = Witness::start(&node, &pod, to_a_service)?;
     let app = App::of(&node, &pod);
-    let datagrams = ["datagram", "datagram-connected", "datagram-marked"];
-    for way in STACK
-        .into_iter()
-        .chain(PACKET)
-        .chain(["xdp"])
-        .chain(datagrams)
-    {
-        let before = witness.leaks();
-        let to = if way.contains("dns") || way.contains("datagram") {
-            dns()
-        } else {
-            service
-        };
-        let told = app.leak(way, to, Some("539"))?;
-        witness.catch_up()?;
-        assert!(witness.leaks() > before, "{told}");
+    let ways = STACK.into_iter().chain(PACKET).chain(["xdp"]);
+    for way in ways.chain(DATAGRAM) {
+        for to in targets(service, way) {
+            let before = witness.leaks();
+            let told = app.leak(way, to, Some("539"))?;
+            witness.catch_up()?;
+            assert!(witness.leaks() > before, "{to}: {told}");
+        }
+    }
+    Ok(())
+}
+
+/// Tries a way with every mark by both families.
+fn nothing_leaves(
+    app: &App<'_>,
+    witness: &Witness,
+    service: [SocketAddr; 2],
+    way: &str,
+) -> anyhow::Result<()> {
+    for to in targets(service, way) {
+        for mark in MARKS {
+            let told = app.leak(way, to, mark)?;
+            witness.catch_up()?;
+            ensure!(witness.leaks() == 0, "to {to}, mark {mark:?}: {told}");
+        }
     }
     Ok(())
 }
@@ -127,13 +160,40 @@ fn nothing_leaves_a_closed_pod_by_raw_and_packet_sockets() -> anyhow::Result<()>
         let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
         let app = App::of(&scene.near, &scene.client);
         for way in STACK.into_iter().chain(PACKET) {
-            for mark in MARKS {
-                let told = app.leak(way, target(&scene, way), mark)?;
-                witness.catch_up()?;
-                ensure!(witness.leaks() == 0, "{capture}: mark {mark:?}: {told}");
-            }
+            nothing_leaves(&app, &witness, http(&scene), way).context(capture)?;
         }
         scene.answered_by("echo-v2").context(capture)?;
+        witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+/// Connections to such a port are the application's own business; what only claims to belong to one is not.
+#[test]
+fn a_port_that_is_excluded_inbound_is_no_way_out() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let mesh = Mesh::start(&cluster)?;
+    let node = mesh.node("n1")?;
+    let nobody: [IpAddr; 2] = ["10.96.7.1".parse()?, "fd00:96:7::1".parse()?];
+    let service = nobody.map(|ip| SocketAddr::new(ip, 8080));
+    let stranger = node.announce(PodOptions::named("stranger"))?;
+    for capture in CAPTURES {
+        // The port that the forged segments come from.
+        let exclude = "traffic.sidecar.istio.io/excludeInboundPorts";
+        let pod = PodOptions::named(capture).annotation(CAPTURE, capture);
+        let pod = node.pod(pod.annotation(exclude, "40404"))?;
+        let witness = Witness::start(&node, &pod, to_a_service)?;
+        nothing_leaves(&App::of(&node, &pod), &witness, service, "raw-data").context(capture)?;
+        for ip in [pod.ip(), pod.ip6()] {
+            let at = SocketAddr::new(ip, 40404);
+            let listener = pod.listen(at)?;
+            let mut client = stranger.connect(at)?;
+            let (mut served, _) = listener.accept()?;
+            served.write_all(b"answer")?;
+            client.set_read_timeout(Some(SOON))?;
+            client.read_exact(&mut [0; 6]).context("it is answered")?;
+        }
         witness.saw_nothing().context(capture)?;
     }
     Ok(())
@@ -146,8 +206,10 @@ fn a_closed_pod_gets_no_xdp_socket_that_sends() -> anyhow::Result<()> {
     require!(cluster);
     let scene = Scene::start("ebpf")?;
     let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
-    let told = App::of(&scene.near, &scene.client).leak("xdp", scene.http(), None)?;
-    ensure!(told.contains("refused"), "{told}");
+    for to in http(&scene) {
+        let told = App::of(&scene.near, &scene.client).leak("xdp", to, None)?;
+        ensure!(told.contains("refused"), "{told}");
+    }
     witness.saw_nothing()
 }
 
@@ -159,23 +221,30 @@ fn a_forged_mark_or_user_is_captured_like_any_other() -> anyhow::Result<()> {
         let witness = Witness::start(&scene.near, &scene.client, to_a_service)?;
         let app = App::of(&scene.near, &scene.client);
         for mark in MARKS {
-            let told = app.leak("connect", scene.http(), mark)?;
-            // Delivered to itself, the last mark's connection never leaves the pod.
-            let fine = told.contains("answered HTTP/1.1 200");
-            ensure!(
-                fine || mark == Some("10539"),
-                "{capture}: mark {mark:?}: {told}"
-            );
-            for way in ["datagram", "datagram-connected", "datagram-marked"] {
-                app.leak(way, dns(), mark)?;
+            for to in http(&scene) {
+                let told = app.leak("connect", to, mark)?;
+                // Delivered to itself, the last mark's connection never leaves the pod.
+                let fine = told.contains("answered HTTP/1.1 200");
+                ensure!(
+                    fine || mark == Some("10539"),
+                    "{capture}: to {to}, mark {mark:?}: {told}"
+                );
+            }
+            for (way, to) in DATAGRAM
+                .into_iter()
+                .flat_map(|way| dns().map(|to| (way, to)))
+            {
+                app.leak(way, to, mark)?;
             }
         }
         let user = App {
             uid: Some(1337),
             ..app
         };
-        let told = user.leak("connect", scene.http(), None)?;
-        ensure!(told.contains("answered HTTP/1.1 200"), "{capture}: {told}");
+        for to in http(&scene) {
+            let told = user.leak("connect", to, None)?;
+            ensure!(told.contains("answered HTTP/1.1 200"), "{capture}: {told}");
+        }
         witness.saw_nothing().context(capture)?;
     }
     Ok(())
@@ -190,8 +259,8 @@ fn fast_open_data_is_captured() -> anyhow::Result<()> {
         let app = App::of(&scene.near, &scene.client);
         for way in ["fast-open", "fast-open-connect"] {
             // The second has a cookie, so its data travels with the SYN.
-            for _ in 0..2 {
-                let told = app.leak(way, scene.http(), None)?;
+            for to in http(&scene).into_iter().flat_map(|to| [to, to]) {
+                let told = app.leak(way, to, None)?;
                 ensure!(told.contains("answered HTTP/1.1 200"), "{capture}: {told}");
             }
         }
@@ -210,8 +279,43 @@ fn connections_that_a_closed_pod_made_before_its_capture_end() -> anyhow::Result
     for capture in CAPTURES {
         let options = PodOptions::named(capture).annotation(CAPTURE, capture);
         let pod = node.announce(options)?;
-        let outside = stranger.listen(stranger.at(0))?;
-        let inside = pod.listen(pod.at(0))?;
+        let addresses = [(pod.ip(), stranger.ip()), (pod.ip6(), stranger.ip6())];
+        let mut older = Vec::new();
+        for (own, other) in addresses {
+            older.push(Older::make(&pod, &stranger, own, other)?);
+        }
+        pod.relabel("millrace.io/dataplane-mode", "node")?;
+        node.captured(&pod)?;
+        for older in &mut older {
+            let (address, own) = (older.own.ip(), older.own.port());
+            let witness = Witness::start(&node, &pod, move |frame| {
+                let old = frame.ports.0 == own;
+                // The kernel's word that a connection has ended is none of the application's.
+                let ends = i32::from(frame.flags) & 0x04 != 0 && frame.payload == 0;
+                frame.from == address && old && !ends
+            })?;
+            older.made_ends().context(capture)?;
+            older.taken_goes_on().context(capture)?;
+            witness.saw_nothing().context(capture)?;
+        }
+    }
+    Ok(())
+}
+
+/// Two connections of a pod that are older than its capture: one that it made and one that it took.
+struct Older {
+    own: SocketAddr,
+    made: TcpStream,
+    theirs: TcpStream,
+    served: TcpStream,
+    taken: TcpStream,
+    _listening: TcpListener,
+}
+
+impl Older {
+    fn make(pod: &Pod, stranger: &Pod, own: IpAddr, other: IpAddr) -> anyhow::Result<Self> {
+        let outside = stranger.listen(SocketAddr::new(other, 0))?;
+        let inside = pod.listen(SocketAddr::new(own, 0))?;
         let mut made = pod.connect(outside.local_addr()?)?;
         let mut taken = stranger.connect(inside.local_addr()?)?;
         let (mut theirs, _) = outside.accept()?;
@@ -221,39 +325,44 @@ fn connections_that_a_closed_pod_made_before_its_capture_end() -> anyhow::Result
             from.write_all(b"early")?;
             to.read_exact(&mut bytes)?;
         }
-        pod.relabel("millrace.io/dataplane-mode", "node")?;
-        node.captured(&pod)?;
+        Ok(Self {
+            own: made.local_addr()?,
+            made,
+            theirs,
+            served,
+            taken,
+            _listening: inside,
+        })
+    }
 
-        let (address, own) = (pod.ip(), made.local_addr()?.port());
-        let witness = Witness::start(&node, &pod, move |frame| {
-            let old = frame.ports.0 == own;
-            // The kernel's word that a connection has ended is none of the application's.
-            let ends = i32::from(frame.flags) & 0x04 != 0 && frame.payload == 0;
-            frame.from == address && old && !ends
-        })?;
+    fn made_ends(&mut self) -> anyhow::Result<()> {
         until(SOON, || {
-            let written = made.write(b"late");
-            ensure!(written.is_err(), "{capture}: {written:?}");
+            let written = self.made.write(b"late");
+            ensure!(written.is_err(), "{}: {written:?}", self.own);
             anyhow::Ok(())
         })?;
-        theirs.set_nonblocking(true)?;
+        self.theirs.set_nonblocking(true)?;
         let mut bytes = [0; 16];
-        let read = theirs.read(&mut bytes);
-        ensure!(!matches!(read, Ok(1..)), "{capture}: it arrived: {read:?}");
-        // Those that came in go on, whoever sends first.
+        let read = self.theirs.read(&mut bytes);
+        ensure!(!matches!(read, Ok(1..)), "it arrived: {read:?}");
+        Ok(())
+    }
+
+    /// Whoever sends first.
+    fn taken_goes_on(&mut self) -> anyhow::Result<()> {
         for turn in ["answers", "is asked"] {
             let (from, to) = match turn {
-                "answers" => (&mut served, &mut taken),
-                _ => (&mut taken, &mut served),
+                "answers" => (&mut self.served, &mut self.taken),
+                _ => (&mut self.taken, &mut self.served),
             };
             let mut bytes = [0; 4];
             from.write_all(b"late")?;
+            to.set_read_timeout(Some(SOON))?;
             to.read_exact(&mut bytes)
-                .with_context(|| format!("{capture}: the pod {turn} on an older connection"))?;
+                .with_context(|| format!("the pod {turn} on an older connection"))?;
         }
-        witness.saw_nothing().context(capture)?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// Kills every process of Millrace on the node, at once as far as that can be.
@@ -294,23 +403,14 @@ fn a_closed_pod_stays_closed_until_it_is_captured_again() -> anyhow::Result<()> 
         load.more(SOME)?;
         kill_all(&scene.near)?;
         forget_pins(&scene.near)?;
-        let ways = [
-            "connect",
-            "fast-open",
-            "fast-open-connect",
-            "datagram",
-            "datagram-connected",
-            "datagram-marked",
-        ];
-        for way in ways.into_iter().chain(STACK).chain(PACKET) {
-            for mark in MARKS {
-                let told = app.leak(way, target(&scene, way), mark)?;
-                witness.catch_up()?;
-                ensure!(witness.leaks() == 0, "{capture}: mark {mark:?}: {told}");
-            }
+        let ways = CONNECT.into_iter().chain(DATAGRAM);
+        for way in ways.chain(STACK).chain(PACKET) {
+            nothing_leaves(&app, &witness, http(&scene), way).context(capture)?;
         }
-        let by_tcp = app.leak("connect", dns(), None)?;
-        ensure!(by_tcp.contains("refused"), "{capture}: {by_tcp}");
+        for to in dns() {
+            let by_tcp = app.leak("connect", to, None)?;
+            ensure!(by_tcp.contains("refused"), "{capture}: {by_tcp}");
+        }
         scene.near.resume()?;
         scene.near.captured(&scene.client)?;
         scene.answered_by("echo-v2")?;
