@@ -6,10 +6,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use millrace_runtime::handoff::accel::MAX_PROMOTIONS;
+use millrace_runtime::handoff::accel::{ACCEL_VERSION, MAX_PROMOTIONS};
 use millrace_runtime::handoff::{
-    AccelCall, AccelReply, BindOptions, Connection, HandoffError, Listener, PROTOCOL_VERSION,
-    PeerPolicy, PromotionRequest, PromotionResult, Refusal,
+    AccelCall, AccelReply, BindOptions, Connection, HandoffError, Listener, PeerPolicy,
+    PromotionRequest, PromotionResult, Refusal,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -125,31 +125,36 @@ fn answer(kernel: &Kernel, call: AccelCall) -> (AccelReply, bool) {
             let unavailable = kernel.acceleration().err();
             tracing::info!(pid, version, ?unavailable, "proxy asks for acceleration");
             let welcome = AccelReply::Welcome {
-                version: PROTOCOL_VERSION,
+                version: ACCEL_VERSION,
                 unavailable,
             };
-            (welcome, version != PROTOCOL_VERSION)
+            (welcome, version != ACCEL_VERSION)
         }
         AccelCall::Promote { requests } => {
-            let results = requests
-                .iter()
-                .enumerate()
-                .map(|(index, request)| promote(kernel, index, request))
-                .collect();
+            let results = each(&requests, |request| kernel.promote(request));
             (AccelReply::Promoted { results }, false)
+        }
+        AccelCall::Leave { requests } => {
+            let results = each(&requests, |request| kernel.leave(request));
+            (AccelReply::Left { results }, false)
         }
     }
 }
 
-fn promote(kernel: &Kernel, index: usize, request: &PromotionRequest) -> PromotionResult {
-    if index < MAX_PROMOTIONS {
-        kernel.promote(request)
-    } else {
-        PromotionResult {
-            id: request.id,
-            refused: Some(Refusal::Full),
-        }
-    }
+fn each(
+    requests: &[PromotionRequest],
+    what: impl Fn(&PromotionRequest) -> PromotionResult,
+) -> Vec<PromotionResult> {
+    let refused = |request: &PromotionRequest| PromotionResult {
+        id: request.id,
+        refused: Some(Refusal::Full),
+    };
+    let (taken, rest) = requests.split_at(requests.len().min(MAX_PROMOTIONS));
+    taken
+        .iter()
+        .map(what)
+        .chain(rest.iter().map(refused))
+        .collect()
 }
 
 #[cfg(test)]
@@ -169,11 +174,11 @@ mod tests {
     fn a_node_without_programs_says_so_and_refuses() {
         let kernel = Kernel::without("no BTF");
         let hello = AccelCall::Hello {
-            version: PROTOCOL_VERSION,
+            version: ACCEL_VERSION,
             pid: 1,
         };
         let welcome = AccelReply::Welcome {
-            version: PROTOCOL_VERSION,
+            version: ACCEL_VERSION,
             unavailable: Some("no BTF".to_owned()),
         };
         assert_eq!(answer(&kernel, hello), (welcome, false));
@@ -194,13 +199,11 @@ mod tests {
     #[test]
     fn a_proxy_of_another_version_is_told_and_let_go() {
         let hello = AccelCall::Hello {
-            version: PROTOCOL_VERSION + 1,
+            version: ACCEL_VERSION + 1,
             pid: 1,
         };
         let (reply, last) = answer(&Kernel::without("x"), hello);
-        assert!(
-            matches!(reply, AccelReply::Welcome { version, .. } if version == PROTOCOL_VERSION)
-        );
+        assert!(matches!(reply, AccelReply::Welcome { version, .. } if version == ACCEL_VERSION));
         assert!(last);
     }
 

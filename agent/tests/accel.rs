@@ -15,11 +15,13 @@ use std::net::{SocketAddr, TcpStream};
 
 use agent::{AgentNode, PATIENCE};
 use http::Method;
+use millrace_runtime::handoff::accel::{ACCEL_VERSION, PRIORITY_LEAVING};
 use millrace_runtime::handoff::{
     AccelCall, AccelConnection, AccelReply, Acceleration, HEARTBEAT_INTERVAL, ListenerRole,
-    PROTOCOL_VERSION, PromotionRequest, ProxyRequest, Refusal,
+    PromotionRequest, ProxyRequest, Refusal,
 };
 use millrace_testkit::eventually;
+use nix::sys::socket::{setsockopt, sockopt};
 use support::{Proxy, accept_any, canonical, listeners};
 
 const SERVICE: &str = "10.96.0.10:9080";
@@ -118,13 +120,13 @@ async fn greet(node: &AgentNode) -> AccelConnection {
     let path = node.node.run_dir().join("accel.sock");
     let accel = AccelConnection::connect(&path).expect("the agent serves");
     let hello = AccelCall::Hello {
-        version: PROTOCOL_VERSION,
+        version: ACCEL_VERSION,
         pid: std::process::id(),
     };
     accel.send(&hello, &[]).await.unwrap();
     let welcome = accel.recv().await.unwrap().unwrap().message;
     let expected = AccelReply::Welcome {
-        version: PROTOCOL_VERSION,
+        version: ACCEL_VERSION,
         unavailable: None,
     };
     assert_eq!(welcome, expected);
@@ -139,7 +141,18 @@ async fn promote(
     accel.send(&call, &[]).await.unwrap();
     match accel.recv().await.unwrap().unwrap().message {
         AccelReply::Promoted { results } => results.iter().map(|r| (r.id, r.refused)).collect(),
-        other @ AccelReply::Welcome { .. } => panic!("{other:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn leave(accel: &AccelConnection, request: PromotionRequest) -> Option<Refusal> {
+    let call = AccelCall::Leave {
+        requests: vec![request],
+    };
+    accel.send(&call, &[]).await.unwrap();
+    match accel.recv().await.unwrap().unwrap().message {
+        AccelReply::Left { results } => results[0].refused,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -190,8 +203,8 @@ async fn a_proxy_gets_its_connections_promoted_and_everybody_sees_it() {
     blocking.exchange();
 
     let counts = node.pod_status().await.unwrap().accelerated;
-    assert_eq!((counts.promoted, counts.redirected_messages), (1, 4));
-    assert_eq!((counts.tcp_messages, counts.redirected_bytes), (2, 30));
+    assert_eq!((counts.promoted, counts.redirected_messages), (1, 5));
+    assert_eq!((counts.tcp_messages, counts.redirected_bytes), (1, 38));
     assert_eq!(counts.refused["blocking"], 1);
     let shown = ends(&node).await;
     assert_eq!(shown.len(), 2, "{shown:?}");
@@ -219,6 +232,21 @@ async fn a_proxy_gets_its_connections_promoted_and_everybody_sees_it() {
     assert_eq!(results, [(4, Some(Refusal::InUse))]);
     captured.exchange();
     assert_eq!(ends(&node).await.len(), 2);
+    let request = captured.request(&node, 6);
+    assert_eq!(
+        leave(&accel, request.clone()).await,
+        Some(Refusal::Withdrawn)
+    );
+    let leaving = i32::try_from(PRIORITY_LEAVING).unwrap();
+    setsockopt(&captured.proxy, sockopt::Priority, &leaving).unwrap();
+    let nobodys = PromotionRequest {
+        uid: "nobody".into(),
+        ..request.clone()
+    };
+    assert_eq!(leave(&accel, nobodys).await, Some(Refusal::UnknownPod));
+    assert_eq!(leave(&accel, request).await, None);
+    assert_eq!(ends(&node).await.len(), 1, "the proxy's");
+    captured.exchange();
     let results = promote(&accel, vec![blocking.request(&node, 5)]).await;
     assert_eq!(results, [(5, None)]);
 }

@@ -21,7 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 #[test]
-fn a_promoted_connection_redirects_from_the_second_message_on() {
+fn a_promoted_connection_redirects_at_once_and_the_application_from_its_second_message_on() {
     accel::require!();
     let mut fixture = Fixture::new();
     assert_eq!(fixture.bpf().acceleration(), Ok(()));
@@ -38,17 +38,18 @@ fn a_promoted_connection_redirects_from_the_second_message_on() {
     let seen = state(&pair.proxy).expect("promoted");
     assert_eq!(
         (seen.sent.tcp_messages, seen.sent.redirected_messages),
-        (1, 2)
+        (0, 3),
+        "nothing reaches the application by TCP"
     );
-    assert_eq!((seen.sent.tcp_bytes, seen.sent.redirected_bytes), (8, 16));
+    assert_eq!((seen.sent.tcp_bytes, seen.sent.redirected_bytes), (0, 24));
     let of_app = state(&pair.app).expect("promoted");
     assert_eq!(seen.received, of_app.sent);
     assert_eq!(
         (of_app.sent.tcp_messages, of_app.sent.redirected_messages),
         (1, 2)
     );
-    assert_eq!(fixture.count(Counter::MessageRedirected), 4);
-    assert_eq!(fixture.count(Counter::MessageNotArmed), 2);
+    assert_eq!(fixture.count(Counter::MessageRedirected), 5);
+    assert_eq!(fixture.count(Counter::MessageNotArmed), 1);
 
     say(&mut pair.app, b"unread");
     let seen = state(&pair.app).expect("promoted");
@@ -96,7 +97,7 @@ fn the_accepting_end_may_be_the_application() {
     assert_eq!(outcome, AccelOutcome::Done);
     pair.exchange();
     pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 1));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 2));
 }
 
 type Spoil = fn(&Pair);
@@ -303,13 +304,12 @@ fn an_option_set_later_returns_a_connection_to_tcp() {
     assert_eq!(zero_copy, Err(nix::errno::Errno::EPERM));
     assert_eq!(fixture.count(Counter::SetsockoptRefused), 2);
     pair.exchange();
-    let before = redirected(&pair.app);
+    let before = (redirected(&pair.app), redirected(&pair.proxy));
     option(&pair.app, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 4);
     for _ in 0..3 {
         pair.exchange();
     }
-    assert_eq!(redirected(&pair.app), before);
-    assert_eq!(redirected(&pair.proxy), before);
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), before);
     assert_eq!(fixture.count(Counter::SetsockoptReturned), 1);
     assert_eq!(fixture.count(Counter::MessageOption), 6);
     // SO_RCVLOWAT counts again: three bytes are not worth waking up for.
@@ -332,33 +332,29 @@ fn the_proxys_marks_choose_the_way() {
     let place = Place::new(&mut fixture, "app");
     let listener = place.listener("127.0.0.1:0");
     let mut pair = promoted(&mut fixture, &place, &listener);
-    mark_priority(&pair.proxy, handoff::PRIORITY_BY_TCP);
-    pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 1));
-    assert_eq!(fixture.count(Counter::MessageMarked), 1);
-    mark_priority(&pair.proxy, handoff::PRIORITY_WITHDRAWN);
-    pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 1));
-    assert_eq!(
-        fixture.count(Counter::MessageWithdrawn),
-        1,
-        "the application's"
-    );
+    for (mark, withdrawn) in [(handoff::PRIORITY_OUT, 1), (handoff::PRIORITY_LEAVING, 2)] {
+        mark_priority(&pair.proxy, mark);
+        pair.exchange();
+        assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 2));
+        assert_eq!(fixture.count(Counter::MessageMarked), withdrawn);
+        let of_app = fixture.count(Counter::MessageWithdrawn);
+        assert_eq!(of_app, withdrawn, "the application's");
+    }
     mark_priority(&pair.proxy, handoff::PRIORITY_NORMAL);
     // What an application does with its own means nothing.
     mark_priority(&pair.app, 6);
     pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (3, 2));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 3));
 
     let large = vec![7; handoff::MAX_REDIRECTED + 1];
     say(&mut pair.proxy, &large);
     hear(&mut pair.app, &large);
-    assert_eq!(redirected(&pair.proxy), 2);
+    assert_eq!(redirected(&pair.proxy), 3);
     assert!(fixture.count(Counter::MessageTooLarge) > 0);
     let largest = vec![8; handoff::MAX_REDIRECTED];
     say(&mut pair.proxy, &largest);
     let seen = state(&pair.proxy).expect("promoted");
-    assert_eq!(seen.sent.redirected_messages, 3, "whole, in one message");
+    assert_eq!(seen.sent.redirected_messages, 4, "whole, in one message");
     assert_eq!(seen.unread_redirected as usize, handoff::MAX_REDIRECTED);
     hear(&mut pair.app, &largest);
 }
@@ -377,14 +373,14 @@ fn the_pods_setting_counts_for_live_connections() {
     };
     set(&mut fixture, Acceleration::Off);
     pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 1));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 2));
     assert_eq!(fixture.count(Counter::MessageOff), 2);
     set(&mut fixture, Acceleration::On);
     pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 2));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 3));
     fixture.bpf().withdraw(cookie).expect("withdrawn");
     pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 2));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 3));
 }
 
 #[test]
@@ -396,14 +392,14 @@ fn promoted_connections_go_on_without_an_agent_and_with_the_next() {
     let mut pair = promoted(&mut fixture, &place, &listener);
     fixture.kill_agent();
     pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 2));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (2, 3));
     for replace in [Replace::Changed, Replace::Always] {
         fixture.restart_agent(replace);
         pair.exchange();
         let promotion = place.promotion(&pair);
         assert_eq!(promote(&mut fixture, promotion), AccelOutcome::InUse);
     }
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (4, 4));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (4, 5));
     let ends = inspected(&mut fixture);
     assert_eq!(ends.len(), 2);
     let proxy = ends
@@ -411,7 +407,7 @@ fn promoted_connections_go_on_without_an_agent_and_with_the_next() {
         .find(|end| end.is_proxy)
         .expect("the proxy's end");
     assert_eq!(proxy.local, pair.proxy.local_addr().expect("bound"));
-    assert_eq!(proxy.sent.redirected_messages, 4);
+    assert_eq!(proxy.sent.redirected_messages, 5);
     assert_eq!(proxy.netns_cookie, place.captured.cookie);
     let mut other = promoted(&mut fixture, &place, &listener);
     drop(pair);
@@ -490,6 +486,6 @@ fn identical_tuples_of_many_pods_do_not_meet() {
         }
     }
     for pair in &pairs {
-        assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (199, 199));
+        assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (199, 200));
     }
 }

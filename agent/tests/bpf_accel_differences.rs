@@ -14,7 +14,6 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use accel::{Pair, Place, hear, promoted, say, state, wait};
 use bpf::Fixture;
-use millrace_runtime::handoff::accel::PRIORITY_BY_TCP;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -79,28 +78,6 @@ fn received(end: &TcpStream) -> u64 {
     };
     assert_eq!(result, 0);
     u64::from_ne_bytes(info[128..136].try_into().expect("eight bytes"))
-}
-
-/// `ioctl(FIONREAD)` of a promoted socket counts what was redirected and nothing else: what came by TCP, as a
-/// large message does, is not seen (`tcp_bpf_ioctl`, Linux 6.18). nginx asks it when a read fills its buffer,
-/// and takes 0 for "nothing left until the next event".
-#[test]
-fn fionread_does_not_count_bytes_that_came_by_tcp() {
-    accel::require!();
-    let mut fixture = Fixture::new();
-    let (mut fast, mut plain, _place) = twins(&mut fixture);
-    let counted = |pair: &mut Pair| {
-        accel::mark_priority(&pair.proxy, PRIORITY_BY_TCP);
-        say(&mut pair.proxy, b"by TCP");
-        wait(&pair.app, PollFlags::POLLIN);
-        let mut count = 0;
-        // SAFETY: the request writes an int.
-        let result = unsafe { libc::ioctl(pair.app.as_raw_fd(), libc::FIONREAD, &raw mut count) };
-        assert_eq!(result, 0);
-        hear(&mut pair.app, b"by TCP");
-        count
-    };
-    assert_eq!((counted(&mut plain), counted(&mut fast)), (6, 0));
 }
 
 /// Urgent data is data: the mark is lost.

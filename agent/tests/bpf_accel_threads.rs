@@ -18,8 +18,8 @@ use bpf::Fixture;
 use millrace_agent::bpf::AccelOutcome;
 use millrace_testkit::eventually;
 
-/// What the proxy sends: by TCP after the promotion, then past it.
-const ARMING: &[u8] = b"armed";
+/// What the proxy sends after the promotion, before the end; it waits until the first is read.
+const FIRST: &[u8] = b"first words";
 const LAST: &[u8] = b"last words";
 
 /// What the readers of one connection share.
@@ -59,15 +59,15 @@ fn one(fixture: &mut Fixture, place: &Place, pair: Pair) -> (bool, bool) {
     let promotion = place.promotion(&pair);
     let Pair { app, mut proxy } = pair;
     let shared = Shared::default();
-    let all = (ARMING.len() + LAST.len()) as u64;
+    let all = (FIRST.len() + LAST.len()) as u64;
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| reads(&app, all, &shared));
         }
         assert_eq!(promote(fixture, promotion), AccelOutcome::Done);
-        say(&mut proxy, ARMING);
+        say(&mut proxy, FIRST);
         eventually(bpf::PATIENCE, "the first bytes are read", || {
-            shared.read.load(Ordering::SeqCst) == ARMING.len() as u64
+            shared.read.load(Ordering::SeqCst) == FIRST.len() as u64
         });
         say(&mut proxy, LAST);
         proxy.shutdown(Shutdown::Write).expect("shutdown");

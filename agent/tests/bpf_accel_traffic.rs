@@ -1,4 +1,5 @@
-//! Connections that are promoted in the middle of random traffic lose, repeat and mix up nothing.
+//! Connections that are promoted in the middle of random traffic, and leave the map again, lose, repeat and
+//! mix up nothing.
 //!
 //! `MILLRACE_ACCEL_PROMOTIONS` and `MILLRACE_ACCEL_SEED` make it longer or another.
 
@@ -19,9 +20,10 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use accel::{Dice, Pair, Place, Stream, promote_at, state, wait};
+use accel::{Dice, Pair, Place, Stream, mark_priority, promote_at, state, wait};
 use bpf::{Fixture, PATIENCE, accept, addr};
 use millrace_agent::bpf::{AccelOutcome, Counter};
+use millrace_runtime::handoff::accel::PRIORITY_LEAVING;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 fn number(name: &str, default: u64) -> u64 {
@@ -35,6 +37,7 @@ fn number(name: &str, default: u64) -> u64 {
 #[derive(Debug, Default)]
 struct Tally {
     promoted: AtomicU64,
+    left: AtomicU64,
     bytes: AtomicU64,
     redirected: AtomicU64,
     faults: parking_lot::Mutex<Vec<String>>,
@@ -48,6 +51,7 @@ fn promotion_in_the_middle_of_traffic_changes_no_byte() {
     let faults = tally.faults.into_inner();
     assert!(faults.is_empty(), "{faults:?}");
     assert!(tally.redirected.into_inner() > 0, "nothing was redirected");
+    assert!(tally.left.into_inner() > 0, "nobody left");
 }
 
 #[test]
@@ -76,9 +80,10 @@ fn run(fixture: &mut Fixture, connections: u64) -> Tally {
     }
     let count = |counter| fixture.count(counter);
     println!(
-        "seed {seed}: {} promoted of {connections}, {} bytes, {} messages redirected; by TCP: unread {} \
+        "seed {seed}: {} promoted of {connections}, {} of them left, {} bytes, {} messages redirected; by TCP: unread {} \
          not armed {} capped {} too large {} shut down {} peer gone {} mixed {}; {} faults",
         tally.promoted.load(Ordering::Relaxed),
+        tally.left.load(Ordering::Relaxed),
         tally.bytes.load(Ordering::Relaxed),
         tally.redirected.load(Ordering::Relaxed),
         count(Counter::MessageUnreadTcp),
@@ -111,6 +116,12 @@ fn connect(place: &Place, listeners: &[TcpListener; 3], dice: &mut Dice) -> Pair
 struct Shared {
     sent: AtomicU64,
     promoted: AtomicBool,
+    /// The proxy's end has marked its socket and sends nothing.
+    leaving: AtomicBool,
+    /// It need not wait any longer.
+    left: AtomicBool,
+    /// Ends that are done.
+    done: AtomicU64,
     failed: AtomicBool,
 }
 
@@ -126,13 +137,18 @@ fn one(
     let messages = 8 + dice.below(60);
     let moment = dice.below(messages);
     let seeds = [dice.below(u64::MAX), dice.below(u64::MAX)];
+    // Half of the connections leave, at a moment after the promotion.
+    let leave_at = (dice.below(2) == 0).then(|| dice.below(messages.div_ceil(2)));
     let shared = Shared::default();
     let (bpf, node) = fixture.bpf_and_node();
     let Pair { app, proxy } = pair;
     let outcome = thread::scope(|scope| {
         let (app_says, proxy_says) = (2 * index, 2 * index + 1);
-        let ends = [(app, app_says, proxy_says), (proxy, proxy_says, app_says)];
-        for ((socket, own, other), seed) in ends.into_iter().zip(seeds) {
+        let ends = [
+            (app, app_says, proxy_says, None),
+            (proxy, proxy_says, app_says, leave_at),
+        ];
+        for ((socket, own, other, leave_at), seed) in ends.into_iter().zip(seeds) {
             let shared = &shared;
             scope.spawn(move || {
                 let end = End {
@@ -140,6 +156,7 @@ fn one(
                     sending: Stream::new(own),
                     receiving: Stream::new(other),
                     dice: Dice::new(seed),
+                    leave_at,
                 };
                 match end.drive(messages, shared) {
                     Ok((bytes, redirected)) => {
@@ -152,6 +169,7 @@ fn one(
                         tally.faults.lock().push(fault);
                     }
                 }
+                shared.done.fetch_add(1, Ordering::Relaxed);
             });
         }
         while shared.sent.load(Ordering::Relaxed) < moment && !shared.failed.load(Ordering::Relaxed)
@@ -160,6 +178,20 @@ fn one(
         }
         let outcome = promote_at(bpf, node, promotion);
         shared.promoted.store(true, Ordering::Relaxed);
+        while shared.done.load(Ordering::Relaxed) < 2 {
+            if shared.leaving.load(Ordering::Relaxed) && !shared.left.load(Ordering::Relaxed) {
+                let left = node.run(|| Ok(bpf.leave(&promotion)?));
+                match left.expect("the program runs") {
+                    AccelOutcome::Unread => {}
+                    AccelOutcome::Done => {
+                        tally.left.fetch_add(1, Ordering::Relaxed);
+                        shared.left.store(true, Ordering::Relaxed);
+                    }
+                    other => panic!("leaving: {other:?}"),
+                }
+            }
+            thread::yield_now();
+        }
         outcome
     });
     if outcome == AccelOutcome::Done {
@@ -174,6 +206,8 @@ struct End {
     sending: Stream,
     receiving: Stream,
     dice: Dice,
+    /// With so many messages left the connection leaves the map.
+    leave_at: Option<u64>,
 }
 
 impl End {
@@ -186,7 +220,14 @@ impl End {
             if shared.failed.load(Ordering::Relaxed) {
                 return Err("the other end failed".to_owned());
             }
-            let held = left <= messages.div_ceil(2) && !shared.promoted.load(Ordering::Relaxed);
+            let promoted = shared.promoted.load(Ordering::Relaxed);
+            if promoted && rest == 0 && self.leave_at.is_some_and(|at| left <= at && left > 0) {
+                self.leave_at = None;
+                mark_priority(&self.socket, PRIORITY_LEAVING);
+                shared.leaving.store(true, Ordering::Relaxed);
+            }
+            let leaves = self.leaves(shared);
+            let held = left <= messages.div_ceil(2) && !promoted || leaves;
             let mut idle = true;
             if left > 0 && !held && (rest > 0 || self.dice.below(3) > 0) {
                 if rest == 0 {
@@ -219,6 +260,13 @@ impl End {
                 self.wait(ended, left > 0, held)?;
             }
         }
+    }
+
+    /// Whether this is the proxy's end, and the connection is leaving.
+    fn leaves(&self, shared: &Shared) -> bool {
+        self.sending.tag % 2 == 1
+            && shared.leaving.load(Ordering::Relaxed)
+            && !shared.left.load(Ordering::Relaxed)
     }
 
     fn wait(&self, ended: bool, wants_to_send: bool, held: bool) -> Result<(), String> {

@@ -5,14 +5,14 @@
 //! connection that nobody redirected.
 
 use millrace_ebpf_abi::{
-    AF_INET, AF_INET6, Counter, OrigDst, OrigDstAnswer, SOCKOPT_LEVEL, SOCKOPT_STATE, SockTuple,
-    SocketRole, TCP, getsockopt_verdict,
+    AF_INET, AF_INET6, Acceleration, Counter, OrigDst, OrigDstAnswer, SOCKOPT_LEVEL, SOCKOPT_STATE,
+    SOCKOPT_WAY, SockTuple, SocketRole, TCP, getsockopt_verdict,
 };
 
 use crate::count::count;
 use crate::ctx::{Sock, Sockopt};
 use crate::maps::{ORIG_DSTS, POLICIES};
-use crate::{kernel, storage};
+use crate::{kernel, skmsg, storage};
 
 /// The kernel's own answer stays.
 const KEEP: i32 = 1;
@@ -90,12 +90,18 @@ pub fn getsockopt(ctx: &Sockopt<'_>) -> i32 {
 /// How a promoted connection is; any other socket keeps the kernel's `ENOPROTOOPT`.
 #[inline(always)]
 fn acceleration(ctx: &Sockopt<'_>) {
-    if ctx.optname() != SOCKOPT_STATE {
+    let Some(state) = storage::accel(ctx.sock().raw()) else {
         return;
-    }
-    if let Some(answer) = storage::accel(ctx.sock().raw()).and_then(|state| kernel::answer(state))
-        && !ctx.answer(answer)
-    {
+    };
+    let fits = match ctx.optname() {
+        SOCKOPT_STATE => kernel::answer(state).is_none_or(|answer| ctx.answer(answer)),
+        SOCKOPT_WAY => {
+            let is_on = skmsg::setting(state.netns_cookie).is_some_and(Acceleration::is_on);
+            kernel::way(state, is_on).is_none_or(|way| ctx.answer(way))
+        }
+        _ => true,
+    };
+    if !fits {
         count(Counter::GetsockoptShortBuffer);
     }
 }

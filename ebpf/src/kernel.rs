@@ -5,7 +5,7 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use millrace_ebpf_abi::{
-    AccelAnswer, AccelSocket, AccelTraffic, EndFacts, KernelLayout, Sight, priority,
+    AccelAnswer, AccelSocket, AccelTraffic, AccelWay, EndFacts, KernelLayout, Sight, priority,
 };
 
 use crate::ctx::Sock;
@@ -86,7 +86,7 @@ impl KernelSock {
     /// Redirected bytes that wait here. The psock is behind a pointer whose low bits are flags
     /// (include/linux/skmsg.h, `SK_USER_DATA_PTRMASK`).
     #[inline(always)]
-    fn redirected_unread(self) -> Option<u32> {
+    pub fn redirected_unread(self) -> Option<u32> {
         let psock: u64 = self.read(at!(user_data))?;
         read((psock & !7) + u64::from(at!(psock_unread)))
     }
@@ -165,10 +165,39 @@ pub fn sight(sock: Sock, state: &AccelSocket) -> Option<Sight> {
     })
 }
 
+/// Whether a message may go by the map; `None` of a socket that is no end of a promoted connection.
+#[inline(always)]
+pub fn way(state: &AccelSocket, is_on: bool) -> Option<AccelWay> {
+    if state.flags & (AccelSocket::READY | AccelSocket::LEFT | AccelSocket::BUSY) == 0 {
+        return None;
+    }
+    let mut way = AccelWay {
+        flags: state.flags,
+        unread_redirected: 0,
+        unread_tcp: 0,
+        obstacles: if is_on { 0 } else { AccelWay::OFF },
+    };
+    let peer = KernelSock::at(state.peer);
+    if state.flags & AccelSocket::READY == 0 || peer.cookie() != Some(state.peer_cookie) {
+        return Some(way);
+    }
+    let peer_flags: u32 = read(state.peer_state + AccelSocket::FLAGS_AT)?;
+    if (state.flags | peer_flags) & AccelSocket::OPTION != 0 {
+        way.obstacles |= AccelWay::OPTION;
+    }
+    if read::<u64>(state.pressure)? != 0 {
+        way.obstacles |= AccelWay::PRESSURE;
+    }
+    way.unread_redirected = peer.redirected_unread()?;
+    let written = KernelSock::at(state.own).write_seq()?;
+    way.unread_tcp = written.wrapping_sub(peer.copied_seq()?);
+    Some(way)
+}
+
 /// How an end of a promoted connection is; of one whose other end is gone, what it sent itself.
 #[inline(always)]
 pub fn answer(state: &AccelSocket) -> Option<AccelAnswer> {
-    if state.flags & AccelSocket::READY == 0 {
+    if state.flags & (AccelSocket::READY | AccelSocket::LEFT | AccelSocket::BUSY) == 0 {
         return None;
     }
     let peer = KernelSock::at(state.peer);
@@ -177,10 +206,14 @@ pub fn answer(state: &AccelSocket) -> Option<AccelAnswer> {
         received: AccelTraffic::default(),
         unread_redirected: 0,
         unread_tcp: 0,
+        flags: state.flags,
+        reserved: 0,
     };
-    if peer.cookie() == Some(state.peer_cookie) {
+    if state.peer != 0 && peer.cookie() == Some(state.peer_cookie) {
         answer.received = read(state.peer_state + AccelSocket::SENT_AT)?;
-        answer.unread_redirected = peer.redirected_unread()?;
+        if state.flags & AccelSocket::READY != 0 {
+            answer.unread_redirected = peer.redirected_unread()?;
+        }
         let written = KernelSock::at(state.own).write_seq()?;
         answer.unread_tcp = written.wrapping_sub(peer.copied_seq()?);
     }

@@ -2,8 +2,12 @@
 //! into a map. Attached nowhere: the agent runs it with `BPF_PROG_TEST_RUN`, its packet holding the command.
 //!
 //! Both ends are put into the map or neither is. Until both are, and say so in their storage, the message
-//! program leaves everything to TCP.
+//! program leaves everything to TCP. An application's end leaves the map when nothing is left for it to read,
+//! and is an ordinary socket again; the proxy's stays, as it may have bytes to read that a sender is just
+//! putting there. The proxy's mark allows each of the two: it takes the mark back where it cannot wait, then
+//! looks whether the program is at work (`BUSY`), which notes that before it looks at the mark.
 
+use core::arch::asm;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
@@ -17,7 +21,8 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use core::ffi::c_void;
 use millrace_ebpf_abi::{
-    AccelCommand, AccelOutcome, AccelReport, AccelSocket, OrigDst, end_verdict, experiment,
+    AccelCommand, AccelOutcome, AccelReport, AccelSocket, Counter, OrigDst, end_verdict,
+    experiment, priority,
 };
 
 use crate::count::count;
@@ -43,8 +48,17 @@ pub fn command(ctx: &TcContext) -> i32 {
     }
     match operation {
         AccelCommand::PROMOTE => {
-            let outcome = promote(ctx, command, report);
+            let outcome = with_ends(ctx, command, report, join);
             count(outcome.counter());
+            outcome as i32
+        }
+        AccelCommand::LEAVE => {
+            let outcome = with_ends(ctx, command, report, leave);
+            count(match outcome {
+                AccelOutcome::Done => Counter::LeaveDone,
+                AccelOutcome::Unread => Counter::LeaveUnread,
+                _ => Counter::LeaveRefused,
+            });
             outcome as i32
         }
         AccelCommand::INSPECT => inspect(command, report) as i32,
@@ -52,11 +66,13 @@ pub fn command(ctx: &TcContext) -> i32 {
     }
 }
 
+/// Looks both ends up and does `what` with them.
 #[inline(always)]
-fn promote(
+fn with_ends(
     ctx: &TcContext,
     command: *const AccelCommand,
     report: *mut AccelReport,
+    what: impl FnOnce(Sock, Sock, u64) -> Result<(), Refused>,
 ) -> AccelOutcome {
     // SAFETY: within the packet, as checked by the caller.
     let (local, remote, nsid, netns_cookie) = unsafe {
@@ -83,7 +99,7 @@ fn promote(
         unsafe { bpf_sk_release(proxy.cast()) };
         return AccelOutcome::NotFound;
     }
-    let outcome = join(Sock::found(proxy), Sock::found(application), netns_cookie);
+    let outcome = what(Sock::found(proxy), Sock::found(application), netns_cookie);
     // SAFETY: the references that the lookups took.
     unsafe {
         bpf_sk_release(application.cast());
@@ -144,30 +160,117 @@ fn join(proxy: Sock, application: Sock, netns_cookie: u64) -> Result<(), Refused
     if (near.flags | far.flags) & AccelSocket::READY != 0 {
         return Err((AccelOutcome::InUse, 0));
     }
+    // The proxy's end of a connection that left is in the map still.
+    let kept = begin(near) & AccelSocket::LEFT;
+    let joined = join_marked(proxy, application, netns_cookie, kept != 0);
+    near.flags = if joined.is_ok() {
+        AccelSocket::READY | AccelSocket::PROXY
+    } else {
+        kept
+    };
+    if joined.is_ok()
+        && let Some(sums) = sums(netns_cookie)
+    {
+        sums.promoted += 1;
+    }
+    joined
+}
+
+#[inline(always)]
+fn join_marked(
+    proxy: Sock,
+    application: Sock,
+    netns_cookie: u64,
+    is_kept: bool,
+) -> Result<(), Refused> {
+    let failed = (AccelOutcome::Failed, 0);
+    let near = storage::accel(proxy.raw()).ok_or(failed)?;
+    let far = storage::accel(application.raw()).ok_or(failed)?;
+    if proxy.priority() != priority::NORMAL {
+        return Err((AccelOutcome::Withdrawn, 0));
+    }
     near.netns_cookie = netns_cookie;
     far.netns_cookie = netns_cookie;
     prepare(proxy, near, true)?;
     prepare(application, far, false)?;
-    insert(proxy, near.cookie)?;
+    if !is_kept {
+        insert(proxy, near.cookie)?;
+    }
     if let Err(refused) = insert(application, far.cookie) {
-        // Nobody has redirected anything to it, so nothing is lost.
-        let mut key = near.cookie;
-        // SAFETY: map and key outlive the call.
-        unsafe { bpf_map_delete_elem(map(), (&raw mut key).cast()) };
+        if !is_kept {
+            // Nobody has redirected anything to it, so nothing is lost.
+            delete(near.cookie);
+        }
         return Err(refused);
     }
     introduce(near, far);
     introduce(far, near);
-    let failed = (AccelOutcome::Failed, 0);
     // Bytes that are counted from here on are read by a `recv` that knows of the map, or before such a one.
     near.armed_from = KernelSock::at(near.own).write_seq().ok_or(failed)?;
     far.armed_from = KernelSock::at(far.own).write_seq().ok_or(failed)?;
-    near.flags = AccelSocket::READY | AccelSocket::PROXY;
     far.flags = AccelSocket::READY;
-    if let Some(sums) = sums(netns_cookie) {
-        sums.promoted += 1;
-    }
     Ok(())
+}
+
+/// Takes the application's end out of the map, if nothing that was redirected is left for it to read.
+#[inline(always)]
+fn leave(proxy: Sock, application: Sock, _netns_cookie: u64) -> Result<(), Refused> {
+    let not_found = (AccelOutcome::NotFound, 0);
+    let near = storage::accel(proxy.raw()).ok_or(not_found)?;
+    let far = storage::accel(application.raw()).ok_or(not_found)?;
+    let is_pair = near.flags & far.flags & AccelSocket::READY != 0
+        && near.flags & AccelSocket::PROXY != 0
+        && near.peer_cookie == far.cookie;
+    if !is_pair {
+        return Err(not_found);
+    }
+    let before = begin(near);
+    let left = leave_marked(proxy, far);
+    near.flags = if left.is_ok() {
+        AccelSocket::LEFT | AccelSocket::PROXY
+    } else {
+        before
+    };
+    left
+}
+
+#[inline(always)]
+fn leave_marked(proxy: Sock, far: &mut AccelSocket) -> Result<(), Refused> {
+    if proxy.priority() != priority::LEAVING {
+        return Err((AccelOutcome::Withdrawn, 0));
+    }
+    let unread = KernelSock::at(far.own).redirected_unread();
+    if unread.ok_or((AccelOutcome::Failed, 0))? > 0 {
+        return Err((AccelOutcome::Unread, 0));
+    }
+    // What the application sends goes by TCP from here on, behind what it has redirected.
+    far.flags = 0;
+    delete(far.cookie);
+    Ok(())
+}
+
+/// Says that this program is at work, before it looks at the proxy's mark; the flags before that.
+#[inline(always)]
+fn begin(near: &mut AccelSocket) -> u32 {
+    const { assert!(AccelSocket::FLAGS_AT.is_multiple_of(8)) };
+    let mut word = u64::from(AccelSocket::BUSY);
+    // SAFETY: `flags` is the lower half of an aligned word of the storage, whose upper half nobody changes now.
+    // An atomic operation that fetches is a full barrier between this and what is read next (Linux 5.12).
+    unsafe {
+        asm!(
+            "{word} = atomic_fetch_or((u64 *)({at} + 0), {word})",
+            word = inout(reg) word,
+            at = in(reg) &raw mut near.flags,
+        );
+    }
+    word as u32
+}
+
+#[inline(always)]
+fn delete(cookie: u64) {
+    let mut key = cookie;
+    // SAFETY: map and key outlive the call.
+    unsafe { bpf_map_delete_elem(map(), (&raw mut key).cast()) };
 }
 
 /// Notes address and cookie of an end that may be promoted.

@@ -1,5 +1,6 @@
 //! `sk_msg`: which way a message of a promoted connection goes, its bytes straight into the other end's queue
-//! or through TCP as ever.
+//! or through TCP as ever. Refusing a message is no way: the kernel then refuses every later one of the socket
+//! (`tcp_bpf_send_verdict` keeps the verdict, Linux 6.18), so that the proxy asks before it sends.
 //!
 //! Runs for each message with the sender locked; who else may change what it reads is the reader at the
 //! other end, who can only make room.
@@ -65,8 +66,9 @@ fn way(message: &Message, sock: Sock, state: &AccelSocket) -> Result<Sight, Coun
     Ok(sight)
 }
 
+/// The pod's setting.
 #[inline(always)]
-fn setting(netns_cookie: u64) -> Option<Acceleration> {
+pub fn setting(netns_cookie: u64) -> Option<Acceleration> {
     let policy = POLICIES.get_ptr(netns_cookie)?;
     // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
     Some(unsafe { (*policy).acceleration() })

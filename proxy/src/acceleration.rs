@@ -3,15 +3,15 @@
 //!
 //! `listener::accept` and `upstream::connect` give a [`Lane`] to every connection that could be
 //! promoted; `http` and `tcp` tell it what the connection carries. After a few exchanges the lane
-//! asks the agent through [`Accelerator`] (`client` is the agent's client, on the control thread) and
-//! never waits: the answer is seen at a later message. From then on the lane decides before each
-//! message to the application which way it goes. What must hold is in
+//! asks the agent through [`Accelerator`] (`client` is the agent's client, on the control thread). Before
+//! each message from then on it asks the kernel whether the message may go by the map (`sockopt`); where
+//! it may not, the application's end leaves the map first (`lane::way`). What must hold is in
 //! `millrace_runtime::handoff::accel`; without agent or answer everything is plain TCP.
 
 pub mod client;
 pub mod entry;
 pub mod lane;
-pub mod message;
+mod sockopt;
 pub mod stats;
 
 #[cfg(test)]
@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::pods::LocalPod;
+use entry::Phase;
 pub use entry::{Entry, Returned, Side};
 pub use lane::{Carries, Lane};
 pub use stats::Stats;
@@ -129,6 +130,16 @@ impl Accelerator {
             self.0.stats.asked();
         } else {
             entries.remove(&entry.id());
+        }
+        sent
+    }
+
+    /// Asks for a promoted connection to leave the map; false where too many wait.
+    fn ask_to_leave(&self, entry: &Arc<Entry>) -> bool {
+        entry.set_phase(Phase::Leaving);
+        let sent = self.is_available() && self.0.asks.try_send(entry.clone()).is_ok();
+        if !sent {
+            entry.set_phase(Phase::Promoted);
         }
         sent
     }

@@ -136,10 +136,11 @@ impl Stream {
     /// Writes by shared reference, so that one side can be written while it is watched for
     /// failure.
     pub fn poll_write_shared(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(lane) = &self.lane {
-            let parts = [io::IoSlice::new(buf)];
-            ready!(lane.poll_way(cx, &self.io, MessageSize::Streamed, &parts))?;
-        }
+        let most = match &self.lane {
+            Some(lane) => ready!(lane.poll_way(cx, &self.io, MessageSize::Streamed, buf.len()))?,
+            None => buf.len(),
+        };
+        let buf = &buf[..buf.len().min(most)];
         loop {
             ready!(self.io.poll_write_ready(cx))?;
             match self.io.try_write(buf) {
@@ -156,7 +157,15 @@ impl Stream {
 
     /// Sends FIN.
     pub fn end_writing(&self) -> io::Result<()> {
+        if self.ends_later() {
+            return Ok(());
+        }
         SockRef::from(&self.io).shutdown(std::net::Shutdown::Write)
+    }
+
+    fn ends_later(&self) -> bool {
+        let lane = self.lane.as_ref();
+        lane.is_some_and(|lane| lane.ends_later(&self.io))
     }
 
     /// The socket itself.
@@ -264,6 +273,9 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.ends_later() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

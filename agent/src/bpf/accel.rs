@@ -2,8 +2,8 @@
 //! the promotion program, and a look at what is promoted.
 //!
 //! Promoted connections outlive the agent: the map is pinned with the program attached to it, and a socket in
-//! it keeps both. Nothing here takes a live connection out of the map, as its unread bytes would be lost;
-//! one whose pod has no policy, or one that says `off`, goes by TCP.
+//! it keeps both. Only the promotion program takes an application's live end out of the map, when it has read
+//! everything; unread bytes would be lost.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +29,7 @@ pub(super) struct AccelPrograms {
     pub(super) promote: OwnedFd,
 }
 
-/// A connection to be promoted.
+/// A connection to be promoted, or to leave the map.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Promotion {
     /// Cookie of the pod's network namespace.
@@ -81,20 +81,38 @@ impl Bpf {
     ///
     /// If the program cannot be run. That a connection is not promoted is an outcome.
     pub fn promote(&self, promotion: &Promotion) -> Result<AccelOutcome, BpfError> {
+        self.command(AccelCommand::PROMOTE, promotion)
+    }
+
+    /// Takes the application's end of a promoted connection out of the map, once it has read everything.
+    ///
+    /// # Errors
+    ///
+    /// If the program cannot be run. That a connection does not leave is an outcome.
+    pub fn leave(&self, promotion: &Promotion) -> Result<AccelOutcome, BpfError> {
+        self.command(AccelCommand::LEAVE, promotion)
+    }
+
+    fn command(&self, operation: u32, promotion: &Promotion) -> Result<AccelOutcome, BpfError> {
         let command = AccelCommand {
             netns_cookie: promotion.netns_cookie,
             key: 0,
             local: Addr::from(promotion.local.ip()),
             remote: Addr::from(promotion.remote.ip()),
             nsid: promotion.nsid,
-            operation: AccelCommand::PROMOTE,
+            operation,
             local_port: promotion.local.port(),
             remote_port: promotion.remote.port(),
             reserved: 0,
         };
         let (outcome, report) = run(self.program()?, &command)?;
         if outcome == AccelOutcome::Failed {
-            tracing::warn!(?promotion, errno = -report.errno, "promotion failed");
+            tracing::warn!(
+                ?promotion,
+                operation,
+                errno = -report.errno,
+                "promotion failed"
+            );
         }
         Ok(outcome)
     }

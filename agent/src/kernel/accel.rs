@@ -13,7 +13,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Kernel;
-use crate::bpf::{AccelOutcome, AcceleratedEnd, Acceleration, PodAcceleration, Promotion, nsid};
+use crate::bpf::{
+    AccelOutcome, AcceleratedEnd, Acceleration, Bpf, BpfError, PodAcceleration, Promotion, nsid,
+};
 use crate::broker::chain;
 
 /// What acceleration does for a pod, since its capture or, for the last three, the agent's start.
@@ -49,6 +51,17 @@ struct Pod {
     netns_cookie: u64,
     nsid: u32,
     setting: Acceleration,
+}
+
+impl Pod {
+    fn connection(&self, request: &PromotionRequest) -> Promotion {
+        Promotion {
+            netns_cookie: self.netns_cookie,
+            nsid: self.nsid,
+            local: request.local,
+            remote: request.remote,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -134,22 +147,44 @@ impl Kernel {
             if pod.setting == Acceleration::Off || known.is_suspended(pod.netns_cookie) {
                 return Err(Refusal::Off);
             }
-            Promotion {
-                netns_cookie: pod.netns_cookie,
-                nsid: pod.nsid,
-                local: request.local,
-                remote: request.remote,
-            }
+            pod.connection(request)
         };
+        self.run(request, |bpf| bpf.promote(&promotion))
+    }
+
+    /// Takes the application's end of a promoted connection out of the map, or says why not; whatever the
+    /// pod's setting is by now.
+    pub fn leave(&self, request: &PromotionRequest) -> PromotionResult {
+        let promotion = {
+            let known = self.accel.0.lock();
+            let pod = known.pods.get(&request.uid);
+            pod.map(|pod| pod.connection(request))
+        };
+        let left = match promotion {
+            Some(promotion) => self.run(request, |bpf| bpf.leave(&promotion)),
+            None => Err(Refusal::UnknownPod),
+        };
+        PromotionResult {
+            id: request.id,
+            refused: left.err(),
+        }
+    }
+
+    fn run(
+        &self,
+        request: &PromotionRequest,
+        what: impl FnOnce(&Bpf) -> Result<AccelOutcome, BpfError>,
+    ) -> Result<(), Refusal> {
         let outcome = match &*self.loaded.lock() {
             Ok(bpf) if bpf.acceleration().is_err() => return Err(Refusal::Unavailable),
-            Ok(bpf) => bpf.promote(&promotion),
+            Ok(bpf) => what(bpf),
             Err(_) => return Err(Refusal::Unavailable),
         };
         match outcome {
             Ok(outcome) => refusal(outcome).map_or(Ok(()), Err),
             Err(error) => {
-                tracing::warn!(uid = %request.uid, error = %chain(&error), "promotion failed");
+                tracing::warn!(uid = %request.uid, error = %chain(&error),
+                    "the promotion program did not run");
                 Err(Refusal::Failed)
             }
         }
@@ -268,6 +303,8 @@ fn refusal(outcome: AccelOutcome) -> Option<Refusal> {
         AccelOutcome::Unsupported => Refusal::Unsupported,
         AccelOutcome::Full => Refusal::Full,
         AccelOutcome::NoLayout => Refusal::Unavailable,
+        AccelOutcome::Withdrawn => Refusal::Withdrawn,
+        AccelOutcome::Unread => Refusal::Unread,
         AccelOutcome::Failed | AccelOutcome::Malformed => Refusal::Failed,
     })
 }

@@ -113,6 +113,13 @@ pub fn promote(fixture: &mut Fixture, promotion: Promotion) -> AccelOutcome {
     promote_at(bpf, node, promotion)
 }
 
+/// Has a connection leave the map as the agent would.
+pub fn leave(fixture: &mut Fixture, promotion: Promotion) -> AccelOutcome {
+    let (bpf, node) = fixture.bpf_and_node();
+    node.run(|| Ok(bpf.leave(&promotion)?))
+        .expect("the program runs")
+}
+
 /// What came of it is counted, whatever it is.
 pub fn promote_at(bpf: &Bpf, node: &Host, promotion: Promotion) -> AccelOutcome {
     let before = bpf.counters().expect("counters");
@@ -157,7 +164,7 @@ pub fn promoted(fixture: &mut Fixture, place: &Place, listener: &TcpListener) ->
     assert_eq!(promote(fixture, promotion), AccelOutcome::Done);
     pair.exchange();
     pair.exchange();
-    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 1));
+    assert_eq!((redirected(&pair.app), redirected(&pair.proxy)), (1, 2));
     pair
 }
 

@@ -13,14 +13,17 @@ pub use rules::{
 
 use crate::{Addr, Counter};
 
-/// `SO_PRIORITY` of the proxy's end, by which it says how its next messages go.
+/// `SO_PRIORITY` of the proxy's end, by which it says what may be done with the connection.
 pub mod priority {
-    /// The rules decide.
+    /// It may be promoted, and once it is, the rules decide over each message.
     pub const NORMAL: u32 = 0;
-    /// What either end sends goes by TCP.
-    pub const WITHDRAWN: u32 = 1;
-    /// What the proxy sends goes by TCP.
-    pub const BY_TCP: u32 = 2;
+    /// It may leave the map; the proxy sends nothing, and the application by TCP.
+    pub const LEAVING: u32 = 1;
+    /// It may not be promoted.
+    pub const OUT: u32 = 2;
+    /// Nobody takes it out of the map: the proxy sends by the map whatever the pod's setting and the
+    /// application's options are, the application by TCP.
+    pub const FORCED: u32 = 3;
 }
 
 /// Most bytes of a message of the proxy's that is redirected.
@@ -34,6 +37,8 @@ pub const MAX_UNREAD_MESSAGES: u32 = 64;
 pub const SOCKOPT_LEVEL: i32 = 0x4d72;
 /// Name of the socket option that answers an [`AccelAnswer`].
 pub const SOCKOPT_STATE: i32 = 1;
+/// Name of the socket option that answers an [`AccelWay`].
+pub const SOCKOPT_WAY: i32 = 2;
 
 /// Where the kernel that runs keeps what the programs read: offsets in bytes from its BTF, found by the
 /// agent and given to the programs as a constant. aya emits no relocations for them.
@@ -179,6 +184,10 @@ impl AccelSocket {
     pub const ARMED: u32 = 1 << 2;
     /// An option was set that acceleration cannot honour.
     pub const OPTION: u32 = 1 << 3;
+    /// The other end, an application's, was taken out of the map: everything goes by TCP.
+    pub const LEFT: u32 = 1 << 4;
+    /// The promotion program is at work on the connection.
+    pub const BUSY: u32 = 1 << 5;
     /// Byte offset of [`Self::flags`].
     pub const FLAGS_AT: u64 = 56;
     /// Byte offset of [`Self::sent`].
@@ -236,6 +245,34 @@ pub struct AccelAnswer {
     pub unread_redirected: u32,
     /// Bytes sent by TCP that the other end has not read.
     pub unread_tcp: u32,
+    /// [`AccelSocket::flags`].
+    pub flags: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// What the socket option [`SOCKOPT_WAY`] answers: all that is asked before a message. Small enough for the
+/// kernel's buffer on the stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct AccelWay {
+    /// [`AccelSocket::flags`].
+    pub flags: u32,
+    /// Redirected bytes that the other end has not read.
+    pub unread_redirected: u32,
+    /// Bytes sent by TCP that the other end has not read.
+    pub unread_tcp: u32,
+    /// [`Self::OPTION`] and [`Self::PRESSURE`].
+    pub obstacles: u32,
+}
+
+impl AccelWay {
+    /// An option was set, at either end, that acceleration cannot honour.
+    pub const OPTION: u32 = 1 << 0;
+    /// TCP is short of memory.
+    pub const PRESSURE: u32 = 1 << 1;
+    /// The pod's setting is off, or it is not captured.
+    pub const OFF: u32 = 1 << 2;
 }
 
 /// What the agent asks of the promotion program.
@@ -267,6 +304,8 @@ impl AccelCommand {
     pub const PROMOTE: u32 = 1;
     /// Tells how an end of a promoted connection is.
     pub const INSPECT: u32 = 2;
+    /// Takes the application's end of a promoted connection out of the map.
+    pub const LEAVE: u32 = 3;
     /// Where the command begins in the program's packet: an Ethernet header comes first.
     pub const AT: usize = 16;
 }
@@ -338,11 +377,15 @@ pub enum AccelOutcome {
     Failed = 13,
     /// Offsets are not known.
     NoLayout = 14,
+    /// The proxy's mark does not allow it any more.
+    Withdrawn = 15,
+    /// The application has not read everything that was redirected to it.
+    Unread = 16,
 }
 
 impl AccelOutcome {
     /// Every outcome, in the order of the numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Done,
         Self::Malformed,
         Self::NotFound,
@@ -358,6 +401,8 @@ impl AccelOutcome {
         Self::Full,
         Self::Failed,
         Self::NoLayout,
+        Self::Withdrawn,
+        Self::Unread,
     ];
 
     /// From the program's return value.
@@ -396,6 +441,8 @@ impl AccelOutcome {
             Self::InUse => Counter::PromoteInUse,
             Self::Unsupported => Counter::PromoteUnsupported,
             Self::Full => Counter::PromoteFull,
+            Self::Withdrawn => Counter::PromoteWithdrawn,
+            Self::Unread => Counter::LeaveUnread,
             Self::Failed | Self::Malformed | Self::NoLayout => Counter::PromoteFailed,
         }
     }
@@ -406,6 +453,6 @@ const _: () = assert!(size_of::<AccelSocket>() == 7 * 8 + 4 * 4 + 8 + 4 * 8);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, flags) as u64 == AccelSocket::FLAGS_AT);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, sent) as u64 == AccelSocket::SENT_AT);
 const _: () = assert!(size_of::<PodAcceleration>() == 8 * 8);
-const _: () = assert!(size_of::<AccelAnswer>() == 8 * 8 + 2 * 4);
+const _: () = assert!(size_of::<AccelAnswer>() == 8 * 8 + 4 * 4);
 const _: () = assert!(size_of::<AccelCommand>() == 2 * 8 + 2 * 16 + 2 * 4 + 2 * 2 + 4);
-const _: () = assert!(size_of::<AccelReport>() == 72 + 2 * 8 + 2 * 16 + 2 * 2 + 3 * 4);
+const _: () = assert!(size_of::<AccelReport>() == 80 + 2 * 8 + 2 * 16 + 2 * 2 + 3 * 4);

@@ -155,6 +155,14 @@ counters! {
     PromoteFull => ("promote", "full"),
     /// The kernel refused in another way.
     PromoteFailed => ("promote", "failed"),
+    /// The proxy did not wait for the answer.
+    PromoteWithdrawn => ("promote", "withdrawn"),
+    /// The application's end of a connection taken out of the map.
+    LeaveDone => ("leave", "left"),
+    /// Not taken out: redirected bytes are unread.
+    LeaveUnread => ("leave", "unread"),
+    /// Not taken out for another reason.
+    LeaveRefused => ("leave", "refused"),
     /// A message put straight into the other end's queue.
     MessageRedirected => ("sk_msg", "redirected"),
     /// By TCP: the pod's setting is off, or it is not captured.
@@ -171,7 +179,7 @@ counters! {
     MessagePeerGone => ("sk_msg", "peer_gone"),
     /// By TCP: the sender has shut its side down.
     MessageShutDown => ("sk_msg", "shut_down"),
-    /// By TCP: what went that way before is not read yet.
+    /// By TCP: what went by TCP before is not read yet.
     MessageUnreadTcp => ("sk_msg", "unread_tcp"),
     /// By TCP: the first one since promotion.
     MessageNotArmed => ("sk_msg", "not_armed"),

@@ -25,10 +25,10 @@ mod user;
 mod verdict;
 
 pub use accel::{
-    AccelAnswer, AccelCommand, AccelOutcome, AccelReport, AccelSocket, AccelTraffic, EndFacts,
-    KernelLayout, MAX_REDIRECTED, MAX_UNREAD, MAX_UNREAD_MESSAGES, Message, OptionVerdict,
-    PodAcceleration, SOCKOPT_LEVEL, SOCKOPT_STATE, Sight, end_verdict, experiment, message_way,
-    option_verdict, priority, stays_with_tcp,
+    AccelAnswer, AccelCommand, AccelOutcome, AccelReport, AccelSocket, AccelTraffic, AccelWay,
+    EndFacts, KernelLayout, MAX_REDIRECTED, MAX_UNREAD, MAX_UNREAD_MESSAGES, Message,
+    OptionVerdict, PodAcceleration, SOCKOPT_LEVEL, SOCKOPT_STATE, SOCKOPT_WAY, Sight, end_verdict,
+    experiment, message_way, option_verdict, priority, stays_with_tcp,
 };
 pub use addr::Addr;
 pub use counter::Counter;

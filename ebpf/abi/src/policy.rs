@@ -47,6 +47,14 @@ pub enum Acceleration {
     On = 2,
 }
 
+impl Acceleration {
+    /// Whether there is any.
+    #[inline(always)]
+    pub const fn is_on(self) -> bool {
+        !matches!(self, Self::Off)
+    }
+}
+
 /// Capture policy of one pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

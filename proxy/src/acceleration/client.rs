@@ -2,17 +2,16 @@
 //!
 //! Runs on the control thread for as long as the process lives. Input: [`Entry`]s that lanes made.
 //! Output: their phase, and whether asking is of any use. An agent that goes away changes nothing for
-//! what is promoted; of requests that it had not answered the outcome is unknown, and such connections
-//! send by TCP and read as promoted ones.
+//! what is promoted; what became of requests that it had not answered each lane asks the kernel.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_runtime::handoff::accel::MAX_PROMOTIONS;
+use millrace_runtime::handoff::accel::{ACCEL_VERSION, MAX_PROMOTIONS};
 use millrace_runtime::handoff::{
-    AccelCall, AccelConnection, AccelReply, Acceleration, HandoffError, PROTOCOL_VERSION,
-    PromotionResult,
+    AccelCall, AccelConnection, AccelReply, Acceleration, HandoffError, PromotionResult, Refusal,
 };
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -45,7 +44,7 @@ enum Ended {
     Handoff(#[from] HandoffError),
     #[error("the agent closed the connection")]
     Closed,
-    #[error("the agent speaks protocol version {0}, this proxy {PROTOCOL_VERSION}")]
+    #[error("the agent speaks protocol version {0}, this proxy {ACCEL_VERSION}")]
     Version(u32),
     #[error("no welcome from the agent")]
     NoWelcome,
@@ -90,7 +89,7 @@ impl Client {
     async fn connect(&self) -> Result<AccelConnection, Ended> {
         let connection = AccelConnection::connect(&self.path)?;
         let hello = AccelCall::Hello {
-            version: PROTOCOL_VERSION,
+            version: ACCEL_VERSION,
             pid: std::process::id(),
         };
         connection.send(&hello, &[]).await?;
@@ -103,7 +102,7 @@ impl Client {
         else {
             return Err(Ended::NoWelcome);
         };
-        if version != PROTOCOL_VERSION {
+        if version != ACCEL_VERSION {
             return Err(Ended::Version(version));
         }
         let agent = match unavailable {
@@ -121,33 +120,39 @@ impl Client {
     async fn session(&mut self, connection: &AccelConnection) -> Ended {
         let mut settings = tokio::time::interval(SETTINGS);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut next, mut batch) = (Vec::new(), Vec::new());
+        let (mut next, mut calls) = (Vec::new(), VecDeque::new());
         loop {
             // Not biased: every arm is cancel-safe and none may starve another. Requests are sent
             // beside receiving, so that two full sockets cannot block each other.
             tokio::select! {
                 received = connection.recv() => match received {
-                    Ok(Some(received)) => self.answered(received.message),
+                    Ok(Some(received)) => self.answered(&received.message),
                     Ok(None) => return Ended::Closed,
                     Err(error) => return error.into(),
                 },
-                sent = send(connection, &batch), if !batch.is_empty() => match sent {
-                    Ok(()) => batch.clear(),
+                sent = send(connection, calls.front()), if !calls.is_empty() => match sent {
+                    Ok(()) => drop(calls.pop_front()),
                     Err(error) => return error.into(),
                 },
-                _ = self.asks.recv_many(&mut next, MAX_PROMOTIONS), if batch.is_empty() => {
-                    batch.append(&mut next);
+                _ = self.asks.recv_many(&mut next, MAX_PROMOTIONS), if calls.is_empty() => {
+                    calls.extend(wanted(&next));
+                    next.clear();
                 }
                 _ = settings.tick() => self.follow_settings(),
             }
         }
     }
 
-    fn answered(&self, reply: AccelReply) {
+    fn answered(&self, reply: &AccelReply) {
         match reply {
             AccelReply::Promoted { results } => {
-                for result in &results {
+                for result in results {
                     self.resolve(result);
+                }
+            }
+            AccelReply::Left { results } => {
+                for result in results {
+                    self.left(result);
                 }
             }
             AccelReply::Welcome { .. } => tracing::warn!("unexpected welcome from the agent"),
@@ -160,31 +165,46 @@ impl Client {
             None => stats.promoted(),
             Some(why) => stats.refused(why),
         }
-        // The connection may have been closed meanwhile.
+        // The connection may have been closed meanwhile, or its lane not have waited.
         let Some(entry) = self.accelerator.entry(result.id) else {
             return;
         };
-        match result.refused {
-            None => entry.set_phase(Phase::Promoted),
-            Some(why) => {
-                entry.set_phase(Phase::Refused(why));
-                self.accelerator.forget(result.id);
-            }
+        let then = match result.refused {
+            None => Phase::Promoted,
+            // By an earlier request that was not waited for, maybe: the lane asks the kernel.
+            Some(Refusal::InUse) => Phase::Unanswered,
+            Some(why) => Phase::Refused(why),
+        };
+        if entry.answered(Phase::Asked, then) && matches!(then, Phase::Refused(_)) {
+            self.accelerator.forget(result.id);
         }
         tracing::debug!(pod = %entry.pod().spec.qualified_name(), refused = ?result.refused,
             "the agent answered");
     }
 
+    fn left(&self, result: &PromotionResult) {
+        if result.refused.is_none() {
+            self.accelerator.stats().left();
+        }
+        if let Some(entry) = self.accelerator.entry(result.id) {
+            let then = result.refused.map_or(Phase::Left, Phase::Stays);
+            entry.answered(Phase::Leaving, then);
+        }
+    }
+
     /// What was asked and not answered will not be.
     fn let_go(&mut self) {
         while let Ok(entry) = self.asks.try_recv() {
-            // Never sent, so the ends are in no map.
-            entry.set_phase(Phase::Refused(millrace_runtime::handoff::Refusal::Failed));
-            self.accelerator.forget(entry.id());
+            // Never sent, so that everything is as it was.
+            if entry.answered(Phase::Asked, Phase::Refused(Refusal::Failed)) {
+                self.accelerator.forget(entry.id());
+            } else {
+                entry.answered(Phase::Leaving, Phase::Stays(Refusal::Unavailable));
+            }
         }
         for entry in self.accelerator.entries() {
-            if entry.phase() == Phase::Asked {
-                entry.set_phase(Phase::Unanswered);
+            let asked = entry.answered(Phase::Asked, Phase::Unanswered);
+            if asked || entry.answered(Phase::Leaving, Phase::Unanswered) {
                 self.accelerator.stats().unanswered();
             }
         }
@@ -205,7 +225,26 @@ impl Client {
     }
 }
 
-async fn send(connection: &AccelConnection, batch: &[Arc<Entry>]) -> Result<(), HandoffError> {
-    let requests = batch.iter().map(|entry| entry.request()).collect();
-    connection.send(&AccelCall::Promote { requests }, &[]).await
+async fn send(connection: &AccelConnection, call: Option<&AccelCall>) -> Result<(), HandoffError> {
+    match call {
+        Some(call) => connection.send(call, &[]).await,
+        None => Ok(()),
+    }
+}
+
+/// What these connections want of the agent; one whose lane did not wait wants nothing any more.
+fn wanted(entries: &[Arc<Entry>]) -> Vec<AccelCall> {
+    let of = |phase| {
+        let wanting = entries.iter().filter(move |entry| entry.phase() == phase);
+        wanting.map(|entry| entry.request()).collect::<Vec<_>>()
+    };
+    let promote = AccelCall::Promote {
+        requests: of(Phase::Asked),
+    };
+    let leave = AccelCall::Leave {
+        requests: of(Phase::Leaving),
+    };
+    let mut calls = vec![promote, leave];
+    calls.retain(|call| !call.is_empty());
+    calls
 }

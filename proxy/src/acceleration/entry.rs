@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::{Context, Waker};
 
 use millrace_runtime::handoff::accel::AccelState;
 use millrace_runtime::handoff::{PromotionRequest, Refusal};
@@ -43,7 +44,13 @@ pub enum Phase {
     Promoted,
     /// They are not, and this is why.
     Refused(Refusal),
-    /// The agent went away before it answered: they may be in the map.
+    /// The application's end is to leave the map.
+    Leaving,
+    /// It did not, and this is why.
+    Stays(Refusal),
+    /// It has.
+    Left,
+    /// The agent went away before it answered: only the kernel knows.
     Unanswered,
 }
 
@@ -54,27 +61,40 @@ pub enum Returned {
     Pipelining,
     /// The connection changed to another protocol.
     Upgrade,
+    /// A message is larger than what goes by the map.
+    Large,
     /// The application does not read one message before the next comes.
-    Streaming,
+    Unread,
+    /// The application set an option that acceleration cannot honour, or TCP is short of memory.
+    Obstacle,
     /// The pod's setting changed.
     Setting,
 }
 
 impl Returned {
     /// Every reason.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::Pipelining,
         Self::Upgrade,
-        Self::Streaming,
+        Self::Large,
+        Self::Unread,
+        Self::Obstacle,
         Self::Setting,
     ];
+
+    /// Whether the connection may earn its promotion again.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Large | Self::Unread | Self::Obstacle)
+    }
 
     /// As metrics and the admin port show it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pipelining => "pipelining",
             Self::Upgrade => "upgrade",
-            Self::Streaming => "streaming",
+            Self::Large => "large",
+            Self::Unread => "unread",
+            Self::Obstacle => "obstacle",
             Self::Setting => "setting",
         }
     }
@@ -96,9 +116,12 @@ pub struct Entry {
     local: SocketAddr,
     remote: SocketAddr,
     phase: Mutex<Phase>,
-    /// The same, for who looks at every message.
+    /// Whoever waits for the phase to change.
+    waker: Mutex<Option<Waker>>,
+    /// The same as the phase, for who looks at every message.
     promoted: AtomicBool,
     refused: AtomicBool,
+    left: AtomicBool,
     returned: AtomicU8,
     stalled: AtomicBool,
     state: Mutex<AccelState>,
@@ -121,8 +144,10 @@ impl Entry {
             local,
             remote,
             phase: Mutex::new(Phase::Asked),
+            waker: Mutex::default(),
             promoted: AtomicBool::new(false),
             refused: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             returned: AtomicU8::new(NOT_RETURNED),
             stalled: AtomicBool::new(false),
             state: Mutex::default(),
@@ -159,6 +184,16 @@ impl Entry {
         *self.phase.lock()
     }
 
+    /// How far it has come; whoever asks is woken when that changes.
+    pub(super) fn poll_phase(&self, cx: &Context<'_>) -> Phase {
+        let mut waker = self.waker.lock();
+        match &mut *waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+        self.phase()
+    }
+
     /// Whether both ends are in the map, as far as is known.
     pub fn is_promoted(&self) -> bool {
         self.promoted.load(Ordering::Acquire)
@@ -169,12 +204,30 @@ impl Entry {
         self.refused.load(Ordering::Acquire)
     }
 
+    /// Whether everything goes by TCP.
+    pub fn is_out(&self) -> bool {
+        self.is_refused() || self.left.load(Ordering::Acquire)
+    }
+
     pub(super) fn set_phase(&self, phase: Phase) {
         *self.phase.lock() = phase;
+        self.left.store(phase == Phase::Left, Ordering::Release);
         let refused = matches!(phase, Phase::Refused(_));
         self.refused.store(refused, Ordering::Release);
-        self.promoted
-            .store(phase == Phase::Promoted, Ordering::Release);
+        let promoted = matches!(phase, Phase::Promoted | Phase::Leaving | Phase::Stays(_));
+        self.promoted.store(promoted, Ordering::Release);
+        if let Some(waker) = self.waker.lock().take() {
+            waker.wake();
+        }
+    }
+
+    /// The agent's answer, where it is waited for: `then` if the phase is `from` still.
+    pub(super) fn answered(&self, from: Phase, then: Phase) -> bool {
+        let is_awaited = self.phase() == from;
+        if is_awaited {
+            self.set_phase(then);
+        }
+        is_awaited
     }
 
     /// From the next message on everything goes by TCP; false where that was so already.
@@ -221,6 +274,9 @@ impl Entry {
             Phase::Promoted if self.returned().is_some() => ("returned", None),
             Phase::Promoted => ("promoted", None),
             Phase::Refused(why) => ("refused", Some(why)),
+            Phase::Leaving => ("leaving", None),
+            Phase::Stays(why) => ("leaving", Some(why)),
+            Phase::Left => ("left", None),
             Phase::Unanswered => ("unanswered", None),
         };
         json!({

@@ -1,52 +1,40 @@
 //! The proxy's end of one connection that may be promoted: asks when the connection has earned it,
 //! and from then on decides before each message to the application which way it goes.
 //!
-//! Never both kinds pending at the application: what goes by TCP waits until the application has read
-//! what went by the map. On HTTP/1.1 it has, or it pipelines, and then the connection returns to TCP.
+//! `way` is that decision, `ending` what the end of a connection needs, `moved` what another process does.
 
+mod ending;
 mod moved;
+mod way;
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use millrace_runtime::handoff::Acceleration;
-use millrace_runtime::handoff::accel::{
-    AccelState, MAX_REDIRECTED, PRIORITY_BY_TCP, PRIORITY_NORMAL, PRIORITY_WITHDRAWN,
-    SOCKOPT_LEVEL, SOCKOPT_STATE,
-};
-use nix::sys::socket::{GetSockOpt, setsockopt, sockopt};
+use millrace_runtime::handoff::accel::{AccelState, AccelWay, MAX_REDIRECTED};
 use serde::{Deserialize, Serialize};
-use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
+use super::Accelerator;
 use super::entry::{Entry, Phase, Returned, Side};
-use super::{Accelerator, message};
-use crate::http::io::MessageSize;
+use super::sockopt::{self, Mark};
 use crate::pods::LocalPod;
 use crate::socket::canonical;
 
 pub use moved::LaneState;
+use way::Wait;
 
 /// Exchanges after which a connection asks: enough to see that it is kept alive and does not pipeline.
 pub const EARNED: u32 = 4;
 /// A refusal that need not last is tried this often, each time after four times as many exchanges.
 const TRIES: u32 = 3;
-/// An exchange of more bytes than this, both directions together, gains nothing from the map, and in it
-/// costs more than outside: the connection asks no sooner than [`AFTER_LARGE`] exchanges later. It cannot
-/// be taken out again, so that one with only large exchanges must not come in.
+/// An exchange of more bytes than this, both directions together, gains nothing from the map, and leaving
+/// it costs a wait: the connection asks no sooner than [`AFTER_LARGE`] exchanges later.
 const LARGE: u64 = 2 * MAX_REDIRECTED as u64;
 /// Smaller exchanges that follow a large one before the connection asks.
 const AFTER_LARGE: u32 = 64;
-/// Pause before the kernel is asked again whether the application has read.
-const DRAIN_PAUSE: Duration = Duration::from_millis(1);
-/// An application that reads nothing of what was redirected for this long counts as stalled.
-const STALLED: Duration = Duration::from_secs(10);
 /// The kernel's counters are read at the first, second, fourth ... and every so many messages.
 const SAMPLE_EVERY: u32 = 64;
 
@@ -81,37 +69,6 @@ impl Carries {
     }
 }
 
-/// The value of `SO_PRIORITY`, which the kernel programs read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Mark {
-    Normal,
-    ByTcp,
-    Withdrawn,
-}
-
-impl Mark {
-    fn priority(self) -> i32 {
-        let value = match self {
-            Self::Normal => PRIORITY_NORMAL,
-            Self::ByTcp => PRIORITY_BY_TCP,
-            Self::Withdrawn => PRIORITY_WITHDRAWN,
-        };
-        value.cast_signed()
-    }
-}
-
-/// Answers the kernel's [`AccelState`] of a promoted connection.
-#[derive(Clone, Copy, Debug)]
-struct State;
-
-nix::getsockopt_impl!(
-    State,
-    SOCKOPT_LEVEL,
-    SOCKOPT_STATE,
-    [u8; AccelState::SIZE],
-    sockopt::GetStruct<[u8; AccelState::SIZE]>
-);
-
 /// See the module's documentation. Lives in the connection's [`Stream`](crate::socket::Stream), on
 /// the connection's worker.
 #[derive(Debug)]
@@ -127,22 +84,16 @@ pub struct Lane {
     tries: Cell<u32>,
     entry: RefCell<Option<Arc<Entry>>>,
     mark: Cell<Mark>,
-    /// Length of the message that is about to be written by the map.
-    due: Cell<usize>,
-    /// What is left of it where the kernel did not take all.
-    left: Cell<usize>,
     writes: Cell<u32>,
     /// The last message to the application had a body, or may have had one.
     had_body: Cell<bool>,
-    drain: RefCell<Option<Drain>>,
-}
-
-/// Waiting for an application to read.
-#[derive(Debug)]
-struct Drain {
-    since: Instant,
-    sleep: Pin<Box<Sleep>>,
-    stalled: bool,
+    /// A message went by the map since the promotion.
+    redirects: Cell<bool>,
+    /// The application has read one: no `recv` of its from before the promotion is under way.
+    proved: Cell<bool>,
+    /// Until then nobody is asked to take the connection out of the map.
+    forced_until: Cell<Option<Instant>>,
+    wait: RefCell<Option<Wait>>,
 }
 
 impl Lane {
@@ -164,11 +115,12 @@ impl Lane {
             tries: Cell::new(0),
             entry: RefCell::default(),
             mark: Cell::new(Mark::Normal),
-            due: Cell::new(0),
-            left: Cell::new(0),
             writes: Cell::new(0),
             had_body: Cell::new(true),
-            drain: RefCell::default(),
+            redirects: Cell::new(false),
+            proved: Cell::new(false),
+            forced_until: Cell::new(None),
+            wait: RefCell::default(),
         }
     }
 
@@ -177,7 +129,7 @@ impl Lane {
         self.carries.set(carries);
     }
 
-    /// Whether the connection is in the map, or may be: only `EAGAIN` then means that nothing is left
+    /// Whether the proxy's end is in the map, or may be: only `EAGAIN` then means that nothing is left
     /// to read.
     pub fn reads_all(&self) -> bool {
         let entry = self.entry.borrow();
@@ -201,8 +153,7 @@ impl Lane {
         let exchanges = self.exchanges.get().saturating_add(1);
         self.exchanges.set(exchanges);
         if bytes > LARGE {
-            let ask_at = exchanges.saturating_add(AFTER_LARGE);
-            self.ask_at.set(self.ask_at.get().max(ask_at));
+            self.ask_later(AFTER_LARGE);
         }
         if exchanges < self.ask_at.get() || !self.accelerator.is_available() {
             return;
@@ -212,7 +163,7 @@ impl Lane {
         }
         let phase = self.entry.borrow().as_ref().map(|entry| entry.phase());
         match phase {
-            None => self.ask(tcp),
+            None | Some(Phase::Left) => self.ask(tcp),
             Some(Phase::Refused(why)) => {
                 self.entry.replace(None);
                 let tries = self.tries.get() + 1;
@@ -225,18 +176,34 @@ impl Lane {
                 };
                 self.ask_at.set(next);
             }
-            Some(Phase::Asked | Phase::Promoted | Phase::Unanswered) => {}
+            Some(_) => {}
         }
     }
 
     /// From the next message on everything goes by TCP.
     pub fn give_up(&self, why: Returned) {
-        if let Some(entry) = &*self.entry.borrow()
-            && entry.give_up(why)
-            && entry.is_promoted()
-        {
+        if let Some(entry) = &*self.entry.borrow() {
+            self.give_up_entry(entry, why);
+        }
+    }
+
+    fn give_up_entry(&self, entry: &Entry, why: Returned) {
+        if !entry.give_up(why) {
+            return;
+        }
+        if entry.is_promoted() {
             self.accelerator.stats().returned(why);
         }
+        if why.passes() && self.carries.get() == Carries::Http1 {
+            self.ask_later(AFTER_LARGE);
+        } else {
+            self.ask_at.set(u32::MAX);
+        }
+    }
+
+    fn ask_later(&self, exchanges: u32) {
+        let ask_at = self.exchanges.get().saturating_add(exchanges);
+        self.ask_at.set(self.ask_at.get().max(ask_at));
     }
 
     fn ask(&self, tcp: &TcpStream) {
@@ -247,8 +214,8 @@ impl Lane {
         let (Ok(local), Ok(remote)) = (tcp.local_addr(), tcp.peer_addr()) else {
             return;
         };
-        // What is under way when the kernel takes the connection in goes by TCP to its end.
-        if let Err(error) = self.set_mark(tcp, Mark::ByTcp) {
+        // Nothing is sent from here on until the answer is there.
+        if let Err(error) = self.set_mark(tcp, Mark::Normal) {
             tracing::debug!(%error, "cannot mark a connection, it stays plain TCP");
             return self.ask_at.set(u32::MAX);
         }
@@ -259,108 +226,27 @@ impl Lane {
             carries,
             (canonical(local), canonical(remote)),
         ));
-        // Before the request is sent: from the answer on, reads go until EAGAIN.
-        self.entry.replace(Some(entry.clone()));
         if !self.accelerator.ask(&entry) {
-            self.entry.replace(None);
-            self.ask_at.set(self.exchanges.get().saturating_mul(2));
+            return self.ask_at.set(self.exchanges.get().saturating_mul(2));
+        }
+        self.redirects.set(false);
+        self.proved.set(false);
+        // Reads go until EAGAIN from now on; they are this thread's, as asking is.
+        if let Some(left) = self.entry.replace(Some(entry)) {
+            self.accelerator.forget(left.id());
         }
     }
 
     fn set_mark(&self, tcp: &TcpStream, mark: Mark) -> io::Result<()> {
         if self.mark.get() != mark {
-            setsockopt(tcp, sockopt::Priority, &mark.priority())?;
+            mark.set(tcp)?;
             self.mark.set(mark);
         }
         Ok(())
     }
 
-    /// Ready when `parts` may be written now, with the socket marked for the way that they go.
-    ///
-    /// # Errors
-    /// When the socket cannot be marked; it must not be written then.
-    pub fn poll_way(
-        &self,
-        cx: &mut Context<'_>,
-        tcp: &TcpStream,
-        size: MessageSize,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<()>> {
-        self.due.set(0);
-        self.had_body.set(size != MessageSize::Known(0));
-        let entry = self.entry.borrow();
-        let Some(entry) = entry.as_ref().filter(|entry| entry.is_promoted()) else {
-            return Poll::Ready(Ok(()));
-        };
-        if self.left.get() > 0 {
-            return Poll::Ready(Ok(()));
-        }
-        let total = message::length(parts);
-        let by_map = entry.returned().is_none()
-            && match self.carries.get() {
-                Carries::Http1 => message::is_whole(size, parts),
-                Carries::Bytes => total <= MAX_REDIRECTED && self.is_read(tcp, entry),
-                Carries::Unknown => false,
-            };
-        if by_map {
-            self.due.set(total);
-            return Poll::Ready(self.set_mark(tcp, Mark::Normal));
-        }
-        if self.mark.get() == Mark::Normal && self.poll_drained(cx, tcp, entry).is_pending() {
-            return Poll::Pending;
-        }
-        let mark = if entry.returned().is_some() {
-            Mark::Withdrawn
-        } else {
-            Mark::ByTcp
-        };
-        Poll::Ready(self.set_mark(tcp, mark))
-    }
-
-    /// Whether an application that is sent bytes has read what it was sent before. One that has not
-    /// is streamed to, and that is for TCP.
-    fn is_read(&self, tcp: &TcpStream, entry: &Entry) -> bool {
-        let read = sample(tcp, entry).unread_redirected == 0;
-        if !read {
-            self.give_up(Returned::Streaming);
-        }
-        read
-    }
-
-    /// Ready when the application has read what went by the map.
-    fn poll_drained(&self, cx: &mut Context<'_>, tcp: &TcpStream, entry: &Entry) -> Poll<()> {
-        let mut drain = self.drain.borrow_mut();
-        while sample(tcp, entry).unread_redirected > 0 {
-            let drain = drain.get_or_insert_with(|| Drain {
-                since: Instant::now(),
-                sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
-                stalled: false,
-            });
-            if !drain.stalled && drain.since.elapsed() >= STALLED {
-                drain.stalled = true;
-                entry.set_stalled();
-                self.accelerator.stats().stalled();
-                tracing::warn!(pod = %self.pod.spec.qualified_name(),
-                    "an application reads nothing of an accelerated connection");
-            }
-            drain.sleep.as_mut().reset(Instant::now() + DRAIN_PAUSE);
-            if drain.sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
-        *drain = None;
-        Poll::Ready(())
-    }
-
     /// So many bytes were written of what was last asked about.
     pub fn wrote(&self, tcp: &TcpStream, count: usize) {
-        let left = if self.left.get() > 0 {
-            self.left.get()
-        } else {
-            self.due.get()
-        };
-        self.left.set(left.saturating_sub(count));
-        self.due.set(0);
         if self.carries.get() == Carries::Bytes && count <= MAX_REDIRECTED && !self.is_promoted() {
             return self.exchanged(tcp, count as u64, false);
         }
@@ -389,42 +275,22 @@ impl Lane {
         state.unread_redirected == 0 && state.unread_tcp == 0
     }
 
-    /// The connection is about to be closed: with a reset where bytes are unread, as TCP does, which
-    /// does not see those that were redirected.
-    pub fn close(&self, tcp: &TcpStream) {
-        let Some(entry) = self.entry.take() else {
-            return;
-        };
-        if !entry.is_refused() {
-            let mut byte = [MaybeUninit::uninit()];
-            let socket = SockRef::from(tcp);
-            if matches!(socket.peek(&mut byte), Ok(1..))
-                && let Err(error) = tcp.set_zero_linger()
-            {
-                tracing::trace!(%error, "cannot set SO_LINGER");
-            }
+    /// Notes what the kernel has just said.
+    fn look(&self, way: &AccelWay) {
+        if self.redirects.get() && way.unread_redirected == 0 {
+            self.proved.set(true);
         }
-        if entry.is_promoted() {
-            self.accelerator.stats().closed(&sample(tcp, &entry));
-        }
-        self.accelerator.forget(entry.id());
     }
 }
 
-/// What the kernel knows now. Where it tells nothing, as of a connection whose other end is closed,
-/// the counters stay what they were and nobody is left to read anything.
+/// What the kernel knows now. Where it tells nothing, the counters stay what they were and nobody is left to
+/// read anything.
 fn sample(tcp: &TcpStream, entry: &Entry) -> AccelState {
-    let state = match State.get(tcp) {
-        Ok(bytes) => AccelState::from_bytes(&bytes),
-        Err(error) => {
-            tracing::trace!(%error, "the kernel tells nothing of a promoted connection");
-            AccelState {
-                unread_redirected: 0,
-                unread_tcp: 0,
-                ..entry.state()
-            }
-        }
-    };
+    let state = sockopt::state(tcp).unwrap_or_else(|| AccelState {
+        unread_redirected: 0,
+        unread_tcp: 0,
+        ..entry.state()
+    });
     entry.set_state(state);
     state
 }

@@ -15,7 +15,7 @@ use super::entry::Returned;
 use super::{Accelerator, Agent};
 
 /// Why a request came to nothing, and its name.
-const REFUSALS: [(Refusal, &str); 15] = [
+const REFUSALS: [(Refusal, &str); 17] = [
     (Refusal::Unavailable, "unavailable"),
     (Refusal::UnknownPod, "unknown_pod"),
     (Refusal::Off, "off"),
@@ -31,6 +31,8 @@ const REFUSALS: [(Refusal, &str); 15] = [
     (Refusal::Unsupported, "unsupported"),
     (Refusal::Full, "full"),
     (Refusal::Failed, "failed"),
+    (Refusal::Withdrawn, "withdrawn"),
+    (Refusal::Unread, "unread"),
 ];
 
 /// Counters that only grow.
@@ -41,6 +43,8 @@ pub struct Stats {
     refused: [AtomicU64; REFUSALS.len()],
     unanswered: AtomicU64,
     returned: [AtomicU64; Returned::ALL.len()],
+    left: AtomicU64,
+    forced: AtomicU64,
     stalled: AtomicU64,
     /// Of connections that are closed: to and from applications.
     closed: [Traffic; 2],
@@ -95,6 +99,14 @@ impl Stats {
 
     pub(super) fn returned(&self, why: Returned) {
         add(&self.returned[why.index()]);
+    }
+
+    pub(super) fn left(&self) {
+        add(&self.left);
+    }
+
+    pub(super) fn forced(&self) {
+        add(&self.forced);
     }
 
     pub(super) fn stalled(&self) {
@@ -154,6 +166,10 @@ impl Collector for AccelerationCollector {
         )?;
         let help = "Connections of which the agent did not say what became of them";
         counter(e, "unanswered", help, load(&stats.unanswered))?;
+        let help = "Applications' sockets that were taken out of the kernel's map";
+        counter(e, "left", help, load(&stats.left))?;
+        let help = "Times that a connection stayed in the kernel's map as nobody took it out";
+        counter(e, "forced", help, load(&stats.forced))?;
         let help = "Applications that read nothing of an accelerated connection for ten seconds";
         counter(e, "reader_stalled", help, load(&stats.stalled))?;
         let refused = REFUSALS.iter().zip(&stats.refused);

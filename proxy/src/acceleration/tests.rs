@@ -1,16 +1,16 @@
 //! Lanes and the agent's client against an agent that this test plays. The kernel knows nothing of
-//! these connections, so what went by the map is seen from the socket's mark alone.
+//! these connections, whatever the agent says: what lanes do with connections that are promoted indeed is
+//! tested with the agent and the programs, end to end.
 
 use std::future::poll_fn;
-use std::io::IoSlice;
 use std::time::Duration;
 
 use millrace_runtime::handoff::accel::{
-    ACCELERATION_ANNOTATION, PRIORITY_BY_TCP, PRIORITY_NORMAL, PRIORITY_WITHDRAWN,
+    ACCEL_VERSION, ACCELERATION_ANNOTATION, PRIORITY_NORMAL, PRIORITY_OUT,
 };
 use millrace_runtime::handoff::{
-    AccelCall, AccelReply, BindOptions, Connection, Families, Listener, PROTOCOL_VERSION, PodSpec,
-    PromotionRequest, PromotionResult, Refusal,
+    AccelCall, AccelReply, BindOptions, Connection, Families, Listener, PodSpec, PromotionRequest,
+    PromotionResult, Refusal,
 };
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,9 +74,9 @@ impl FakeAgent {
             .unwrap()
             .unwrap();
         let hello = connection.recv().await.unwrap().unwrap().message;
-        assert!(matches!(hello, AccelCall::Hello { version, .. } if version == PROTOCOL_VERSION));
+        assert!(matches!(hello, AccelCall::Hello { version, .. } if version == ACCEL_VERSION));
         let welcome = AccelReply::Welcome {
-            version: PROTOCOL_VERSION,
+            version: ACCEL_VERSION,
             unavailable: unavailable.map(str::to_owned),
         };
         connection.send(&welcome, &[]).await.unwrap();
@@ -87,7 +87,7 @@ impl FakeAgent {
 async fn asked(connection: &Connection<AccelCall, AccelReply>) -> Vec<PromotionRequest> {
     match connection.recv().await.unwrap().unwrap().message {
         AccelCall::Promote { requests } => requests,
-        other @ AccelCall::Hello { .. } => panic!("{other:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -139,10 +139,10 @@ fn exchange(stream: &Stream, times: u32) {
 /// Writes and says which mark it was written with.
 async fn write(stream: &Stream, size: MessageSize, bytes: &[u8]) -> u32 {
     let (lane, tcp) = stream.lane().unwrap();
-    let parts = [IoSlice::new(bytes)];
-    poll_fn(|cx| lane.poll_way(cx, tcp, size, &parts))
+    let most = poll_fn(|cx| lane.poll_way(cx, tcp, size, bytes.len()))
         .await
         .unwrap();
+    assert!(bytes.len() <= most);
     let count = tcp.try_write(bytes).unwrap();
     assert_eq!(count, bytes.len());
     lane.wrote(tcp, count);
@@ -225,35 +225,62 @@ fn only_an_operator_vouches_for_bytes() {
 }
 
 #[tokio::test]
-async fn messages_go_by_the_map_once_promoted_and_only_small_whole_ones() {
-    let it = promoted().await;
-    let known = MessageSize::Known(2);
-    assert_eq!(write(&it.stream, known, SMALL).await, PRIORITY_NORMAL);
-    let interim = b"HTTP/1.1 100 Continue\r\n\r\n";
-    let streamed = MessageSize::Streamed;
-    assert_eq!(write(&it.stream, streamed, interim).await, PRIORITY_BY_TCP);
-    assert_eq!(write(&it.stream, known, SMALL).await, PRIORITY_NORMAL);
-    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n";
-    assert_eq!(write(&it.stream, known, head).await, PRIORITY_BY_TCP);
-    assert_eq!(write(&it.stream, streamed, b"ok").await, PRIORITY_BY_TCP);
-    assert_eq!(it.accelerator.stats().promotions(), 1);
-}
-
-#[tokio::test]
-async fn what_is_under_way_while_the_agent_decides_goes_by_tcp() {
+async fn nothing_is_sent_while_the_agent_decides() {
     let it = connected().await;
     exchange(&it.stream, EARNED - 1);
     assert_eq!(it.accelerator.entries().len(), 0, "it has not earned it");
     exchange(&it.stream, 1);
+    let requests = asked(&it.agent).await;
+    let mut writing = std::pin::pin!(write(&it.stream, MessageSize::Known(2), SMALL));
+    assert!(futures_util::poll!(&mut writing).is_pending());
+    answer(&it.agent, &requests[0], Some(Refusal::NotAccepted)).await;
+    assert_eq!(writing.await, PRIORITY_NORMAL);
+    let (lane, _) = it.stream.lane().unwrap();
+    assert!(!lane.reads_all(), "plain TCP");
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_is_not_waited_for() {
+    let it = connected().await;
+    exchange(&it.stream, EARNED);
+    let requests = asked(&it.agent).await;
+    let mark = write(&it.stream, MessageSize::Known(2), SMALL).await;
+    assert_eq!(mark, PRIORITY_OUT, "it may not be promoted any more");
+    assert!(it.accelerator.entries().is_empty());
+    // A late answer means nothing.
+    answer(&it.agent, &requests[0], None).await;
+    let stats = it.accelerator.stats();
+    until("it has arrived", || stats.promotions() == 1).await;
+    assert!(!it.stream.lane().unwrap().0.is_promoted());
+}
+
+#[tokio::test]
+async fn what_an_agent_that_left_has_done_is_asked_of_the_kernel() {
+    let it = connected().await;
+    exchange(&it.stream, EARNED);
     let _unanswered = asked(&it.agent).await;
-    let mark = write(&it.stream, MessageSize::Known(2), SMALL).await;
-    assert_eq!(mark, PRIORITY_BY_TCP);
-    drop(it.agent);
     let entry = it.accelerator.entries().remove(0);
+    drop(it.agent);
     until("nobody will answer", || entry.phase() == Phase::Unanswered).await;
+    assert!(
+        it.stream.lane().unwrap().0.reads_all(),
+        "it may be promoted"
+    );
     let mark = write(&it.stream, MessageSize::Known(2), SMALL).await;
-    assert_eq!(mark, PRIORITY_BY_TCP);
-    assert!(it.stream.lane().unwrap().0.reads_all());
+    assert_eq!(mark, PRIORITY_OUT);
+    assert_eq!(entry.phase(), Phase::Refused(Refusal::Withdrawn));
+}
+
+#[tokio::test]
+async fn the_kernel_is_believed_more_than_the_agent() {
+    let it = promoted().await;
+    let known = MessageSize::Known(2);
+    write(&it.stream, known, SMALL).await;
+    assert!(!it.stream.lane().unwrap().0.is_promoted());
+    assert_eq!(
+        write(&it.stream, known, &vec![0; 40_000]).await,
+        PRIORITY_NORMAL
+    );
 }
 
 #[tokio::test]
@@ -305,12 +332,12 @@ async fn without_a_willing_agent_nobody_asks() {
 #[tokio::test]
 async fn a_client_that_pipelines_returns_to_tcp() {
     let it = promoted().await;
-    let known = MessageSize::Known(2);
-    assert_eq!(write(&it.stream, known, SMALL).await, PRIORITY_NORMAL);
     let (lane, tcp) = it.stream.lane().unwrap();
     lane.exchanged(tcp, 1024, true);
-    assert_eq!(write(&it.stream, known, SMALL).await, PRIORITY_WITHDRAWN);
     assert_eq!(it.accelerator.stats().returns(Returned::Pipelining), 1);
+    write(&it.stream, MessageSize::Known(2), SMALL).await;
+    exchange(&it.stream, 1000);
+    assert!(it.accelerator.entries().is_empty(), "it does not ask again");
 }
 
 #[tokio::test]
@@ -338,8 +365,6 @@ async fn a_pod_that_is_switched_off_returns_to_tcp() {
     it.pods.insert(&pod(Some("off"), CaptureMode::Ebpf));
     let stats = it.accelerator.stats();
     until("it returned", || stats.returns(Returned::Setting) == 1).await;
-    let mark = write(&it.stream, MessageSize::Known(2), SMALL).await;
-    assert_eq!(mark, PRIORITY_WITHDRAWN);
 }
 
 #[tokio::test]
@@ -347,8 +372,7 @@ async fn an_agent_that_leaves_changes_nothing_for_what_is_promoted() {
     let it = promoted().await;
     drop(it.agent);
     until("the agent is gone", || !it.accelerator.is_available()).await;
-    let mark = write(&it.stream, MessageSize::Known(2), SMALL).await;
-    assert_eq!(mark, PRIORITY_NORMAL);
+    assert!(it.stream.lane().unwrap().0.is_promoted());
 }
 
 #[tokio::test]

@@ -138,7 +138,7 @@ pub fn describe(
         age_us: micros(info.started.elapsed()),
         parked_ns: now_ns(),
         unread: stream.put_back().len(),
-        lane: stream.lane().map(|(lane, _)| lane.state()),
+        lane: stream.lane().map(|(lane, tcp)| lane.state(tcp)),
         carried,
     }
 }
@@ -157,7 +157,7 @@ pub fn pair(
         host,
         attempts,
         unread: stream.put_back().len(),
-        lane: stream.lane().map(|(lane, _)| lane.state()),
+        lane: stream.lane().map(|(lane, tcp)| lane.state(tcp)),
         out,
         back,
         received,

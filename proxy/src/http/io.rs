@@ -60,8 +60,8 @@ struct Inner {
     stays_open: AtomicBool,
 }
 
-/// How large the next message is, known before its first byte is written (DESIGN.md section 5,
-/// rule 5: small messages may take another path than large or streamed ones).
+/// How large the next message is, known before its first byte is written: small ones may take another
+/// path than large ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageSize {
     /// The body has this many bytes and is at hand.
@@ -219,16 +219,17 @@ impl SharedIo {
         lane.is_none_or(|(lane, tcp)| lane.is_settled(tcp))
     }
 
-    /// Ready when these bytes may be written, with the socket told which way they go.
+    /// Ready when so many bytes may be written, with the socket told which way they go: how many of them,
+    /// at most.
     fn poll_way(
         &self,
         stream: &Stream,
         cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<()>> {
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
         match stream.lane() {
-            None => Poll::Ready(Ok(())),
-            Some((lane, tcp)) => lane.poll_way(cx, tcp, self.announced(), parts),
+            None => Poll::Ready(Ok(length)),
+            Some((lane, tcp)) => lane.poll_way(cx, tcp, self.announced(), length),
         }
     }
 
@@ -368,8 +369,8 @@ impl AsyncWrite for SharedIo {
         let mut stream = self.0.stream.lock();
         let stream = stream.as_mut().ok_or_else(taken)?;
         self.0.flushed.store(false, Ordering::Relaxed);
-        ready!(self.poll_way(stream, cx, &[IoSlice::new(buf)]))?;
-        let result = Pin::new(&mut *stream).poll_write(cx, buf);
+        let most = ready!(self.poll_way(stream, cx, buf.len()))?;
+        let result = Pin::new(&mut *stream).poll_write(cx, &buf[..buf.len().min(most)]);
         self.wrote(stream, result)
     }
 
@@ -381,8 +382,15 @@ impl AsyncWrite for SharedIo {
         let mut stream = self.0.stream.lock();
         let stream = stream.as_mut().ok_or_else(taken)?;
         self.0.flushed.store(false, Ordering::Relaxed);
-        ready!(self.poll_way(stream, cx, bufs))?;
-        let result = Pin::new(&mut *stream).poll_write_vectored(cx, bufs);
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        let most = ready!(self.poll_way(stream, cx, length))?;
+        let result = if length <= most {
+            Pin::new(&mut *stream).poll_write_vectored(cx, bufs)
+        } else {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            let first = first.map_or(&[][..], |buf| &buf[..buf.len().min(most)]);
+            Pin::new(&mut *stream).poll_write(cx, first)
+        };
         self.wrote(stream, result)
     }
 

@@ -65,16 +65,20 @@ struct Call {
 }
 
 impl Call {
-    fn draw(rng: &mut fastrand::Rng, number: u32) -> Self {
-        let up = if rng.u8(..3) == 0 { 0 } else { length(rng) };
+    fn draw(rng: &mut fastrand::Rng, mood: Mood, number: u32) -> Self {
+        let up = if rng.u8(..3) == 0 {
+            0
+        } else {
+            length(rng, mood)
+        };
         Self {
             number,
             up,
             up_style: Style::draw(rng),
             expect: up > 0 && rng.u8(..20) == 0,
-            down: length(rng),
+            down: length(rng, mood),
             down_style: Style::draw(rng),
-            close: rng.u8(..60) == 0,
+            close: rng.u8(..60) == 0 && !mood.is_small(rng),
         }
     }
 
@@ -100,13 +104,42 @@ impl Call {
 }
 
 /// Lengths of bodies: mostly of small messages, now and then of large ones.
-pub(super) fn length(rng: &mut fastrand::Rng) -> usize {
+pub(super) fn length(rng: &mut fastrand::Rng, mood: Mood) -> usize {
+    if mood.is_small(rng) {
+        return rng.usize(0..SMALL);
+    }
     match rng.u8(..20) {
         0 => 0,
         1..10 => rng.usize(1..600),
         10..16 => rng.usize(600..6000),
         16..19 => rng.usize(6000..40_000),
         _ => rng.usize(40_000..600_000),
+    }
+}
+
+/// Exchanges smaller than this earn acceleration.
+pub(super) const SMALL: usize = 9001;
+
+/// What a connection carries: anything, or for the most part what earns acceleration, so that it is promoted,
+/// leaves the map with the next large message, and is promoted again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mood {
+    Anything,
+    MostlySmall,
+}
+
+impl Mood {
+    pub(super) fn draw(rng: &mut fastrand::Rng) -> Self {
+        if rng.u8(..3) == 0 {
+            Self::Anything
+        } else {
+            Self::MostlySmall
+        }
+    }
+
+    /// Whether the next message is a small one, whatever else is drawn.
+    pub(super) fn is_small(self, rng: &mut fastrand::Rng) -> bool {
+        self == Self::MostlySmall && rng.u8(..40) > 0
     }
 }
 
@@ -144,6 +177,7 @@ impl Client<'_> {
             _ => Ending::Close,
         };
         let requests = rng.u32(1..=self.most);
+        let mood = Mood::draw(rng);
         let depth = if rng.u8(..12) == 0 { 3 } else { 1 };
         let what = || {
             format!(
@@ -160,6 +194,7 @@ impl Client<'_> {
             connection,
             sent: 0,
             requests,
+            mood,
             counts: Counts::default(),
         };
         let result = session.run(depth, ending, rng);
@@ -180,6 +215,7 @@ struct Session<'a> {
     connection: Connection,
     sent: u32,
     requests: u32,
+    mood: Mood,
     counts: Counts,
 }
 
@@ -188,7 +224,7 @@ impl Session<'_> {
         while self.sent < self.requests {
             let batch = depth.min(self.requests - self.sent);
             let calls: Vec<Call> = (0..batch)
-                .map(|at| Call::draw(rng, self.client.first + self.sent + at))
+                .map(|at| Call::draw(rng, self.mood, self.client.first + self.sent + at))
                 .collect();
             self.sent += batch;
             for call in &calls {

@@ -2,9 +2,11 @@
 //!
 //! The rules, per direction and message, keep redirected bytes from overtaking others, from piling up and
 //! from being lost: 1. everything sent by TCP has been read; 2. the sender has not shut its side down;
-//! 3. what is unread stays below a cap; 4. a byte has gone by TCP since promotion, and been read, so that no
-//! `recv` from before is still under way; 5. an application never has bytes of both kinds to read, which the
-//! proxy sees to by its mark and by sending small messages whole.
+//! 3. what is unread stays below a cap; 4. of an application's messages, a byte has gone by TCP since
+//! promotion, and been read, so that no `recv` of the proxy's from before is still under way; 5. an
+//! application in the map is sent nothing by TCP, so that it never has bytes of both kinds to read, nor any that
+//! its kernel does not count: the proxy asks before each message whether the rules let it pass, and where they do
+//! not it waits, or has the connection leave the map first. What they keep from the map all the same goes by TCP.
 
 use super::{AccelOutcome, AccelSocket, MAX_REDIRECTED, MAX_UNREAD, MAX_UNREAD_MESSAGES, priority};
 use crate::{Acceleration, Counter, GUARD_MARK, GUARD_MARK_MASK};
@@ -101,7 +103,7 @@ pub mod experiment {
     pub const NO_RULE_2: u32 = 1 << 1;
     /// Rule 3: what is unread stays below a cap.
     pub const NO_RULE_3: u32 = 1 << 2;
-    /// Rule 4: a byte has gone by TCP since promotion.
+    /// Rule 4: a byte of the application's has gone by TCP since promotion.
     pub const NO_RULE_4: u32 = 1 << 3;
     /// Rule 5: the proxy's mark, and its messages' size.
     pub const NO_RULE_5: u32 = 1 << 4;
@@ -124,19 +126,32 @@ pub struct Message {
     pub experiment: u32,
 }
 
-/// Why a message goes by TCP whatever the other end's state, if it does.
+impl Message {
+    #[inline(always)]
+    const fn is_proxys(&self) -> bool {
+        self.flags & AccelSocket::PROXY != 0
+    }
+
+    #[inline(always)]
+    const fn is_forced(&self) -> bool {
+        self.is_proxys() && self.priority == priority::FORCED
+    }
+}
+
+/// Why a message stays out of the map whatever the other end's state, if it does.
 #[inline(always)]
 pub const fn stays_with_tcp(message: &Message) -> Option<Counter> {
-    if !matches!(message.setting, Some(Acceleration::Auto | Acceleration::On)) {
+    let is_on = matches!(message.setting, Some(setting) if setting.is_on());
+    if !is_on && !message.is_forced() {
         return Some(Counter::MessageOff);
     }
-    if message.flags & AccelSocket::OPTION != 0 {
+    if message.flags & AccelSocket::OPTION != 0 && !message.is_forced() {
         return Some(Counter::MessageOption);
     }
-    if message.flags & AccelSocket::PROXY == 0 || message.experiment & experiment::NO_RULE_5 != 0 {
+    if !message.is_proxys() || message.experiment & experiment::NO_RULE_5 != 0 {
         return None;
     }
-    if message.priority != priority::NORMAL {
+    if message.priority != priority::NORMAL && message.priority != priority::FORCED {
         return Some(Counter::MessageMarked);
     }
     if message.size > MAX_REDIRECTED {
@@ -190,19 +205,16 @@ impl Sight {
 ///
 /// # Errors
 ///
-/// Why it goes by TCP.
+/// Why it is not.
 #[inline(always)]
 pub const fn message_way(message: &Message, sight: &Sight) -> Result<(), Counter> {
     if !sight.peer_alive {
         return Err(Counter::MessagePeerGone);
     }
-    if sight.peer_flags & AccelSocket::OPTION != 0 {
+    if sight.peer_flags & AccelSocket::OPTION != 0 && !message.is_forced() {
         return Err(Counter::MessageOption);
     }
-    if sight.peer_flags & AccelSocket::PROXY != 0
-        && sight.peer_priority != priority::NORMAL
-        && sight.peer_priority != priority::BY_TCP
-    {
+    if sight.peer_flags & AccelSocket::PROXY != 0 && sight.peer_priority != priority::NORMAL {
         return Err(Counter::MessageWithdrawn);
     }
     if sight.state != ESTABLISHED
@@ -214,7 +226,8 @@ pub const fn message_way(message: &Message, sight: &Sight) -> Result<(), Counter
     if !sight.has_read_all() && message.experiment & experiment::NO_RULE_1 == 0 {
         return Err(Counter::MessageUnreadTcp);
     }
-    if message.flags & AccelSocket::ARMED == 0
+    if !message.is_proxys()
+        && message.flags & AccelSocket::ARMED == 0
         && sight.write_seq == sight.armed_from
         && message.experiment & experiment::NO_RULE_4 == 0
     {
@@ -237,9 +250,11 @@ const fn is_over_cap(size: u32, sight: &Sight) -> bool {
     } else {
         MAX_UNREAD
     };
-    size > cap
-        || sight.peer_unread > cap - size
-        || (sight.peer_unread > 0 && sight.unread_messages >= MAX_UNREAD_MESSAGES)
+    if sight.peer_unread == 0 {
+        // A small buffer is no reason to wait for ever.
+        return size > cap && size > MAX_REDIRECTED;
+    }
+    size > cap || sight.peer_unread > cap - size || sight.unread_messages >= MAX_UNREAD_MESSAGES
 }
 
 /// What a `setsockopt` means for a promoted connection.

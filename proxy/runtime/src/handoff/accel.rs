@@ -8,30 +8,40 @@
 //! answer, no agent or a refusal means plain TCP, and a broken `accel.sock` changes nothing for
 //! connections that are promoted. Nobody is told of a promoted connection that closes.
 //!
+//! An application in the map is sent nothing by TCP: its kernel would not count those bytes for it
+//! (`FIONREAD`), and bytes of both kinds look like two reads. What is not for the map makes the
+//! connection *leave* it: once the application has read everything, the agent takes its end out,
+//! and it is an ordinary socket. It may be promoted again.
+//!
 //! **Conversation.** The proxy sends [`AccelCall::Hello`], the agent [`AccelReply::Welcome`]. Then the
-//! proxy sends [`AccelCall::Promote`] whenever it likes, up to [`MAX_PROMOTIONS`] connections in a
-//! message, and gets one [`PromotionResult`] for each, in any order and grouping, by its number.
-//! Where [`Refusal::is_final`] holds, asking again for the same connection is of no use.
+//! proxy sends [`AccelCall::Promote`] and [`AccelCall::Leave`] whenever it likes, up to
+//! [`MAX_PROMOTIONS`] connections in a message, and gets one [`PromotionResult`] for each, in any order
+//! and grouping, by its number. Where [`Refusal::is_final`] holds, asking again for the same connection
+//! is of no use.
 //!
 //! **The proxy's part.** For a promoted connection the proxy
 //! 1. reads until `EAGAIN`: a short read does not mean that nothing is left, as redirected bytes and bytes
 //!    by TCP come from two queues and one `recv` returns one kind;
-//! 2. decides before the first byte of a message to the application which way it goes, and sends what
-//!    goes by the map whole, in one system call, at most [`MAX_REDIRECTED`] bytes. Anything larger,
-//!    streamed, or interim (1xx), and every upgrade, goes by TCP to its last byte;
-//! 3. sends nothing by the map while the application may have unread bytes of it: HTTP/1.1 without
-//!    pipelining sees to that; a client that pipelines is withdrawn;
-//! 4. closes with a reset (linger 0) where it closes with unread bytes, as TCP would;
+//! 2. asks before each message whether it may go by the map ([`AccelWay::is_clear`]) and sends at most
+//!    [`MAX_REDIRECTED`] bytes in a call; where it may not, it waits or has the connection leave. Only
+//!    the application can change the answer in between, and by reading only for the better;
+//! 3. sends nothing from the moment it asks until it is answered, or has taken its mark back;
+//! 4. closes with a reset (linger 0) where it closes with unread bytes, as TCP would, and sends no FIN
+//!    before the application has read what was redirected first: a `recv` from before the promotion
+//!    would see the FIN alone;
 //! 5. leaves `IP_TOS` alone, which sets `SO_PRIORITY`, too.
 //!
-//! **Marks.** `SO_PRIORITY` of the proxy's own socket tells the kernel programs, from the next message on:
-//! [`PRIORITY_NORMAL`] lets the rules decide, [`PRIORITY_BY_TCP`] sends by TCP what the proxy sends,
-//! [`PRIORITY_WITHDRAWN`] sends by TCP what either end sends. No capability is needed for them, nobody is
-//! asked, and any other value counts as withdrawn. Both may be set before promotion.
+//! **Marks.** `SO_PRIORITY` of the proxy's own socket tells the kernel programs what may be done:
+//! [`PRIORITY_NORMAL`] allows promotion and lets the rules decide over messages, [`PRIORITY_LEAVING`]
+//! allows the connection to leave, [`PRIORITY_OUT`] neither; [`PRIORITY_FORCED`] sends by the map what
+//! the pod's setting or an option of the application's would refuse, where nobody is there to take the
+//! connection out. The application's messages go by TCP unless the mark is `NORMAL`. No capability is
+//! needed. A proxy that waits no longer for an answer sets `OUT` or `FORCED` and reads the state:
+//! unless that is [`Membership::Changing`] it is final.
 //!
-//! **Counters.** `getsockopt` with [`SOCKOPT_LEVEL`] and [`SOCKOPT_STATE`] on the proxy's end answers
-//! [`AccelState::SIZE`] bytes for [`AccelState::from_bytes`]; it fails (`ENOPROTOOPT`) where the
-//! connection is not promoted.
+//! **State.** `getsockopt` with [`SOCKOPT_LEVEL`] and [`SOCKOPT_WAY`] on the proxy's end answers an
+//! [`AccelWay`], with [`SOCKOPT_STATE`] an [`AccelState`]; it fails (`ENOPROTOOPT`) where the connection
+//! never was promoted.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -43,20 +53,26 @@ use super::pod::{PodSpec, PodUid};
 
 /// Most connections that one [`AccelCall::Promote`] names.
 pub const MAX_PROMOTIONS: usize = 128;
-/// Most bytes of a message that the proxy sends by the map; the kernel sends longer ones by TCP.
+/// Version of this conversation, by itself: another agent or proxy than this makes plain TCP.
+pub const ACCEL_VERSION: u32 = 2;
+/// Most bytes of a message that the proxy sends by the map; the kernel refuses longer ones.
 pub const MAX_REDIRECTED: usize = 16 * 1024;
 
-/// `SO_PRIORITY` of the proxy's socket: the rules decide about each message.
+/// `SO_PRIORITY` of the proxy's socket: it may be promoted, and the rules decide over each message.
 pub const PRIORITY_NORMAL: u32 = 0;
-/// `SO_PRIORITY` of the proxy's socket: what it sends goes by TCP.
-pub const PRIORITY_BY_TCP: u32 = 2;
-/// `SO_PRIORITY` of the proxy's socket: what either end sends goes by TCP.
-pub const PRIORITY_WITHDRAWN: u32 = 1;
+/// `SO_PRIORITY` of the proxy's socket: the connection may leave the map.
+pub const PRIORITY_LEAVING: u32 = 1;
+/// `SO_PRIORITY` of the proxy's socket: it may not be promoted.
+pub const PRIORITY_OUT: u32 = 2;
+/// `SO_PRIORITY` of the proxy's socket: what it sends goes by the map, whatever was set.
+pub const PRIORITY_FORCED: u32 = 3;
 
 /// Level of the socket option that tells an end's [`AccelState`].
 pub const SOCKOPT_LEVEL: i32 = 0x4d72;
 /// Name of the socket option that tells an end's [`AccelState`].
 pub const SOCKOPT_STATE: i32 = 1;
+/// Name of the socket option that tells an end's [`AccelWay`].
+pub const SOCKOPT_WAY: i32 = 2;
 
 /// Annotation of a pod or namespace that holds its [`Acceleration`].
 pub const ACCELERATION_ANNOTATION: &str = "millrace.io/acceleration";
@@ -75,7 +91,7 @@ pub enum Acceleration {
 
 impl Acceleration {
     /// What holds for a pod whose annotations and namespace say nothing.
-    pub const DEFAULT: Self = Self::Off;
+    pub const DEFAULT: Self = Self::Auto;
 
     /// The setting of this name.
     pub fn parse(text: &str) -> Option<Self> {
@@ -125,12 +141,12 @@ pub struct PromotionRequest {
     pub remote: SocketAddr,
 }
 
-/// What became of a [`PromotionRequest`].
+/// What became of a [`PromotionRequest`], to promote or to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromotionResult {
     /// Number of the request.
     pub id: u64,
-    /// `None`: both ends are in the map. Else the connection is plain TCP as before.
+    /// `None`: it was done. Else everything is as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refusal>,
 }
@@ -169,6 +185,10 @@ pub enum Refusal {
     Full,
     /// The kernel refused in another way; the agent's log has it.
     Failed,
+    /// The proxy took its mark back before it was done.
+    Withdrawn,
+    /// The application has not read everything; to leave.
+    Unread,
 }
 
 impl Refusal {
@@ -190,12 +210,17 @@ impl Refusal {
             Self::Unsupported => "unsupported",
             Self::Full => "full",
             Self::Failed => "failed",
+            Self::Withdrawn => "withdrawn",
+            Self::Unread => "unread",
         }
     }
 
     /// Whether asking again for the same connection is of no use.
     pub const fn is_final(self) -> bool {
-        !matches!(self, Self::NotAccepted | Self::Full | Self::Failed)
+        !matches!(
+            self,
+            Self::NotAccepted | Self::Full | Self::Failed | Self::Withdrawn
+        )
     }
 }
 
@@ -205,7 +230,7 @@ impl Refusal {
 pub enum AccelCall {
     /// First message.
     Hello {
-        /// [`super::PROTOCOL_VERSION`] of the proxy.
+        /// [`ACCEL_VERSION`] of the proxy.
         version: u32,
         /// The proxy's own process id.
         pid: u32,
@@ -215,6 +240,21 @@ pub enum AccelCall {
         /// At most [`MAX_PROMOTIONS`]; further ones are refused as `full`.
         requests: Vec<PromotionRequest>,
     },
+    /// Asks for the applications' ends to be taken out of the map.
+    Leave {
+        /// At most [`MAX_PROMOTIONS`]; further ones are refused as `full`.
+        requests: Vec<PromotionRequest>,
+    },
+}
+
+impl AccelCall {
+    /// Whether it asks for nothing.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Hello { .. } => false,
+            Self::Promote { requests } | Self::Leave { requests } => requests.is_empty(),
+        }
+    }
 }
 
 impl Message for AccelCall {
@@ -229,14 +269,19 @@ impl Message for AccelCall {
 pub enum AccelReply {
     /// Answer to `Hello`.
     Welcome {
-        /// [`super::PROTOCOL_VERSION`] of the agent; where it is another one the agent closes.
+        /// [`ACCEL_VERSION`] of the agent; where it is another one the agent closes.
         version: u32,
         /// Why nothing can be accelerated on this node, if so: the proxy need not ask.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unavailable: Option<String>,
     },
-    /// What became of connections.
+    /// What became of connections that were to be promoted.
     Promoted {
+        /// One per request.
+        results: Vec<PromotionResult>,
+    },
+    /// What became of connections that were to leave.
+    Left {
         /// One per request.
         results: Vec<PromotionResult>,
     },
@@ -259,6 +304,71 @@ pub struct AccelState {
     pub unread_redirected: u32,
     /// Bytes sent by TCP that the other end has not read.
     pub unread_tcp: u32,
+    /// Where the connection is.
+    pub membership: Membership,
+}
+
+/// What stands in the way of a message to the application.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccelWay {
+    /// Where the connection is.
+    pub membership: Membership,
+    /// Redirected bytes that the application has not read.
+    pub unread_redirected: u32,
+    /// Bytes sent by TCP that it has not read.
+    pub unread_tcp: u32,
+    /// Bits of [`Self::OPTION`] and its like.
+    pub obstacles: u32,
+}
+
+impl AccelWay {
+    /// Size of the kernel's answer.
+    pub const SIZE: usize = 16;
+    /// An option was set that acceleration cannot honour.
+    pub const OPTION: u32 = 1 << 0;
+    /// TCP is short of memory.
+    pub const PRESSURE: u32 = 1 << 1;
+    /// The pod's setting is off, or it is not captured.
+    pub const OFF: u32 = 1 << 2;
+
+    /// Whether a message may go by the map now.
+    pub fn is_clear(&self) -> bool {
+        self.membership == Membership::In && self.obstacles == 0 && self.is_read()
+    }
+
+    /// Whether the application has read everything.
+    pub fn is_read(&self) -> bool {
+        self.unread_redirected == 0 && self.unread_tcp == 0
+    }
+
+    /// Reads the kernel's answer: four numbers in the machine's byte order.
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        let word = |at: usize| {
+            let mut word = [0; 4];
+            word.copy_from_slice(&bytes[at..at + 4]);
+            u32::from_ne_bytes(word)
+        };
+        Self {
+            membership: Membership::of(word(0)),
+            unread_redirected: word(4),
+            unread_tcp: word(8),
+            obstacles: word(12),
+        }
+    }
+}
+
+/// Where a connection is, as far as the kernel's map goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Membership {
+    /// Neither end is in the map.
+    #[default]
+    Out,
+    /// The programs are putting it there or taking it out.
+    Changing,
+    /// Both ends are.
+    In,
+    /// The proxy's end is, the application's not any more.
+    Left,
 }
 
 /// What one end of a promoted connection sent since then.
@@ -276,9 +386,10 @@ pub struct AccelTraffic {
 
 impl AccelState {
     /// Size of the kernel's answer.
-    pub const SIZE: usize = 72;
+    pub const SIZE: usize = 80;
 
-    /// Reads the kernel's answer: eight counters of 64 bits and two of 32, in the machine's byte order.
+    /// Reads the kernel's answer: eight counters of 64 bits, then two of 32, flags and nothing, in the
+    /// machine's byte order.
     pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
         let word = |index: usize| {
             let mut word = [0; 8];
@@ -292,7 +403,7 @@ impl AccelState {
             tcp_messages: long(first + 2),
             tcp_bytes: long(first + 3),
         };
-        let [unread_redirected, unread_tcp] = [64, 68].map(|at| {
+        let [unread_redirected, unread_tcp, flags] = [64, 68, 72].map(|at| {
             let mut half = [0; 4];
             half.copy_from_slice(&bytes[at..at + 4]);
             u32::from_ne_bytes(half)
@@ -302,6 +413,26 @@ impl AccelState {
             received: traffic(4),
             unread_redirected,
             unread_tcp,
+            membership: Membership::of(flags),
+        }
+    }
+}
+
+impl Membership {
+    const READY: u32 = 1 << 0;
+    const LEFT: u32 = 1 << 4;
+    const BUSY: u32 = 1 << 5;
+
+    fn of(flags: u32) -> Self {
+        let has = |flag| flags & flag != 0;
+        if has(Self::BUSY) {
+            Self::Changing
+        } else if has(Self::READY) {
+            Self::In
+        } else if has(Self::LEFT) {
+            Self::Left
+        } else {
+            Self::Out
         }
     }
 }
@@ -369,6 +500,17 @@ mod tests {
         assert_eq!(state.sent.tcp_bytes, 4);
         assert_eq!(state.received.redirected_bytes, 6);
         assert_eq!((state.unread_redirected, state.unread_tcp), (9, 10));
+        assert_eq!(state.membership, Membership::Out);
+        for (flags, membership) in [
+            (1_u32, Membership::In),
+            (3, Membership::In),
+            (1 << 4 | 2, Membership::Left),
+            (1 << 5, Membership::Changing),
+            (1 << 5 | 1, Membership::Changing),
+        ] {
+            bytes[72..76].copy_from_slice(&flags.to_ne_bytes());
+            assert_eq!(AccelState::from_bytes(&bytes).membership, membership);
+        }
     }
 
     #[test]

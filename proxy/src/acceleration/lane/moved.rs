@@ -1,14 +1,14 @@
 //! A lane that moves with its connection to the next epoch of the proxy.
 //!
 //! Promotion belongs to the socket: the kernel's map, what is unread in it and the mark stay as they
-//! are when another process gets the descriptor. What that process must know is whether the
-//! connection is in the map, or may be, and which way its messages went. A request that the agent
-//! has not answered is taken as one whose answer is lost: such a connection sends by TCP and reads as
-//! promoted ones do, which is right whatever the answer was.
+//! are when another process gets the descriptor. What that process must know is where the connection is,
+//! which the kernel says for certain once the mark is taken back that a request needs which the agent has
+//! not answered.
 
 use std::sync::Arc;
 
 use millrace_runtime::handoff::PodUid;
+use millrace_runtime::handoff::accel::Membership;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
@@ -26,22 +26,22 @@ pub struct LaneState {
     exchanges: u32,
     ask_at: u32,
     tries: u32,
-    membership: Membership,
+    place: Place,
     returned: Option<Returned>,
     mark: Mark,
-    left: usize,
     had_body: bool,
+    proved: bool,
 }
 
-/// Whether both ends are in the kernel's map.
+/// Where the connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Membership {
-    /// They are not.
+enum Place {
+    /// Neither end is in the kernel's map.
     Out,
-    /// They are.
+    /// Both are.
     In,
-    /// Nobody said.
-    Unknown,
+    /// The proxy's is.
+    Left,
 }
 
 impl LaneState {
@@ -52,25 +52,25 @@ impl LaneState {
 }
 
 impl Lane {
-    /// What the next epoch has to know. Changes nothing: the connection may stay.
-    pub fn state(&self) -> LaneState {
+    /// What the next epoch has to know. The connection may stay all the same.
+    pub fn state(&self, tcp: &TcpStream) -> LaneState {
+        let place = match self.membership(tcp) {
+            Membership::Out | Membership::Changing => Place::Out,
+            Membership::In => Place::In,
+            Membership::Left => Place::Left,
+        };
         let entry = self.entry.borrow();
-        let phase = entry.as_ref().map(|entry| entry.phase());
         LaneState {
             pod: self.pod.spec.uid.clone(),
             carries: self.carries.get(),
             exchanges: self.exchanges.get(),
             ask_at: self.ask_at.get(),
             tries: self.tries.get(),
-            membership: match phase {
-                None | Some(Phase::Refused(_)) => Membership::Out,
-                Some(Phase::Promoted) => Membership::In,
-                Some(Phase::Asked | Phase::Unanswered) => Membership::Unknown,
-            },
+            place,
             returned: entry.as_ref().and_then(|entry| entry.returned()),
             mark: self.mark.get(),
-            left: self.left.get(),
             had_body: self.had_body.get(),
+            proved: self.proved.get(),
         }
     }
 
@@ -90,7 +90,7 @@ impl Lane {
         tcp: &TcpStream,
     ) -> Option<Box<Self>> {
         let mut lane = accelerator.lane(pod, side);
-        if state.membership != Membership::Out {
+        if state.place != Place::Out {
             // Whatever the pod's setting is by now: the socket is in the map.
             let lane = lane.get_or_insert_with(|| {
                 let setting = millrace_runtime::handoff::Acceleration::of(&pod.spec);
@@ -104,9 +104,9 @@ impl Lane {
                 state.carries,
                 (canonical(local), canonical(remote)),
             ));
-            entry.set_phase(match state.membership {
-                Membership::In => Phase::Promoted,
-                Membership::Out | Membership::Unknown => Phase::Unanswered,
+            entry.set_phase(match state.place {
+                Place::Left => Phase::Left,
+                Place::In | Place::Out => Phase::Promoted,
             });
             if let Some(why) = state.returned {
                 entry.give_up(why);
@@ -120,8 +120,9 @@ impl Lane {
         lane.ask_at.set(state.ask_at);
         lane.tries.set(state.tries);
         lane.mark.set(state.mark);
-        lane.left.set(state.left);
         lane.had_body.set(state.had_body);
+        lane.redirects.set(state.place == Place::In);
+        lane.proved.set(state.proved);
         Some(lane)
     }
 }

@@ -13,7 +13,7 @@ use super::drive::Tally;
 use super::files::File;
 use crate::stress::half::{STALLED, WAITS};
 use crate::stress::tag::{Checker, Tag, Way};
-use crate::stress::web::{Connection, Style, length};
+use crate::stress::web::{Connection, Mood, SMALL, Style, length};
 
 /// Requests of a connection at most.
 const REQUESTS: u32 = 200;
@@ -55,6 +55,7 @@ pub(in crate::stress) fn run(args: &Args) -> anyhow::Result<Tally> {
                     args,
                     files,
                     rng,
+                    mood: Mood::Anything,
                     number,
                     tally: Tally::default(),
                 };
@@ -78,6 +79,8 @@ struct Caller<'a> {
     args: &'a Args,
     files: &'a [File],
     rng: fastrand::Rng,
+    /// Of the connection.
+    mood: Mood,
     /// Of the last body that was sent.
     number: u32,
     tally: Tally,
@@ -114,6 +117,7 @@ impl Caller<'_> {
     }
 
     fn converse(&mut self, mut connection: Connection, end: Instant) -> io::Result<()> {
+        self.mood = Mood::draw(&mut self.rng);
         let mut left = self.rng.u32(1..=REQUESTS);
         let depth = if self.rng.u8(..12) == 0 { DEPTH } else { 1 };
         while left > 0 && Instant::now() < end {
@@ -134,7 +138,13 @@ impl Caller<'_> {
     fn ask(&mut self, connection: &mut Connection) -> io::Result<Call> {
         let host = &self.args.host;
         if self.rng.bool() {
-            let file = &self.files[self.rng.usize(..self.files.len())];
+            let small = self.mood.is_small(&mut self.rng);
+            let files: Vec<&File> = self
+                .files
+                .iter()
+                .filter(|file| !small || file.length < SMALL)
+                .collect();
+            let file = files[self.rng.usize(..files.len())];
             let kind = if self.rng.u8(..3) == 0 { "c" } else { "f" };
             let path = format!("/{kind}/{}", file.name());
             connection.write(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes())?;
@@ -150,7 +160,7 @@ impl Caller<'_> {
             number: self.number,
             way: Way::Up,
         };
-        let length = length(&mut self.rng);
+        let length = length(&mut self.rng, self.mood);
         let style = Style::draw(&mut self.rng);
         let head = format!("POST /echo HTTP/1.1\r\nhost: {host}\r\n");
         connection.send(head, &tag.bytes(0, length), style)?;

@@ -81,10 +81,36 @@ fn the_proxys_mark_and_the_pods_setting_come_first() {
         ),
         (
             Message {
-                priority: priority::BY_TCP,
+                priority: priority::OUT,
                 ..message()
             },
             Some(Counter::MessageMarked),
+        ),
+        (
+            Message {
+                priority: priority::LEAVING,
+                ..message()
+            },
+            Some(Counter::MessageMarked),
+        ),
+        // Nobody takes it out, so that it must go.
+        (
+            Message {
+                setting: None,
+                flags: AccelSocket::READY | AccelSocket::PROXY | AccelSocket::OPTION,
+                priority: priority::FORCED,
+                ..message()
+            },
+            None,
+        ),
+        (
+            Message {
+                flags: AccelSocket::READY,
+                setting: None,
+                priority: priority::FORCED,
+                ..message()
+            },
+            Some(Counter::MessageOff),
         ),
         (
             Message {
@@ -146,7 +172,7 @@ fn each_rule_sends_a_message_by_tcp() {
         sight.peer_flags |= AccelSocket::PROXY;
         sight.peer_priority = priority;
     }
-    let table: [(Change, Result<(), Counter>); 18] = [
+    let table: [(Change, Result<(), Counter>); 20] = [
         (|_| (), Ok(())),
         (|s| s.peer_alive = false, Err(Counter::MessagePeerGone)),
         (
@@ -154,9 +180,13 @@ fn each_rule_sends_a_message_by_tcp() {
             Err(Counter::MessageOption),
         ),
         (|s| marked(s, priority::NORMAL), Ok(())),
-        (|s| marked(s, priority::BY_TCP), Ok(())),
+        (|s| marked(s, priority::OUT), Err(Counter::MessageWithdrawn)),
         (
-            |s| marked(s, priority::WITHDRAWN),
+            |s| marked(s, priority::LEAVING),
+            Err(Counter::MessageWithdrawn),
+        ),
+        (
+            |s| marked(s, priority::FORCED),
             Err(Counter::MessageWithdrawn),
         ),
         (|s| marked(s, 5), Err(Counter::MessageWithdrawn)),
@@ -176,14 +206,36 @@ fn each_rule_sends_a_message_by_tcp() {
         ),
         // Everything was read since: the count begins anew.
         (|s| s.unread_messages = MAX_UNREAD_MESSAGES, Ok(())),
-        (|s| s.peer_rcvbuf = 396, Err(Counter::MessageCapped)),
+        // A buffer smaller than a message: one at a time.
+        (|s| s.peer_rcvbuf = 396, Ok(())),
+        (
+            |s| {
+                s.peer_rcvbuf = 396;
+                s.peer_unread = 1;
+            },
+            Err(Counter::MessageCapped),
+        ),
         (|s| s.pressure = true, Err(Counter::MessagePressure)),
     ];
+    let from_app = Message {
+        flags: AccelSocket::READY,
+        ..message()
+    };
     for (change, way) in table {
         let mut sight = sight();
         change(&mut sight);
-        assert_eq!(message_way(&message(), &sight), way, "{sight:?}");
+        assert_eq!(message_way(&from_app, &sight), way, "{sight:?}");
     }
+}
+
+/// Nothing is sent to an application by TCP, and the proxy sees to it that no `recv` is under way at an end.
+#[test]
+fn what_the_proxy_sends_needs_no_arming() {
+    let unarmed = Sight {
+        armed_from: 500,
+        ..sight()
+    };
+    assert_eq!(message_way(&message(), &unarmed), Ok(()));
 }
 
 #[test]
@@ -219,6 +271,10 @@ fn the_cap_is_a_quarter_of_the_receive_buffer_and_at_most_64_kib() {
 
 #[test]
 fn an_experiment_switches_one_rule_off() {
+    let message = || Message {
+        flags: AccelSocket::READY,
+        ..message()
+    };
     let without = |experiment| Message {
         experiment,
         ..message()
@@ -258,7 +314,8 @@ fn an_experiment_switches_one_rule_off() {
         assert_eq!(message_way(&without(experiment), &sight), Ok(()));
     }
     let marked = Message {
-        priority: priority::BY_TCP,
+        flags: AccelSocket::READY | AccelSocket::PROXY,
+        priority: priority::OUT,
         ..without(experiment::NO_RULE_5)
     };
     assert_eq!(stays_with_tcp(&marked), None);
