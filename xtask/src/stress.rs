@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// Call real programs instead, all or these of them, as `nginx,go`.
     #[arg(long, num_args = 0.., value_delimiter = ',')]
     programs: Option<Vec<String>>,
+    /// Leave programs out that no registry gives here, and say so.
+    #[arg(long, requires = "programs")]
+    if_reachable: bool,
 }
 
 /// A way to capture and to accelerate.
@@ -114,7 +117,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let program = cluster.executable(&generator()?)?;
     if let Some(names) = &args.programs {
         let mesh = Mesh::start(&cluster)?;
-        let found = programs::stress(&mesh, &program, names, (seed, args.minutes))?;
+        let wanted = programs::Wanted {
+            names,
+            if_reachable: args.if_reachable,
+        };
+        let found = programs::stress(&mesh, &program, &wanted, (seed, args.minutes))?;
         return finish_programs(args, seed, &found);
     }
     stress_modes(args, seed, &cluster, &program)

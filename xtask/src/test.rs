@@ -232,10 +232,18 @@ fn this() -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// A short run of the stress, which judges itself and prints the seed that repeats it.
+/// Real programs that the tests call, where the registries that have them are reachable.
+const PROGRAMS: &str = "nginx,aiohttp,uvicorn";
+
+/// Short runs of the stress, which judges itself and prints the seed that repeats it.
 fn stress() -> anyhow::Result<()> {
-    let short = ["--minutes", "0.3", "--clients", "2", "--threads", "2"];
-    run::check(this()?.arg("stress").args(short))
+    for arguments in [
+        ["--minutes", "0.3", "--clients", "2", "--threads", "2"].as_slice(),
+        &["--minutes", "0.3", "--if-reachable", "--programs", PROGRAMS],
+    ] {
+        run::check(this()?.arg("stress").args(arguments))?;
+    }
+    Ok(())
 }
 
 /// A golden that differs has failed its test; this finds the ones that nobody reviewed.

@@ -44,6 +44,15 @@ const SETTINGS: [&str; 6] = ["auto", "auto", "off", "auto", "on", "auto"];
 const FAILURES: usize = 20;
 const ACCELERATION: &str = "millrace.io/acceleration";
 
+/// Which programs there are to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    /// Names; none is all.
+    pub(super) names: &'a [String],
+    /// Leave those out that cannot be got here.
+    pub(super) if_reachable: bool,
+}
+
 /// What came of one program.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Found {
@@ -129,7 +138,7 @@ struct Setting<'a> {
 pub(super) fn stress(
     mesh: &Mesh,
     this: &Path,
-    wanted: &[String],
+    wanted: &Wanted<'_>,
     (seed, minutes): (u64, f64),
 ) -> anyhow::Result<Vec<Found>> {
     let node = mesh.node("programs")?;
@@ -180,17 +189,21 @@ fn chosen(wanted: &[String]) -> anyhow::Result<Vec<Program>> {
     Ok(Program::ALL.into_iter().filter(is_wanted).collect())
 }
 
-fn start_all<'a>(setting: &Setting<'a>, wanted: &[String]) -> anyhow::Result<Vec<Lane<'a>>> {
+fn start_all<'a>(setting: &Setting<'a>, wanted: &Wanted<'_>) -> anyhow::Result<Vec<Lane<'a>>> {
     let mut lanes: Vec<Lane<'a>> = Vec::new();
-    for (number, program) in (1..).zip(chosen(wanted)?) {
-        program
-            .provide(&setting.programs)
-            .with_context(|| format!("getting {}", program.name()))?;
+    for (number, program) in (1..).zip(chosen(wanted.names)?) {
+        let provided = program.provide(&setting.programs);
+        if let (Err(error), true) = (&provided, wanted.if_reachable) {
+            ui::result(format_args!("SKIP: {}: {error:#}", program.name()));
+            continue;
+        }
+        provided.with_context(|| format!("getting {}", program.name()))?;
         let echo = lanes.iter().find(|lane| lane.program.echoes());
         let echo = echo.map(|lane| (lane.address, lane.host.clone()));
         let lane = Lane::start(setting, program, number, echo);
         lanes.push(lane.with_context(|| format!("starting {}", program.name()))?);
     }
+    ensure!(!lanes.is_empty(), "no program can be got here");
     Ok(lanes)
 }
 
