@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Manager;
-use crate::listener::accept::{self, Origin};
+use crate::listener::accept;
+use crate::listener::accepted::Origin;
 use crate::listener::server_first::ServerFirst;
 use crate::listener::stats::ListenerStats;
 use crate::metrics::Telemetry;

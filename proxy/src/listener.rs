@@ -1,10 +1,11 @@
 //! Listeners: from an accepted connection to the filter chain that takes it.
 //!
-//! `accept` takes connections and finds their original destination, `inspector` reads as few
+//! `accept` takes connections, `accepted` knows their original destination and listener, `inspector` reads as few
 //! first bytes as a decision needs, `filter_chain` decides, and the chain's network filter
 //! (`http::connection` or `tcp`) gets the stream with its [`DownstreamInfo`].
 
 pub mod accept;
+pub mod accepted;
 pub mod bind;
 pub mod detect;
 pub mod filter_chain;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use crate::config::{Config, Mode};
 use crate::dns::{Client, Dns, Upstreams};
-use crate::listener::accept::Origin;
+use crate::listener::accepted::Origin;
 use crate::listener::bind::{self, Binder};
 use crate::pods::LocalPods;
 use crate::pods::broker::{BrokerClient, Identity, Listening, Socket};

@@ -19,7 +19,7 @@ use super::message::{Carried, Giving, Taking, VERSION};
 use super::taker::Taker;
 use super::*;
 use crate::fixture::{Fixture, cluster, http_chain, listener, pair, tcp_chain};
-use crate::listener::accept::Origin;
+use crate::listener::accepted::Origin;
 use crate::resource::TrafficDirection;
 use crate::worker::{Threads, Workers};
 

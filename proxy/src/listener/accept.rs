@@ -1,7 +1,7 @@
 //! Accepts connections of one listening socket and hands each to the filter chain that takes it.
 //!
-//! Input: sockets that the broker or `listener::bind` made, each with its [`Origin`]. Output: a
-//! task per connection that ends in `http::connection::serve` or `tcp::serve`. A connection that
+//! Input: sockets that the broker or `listener::bind` made, each with its [`Origin`]. What is known of a connection is
+//! its [`Accepted`]. Output: a task per connection that ends in `http::connection::serve` or `tcp::serve`. A connection that
 //! nobody takes is reset and counted by [`Refusal`]; the agent's canaries are answered here.
 
 use std::io;
@@ -11,26 +11,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use millrace_runtime::handoff::{CANARY_PORT, ListenerRole, PodUid, canary_answer, is_canary};
+use millrace_runtime::handoff::canary_answer;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::DownstreamInfo;
+use super::accepted::{Accepted, Origin};
 use super::detect::{self, Choice, Chosen};
 use super::stats::Refusal;
 use crate::acceleration::Side;
 use crate::access_log::Record;
 use crate::flags::ResponseFlags;
 use crate::handover::Turn;
-use crate::handover::message::{Carried, Parcel, ParcelOrigin};
-use crate::handover::parcel::{self, Contents};
+use crate::handover::parcel::Contents;
 use crate::http;
-use crate::pods::LocalPod;
-use crate::resource::{Listener, ListenerName, NetworkFilter, TrafficDirection};
-use crate::snapshot::Snapshot;
-use crate::socket::{self, Stream, canonical};
+use crate::resource::{Listener, NetworkFilter};
+use crate::socket::{Stream, canonical};
 use crate::tcp;
 use crate::worker::Worker;
 
@@ -39,17 +36,6 @@ use crate::worker::Worker;
 const CONFIGURATION_WAIT: Duration = Duration::from_secs(15);
 /// Pause after a failed accept (descriptors or memory are short).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// What a listening socket stands for.
-#[derive(Clone, Debug)]
-pub enum Origin {
-    /// Port 15001: where applications connect to.
-    Outbound(Option<PodUid>),
-    /// Port 15006: what others connect to.
-    Inbound(Option<PodUid>),
-    /// A listener's own address.
-    Listener(ListenerName),
-}
 
 /// Accepts until `stop` is cancelled or the worker drains. Connections in the backlog stay there
 /// for whoever else holds the socket.
@@ -111,6 +97,16 @@ async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, origin: Orig
     attend(worker, stream, accepted).await;
 }
 
+/// Tells the agent that its canary arrived, and at whose listener.
+async fn answer_canary(worker: &Worker, mut stream: Stream, accepted: &Accepted) {
+    worker.stats.canary();
+    let uid = accepted.pod.as_ref().map(|pod| pod.spec.uid.clone());
+    let answer = canary_answer(&uid.unwrap_or_default());
+    if let Err(error) = stream.write_all(answer.as_bytes()).await {
+        tracing::debug!(peer = %accepted.peer, %error, "canary is gone");
+    }
+}
+
 /// Finds listener and chain of a connection and serves it; hands it over where it is still undecided
 /// when the worker leaves.
 pub(crate) async fn attend(worker: Rc<Worker>, mut stream: Stream, accepted: Accepted) {
@@ -145,40 +141,30 @@ pub(crate) async fn attend(worker: Rc<Worker>, mut stream: Stream, accepted: Acc
     }
 }
 
-/// Tells the agent that its canary arrived, and at whose listener.
-async fn answer_canary(worker: &Worker, mut stream: Stream, accepted: &Accepted) {
-    worker.stats.canary();
-    let uid = accepted.pod.as_ref().map(|pod| pod.spec.uid.clone());
-    let answer = canary_answer(&uid.unwrap_or_default());
-    if let Err(error) = stream.write_all(answer.as_bytes()).await {
-        tracing::debug!(peer = %accepted.peer, %error, "canary is gone");
+/// The listener of a connection, waiting for the configuration to have one: a pod may be
+/// enrolled before its resources have come.
+async fn configured(worker: &Worker, accepted: &Accepted) -> Option<Arc<Listener>> {
+    if let Some(listener) = accepted.listener(&worker.snapshot.load()) {
+        return Some(listener);
     }
-}
-
-fn refuse(worker: &Worker, stream: &Stream, peer: SocketAddr, refusal: Refusal) {
-    worker.stats.refused(refusal);
-    tracing::debug!(%peer, ?refusal, "connection refused");
-    stream.reset_on_close();
-}
-
-/// One access log record for a connection that no filter chain took.
-fn record(worker: &Worker, listener: &Arc<Listener>, info: &DownstreamInfo, refusal: Refusal) {
-    let loggers = worker.telemetry.loggers(listener, &listener.access_log);
-    if loggers.is_empty() {
-        return;
-    }
-    let began = SystemTime::now() - info.started.elapsed();
-    let mut record = Record::new(began, info.orig_dst, info.peer);
-    record.duration = info.started.elapsed();
-    record.flags = match refusal {
-        Refusal::NoFilterChain => ResponseFlags::NO_ROUTE,
-        Refusal::Gone => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
-        Refusal::Loop | Refusal::NoListener | Refusal::InspectionTimeout => ResponseFlags::NONE,
+    let mut generations = worker.generations.clone();
+    let wait = async {
+        loop {
+            generations.mark_unchanged();
+            if let Some(listener) = accepted.listener(&worker.snapshot.load()) {
+                return Some(listener);
+            }
+            if generations.changed().await.is_err() {
+                return None;
+            }
+        }
     };
-    record.termination_details =
-        (refusal == Refusal::InspectionTimeout).then_some("listener_filter_timeout");
-    record.connection_id = info.id;
-    loggers.record(&record);
+    // biased: a drain ends the wait at once.
+    tokio::select! {
+        biased;
+        () = worker.drain.cancelled() => None,
+        found = tokio::time::timeout(CONFIGURATION_WAIT, wait) => found.ok().flatten(),
+    }
 }
 
 /// What became of a connection that has a listener.
@@ -237,183 +223,28 @@ async fn hand_to_chain(
     }
 }
 
-/// A connection whose destination is known.
-pub(crate) struct Accepted {
-    pub(crate) id: u64,
-    pub(crate) pod: Option<Arc<LocalPod>>,
-    pub(crate) peer: SocketAddr,
-    pub(crate) local: SocketAddr,
-    pub(crate) orig_dst: SocketAddr,
-    pub(crate) origin: Origin,
-    pub(crate) started: Instant,
+fn refuse(worker: &Worker, stream: &Stream, peer: SocketAddr, refusal: Refusal) {
+    worker.stats.refused(refusal);
+    tracing::debug!(%peer, ?refusal, "connection refused");
+    stream.reset_on_close();
 }
 
-impl Accepted {
-    fn new(
-        worker: &Worker,
-        stream: &Stream,
-        peer: SocketAddr,
-        origin: Origin,
-    ) -> Result<Self, Refusal> {
-        let local = stream.local_addr().map_err(|_| Refusal::Gone)?;
-        let uid = match &origin {
-            Origin::Outbound(uid) | Origin::Inbound(uid) => uid.as_ref(),
-            Origin::Listener(_) => None,
-        };
-        let pod = uid.and_then(|uid| worker.pods.by_uid(uid));
-        let orig_dst = destination(&origin, local, || socket::orig_dst(stream, local))?;
-        let captured = !matches!(origin, Origin::Listener(_));
-        if captured && worker.connector.is_capture_port(pod.as_ref(), orig_dst) {
-            return Err(Refusal::Loop);
-        }
-        Ok(Self {
-            id: worker.next_connection_id(),
-            peer: client_address(&origin, pod.as_deref(), peer),
-            pod,
-            local,
-            orig_dst,
-            origin,
-            started: Instant::now(),
-        })
+/// One access log record for a connection that no filter chain took.
+fn record(worker: &Worker, listener: &Arc<Listener>, info: &DownstreamInfo, refusal: Refusal) {
+    let loggers = worker.telemetry.loggers(listener, &listener.access_log);
+    if loggers.is_empty() {
+        return;
     }
-
-    /// Whether it is the agent's, made to see that capture works; it goes no further.
-    fn is_canary(&self) -> bool {
-        match self.origin {
-            Origin::Outbound(_) => is_canary(self.orig_dst.ip()),
-            Origin::Inbound(_) => self.orig_dst.port() == CANARY_PORT,
-            Origin::Listener(_) => false,
-        }
-    }
-
-    /// The listener that stands for this connection in a snapshot.
-    fn listener(&self, snapshot: &Snapshot) -> Option<Arc<Listener>> {
-        let spec = self.pod.as_ref().map(|pod| &pod.spec);
-        let found = match &self.origin {
-            Origin::Outbound(_) => {
-                snapshot.outbound(spec.map(|s| s.namespace.as_str()), self.orig_dst)
-            }
-            Origin::Inbound(_) => match spec {
-                Some(spec) => snapshot.inbound(&spec.namespace, &spec.name),
-                None => snapshot.listener(VIRTUAL_INBOUND),
-            },
-            Origin::Listener(name) => match snapshot.listener(name.as_str()) {
-                Some(listener) if listener.use_original_dst => {
-                    snapshot.outbound(None, self.orig_dst).or(Some(listener))
-                }
-                listener => listener,
-            },
-        };
-        found.cloned()
-    }
-
-    fn info(&self, listener: &Listener) -> DownstreamInfo {
-        DownstreamInfo {
-            id: self.id,
-            pod: self.pod.clone(),
-            peer: self.peer,
-            local: self.local,
-            orig_dst: self.orig_dst,
-            direction: match self.origin {
-                Origin::Outbound(_) => TrafficDirection::Outbound,
-                Origin::Inbound(_) => TrafficDirection::Inbound,
-                Origin::Listener(_) => listener.direction,
-            },
-            listener: listener.name.clone(),
-            filter_chain: String::new(),
-            server_name: None,
-            started: self.started,
-        }
-    }
-
-    /// The connection as the next epoch gets it.
-    fn parcel(&self, worker: &Worker, stream: &Stream) -> Parcel {
-        let (origin, direction) = match &self.origin {
-            Origin::Outbound(_) => (ParcelOrigin::Outbound, TrafficDirection::Outbound),
-            Origin::Inbound(_) => (ParcelOrigin::Inbound, TrafficDirection::Inbound),
-            Origin::Listener(name) => {
-                let name = ParcelOrigin::Listener(name.to_string());
-                (name, TrafficDirection::Unspecified)
-            }
-        };
-        let info = DownstreamInfo {
-            id: self.id,
-            pod: self.pod.clone(),
-            peer: self.peer,
-            local: self.local,
-            orig_dst: self.orig_dst,
-            direction,
-            listener: "".into(),
-            filter_chain: String::new(),
-            server_name: None,
-            started: self.started,
-        };
-        parcel::describe(worker, &info, stream, Carried::Undecided { origin })
-    }
-}
-
-/// The inbound listener of a sidecar, by Istio's name.
-const VIRTUAL_INBOUND: &str = "virtualInbound";
-
-/// Where the client wanted to go. A connection that was made to a capture port itself has no
-/// destination but the proxy, and forwarding it would never end.
-fn destination(
-    origin: &Origin,
-    local: SocketAddr,
-    redirected: impl FnOnce() -> Option<SocketAddr>,
-) -> Result<SocketAddr, Refusal> {
-    let capture_port = match origin {
-        Origin::Outbound(_) => ListenerRole::Outbound.port(),
-        Origin::Inbound(_) => ListenerRole::Inbound.port(),
-        Origin::Listener(_) => return Ok(redirected().unwrap_or(local)),
+    let began = SystemTime::now() - info.started.elapsed();
+    let mut record = Record::new(began, info.orig_dst, info.peer);
+    record.duration = info.started.elapsed();
+    record.flags = match refusal {
+        Refusal::NoFilterChain => ResponseFlags::NO_ROUTE,
+        Refusal::Gone => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+        Refusal::Loop | Refusal::NoListener | Refusal::InspectionTimeout => ResponseFlags::NONE,
     };
-    // A steered connection (sk_lookup, TPROXY) keeps its destination as its local address.
-    if local.port() != capture_port {
-        return Ok(local);
-    }
-    match redirected() {
-        Some(orig_dst) if orig_dst != local => Ok(orig_dst),
-        _ => Err(Refusal::Loop),
-    }
+    record.termination_details =
+        (refusal == Refusal::InspectionTimeout).then_some("listener_filter_timeout");
+    record.connection_id = info.id;
+    loggers.record(&record);
 }
-
-/// The client as others know it: a connect hook sends applications to loopback, and their
-/// sockets then have a loopback address.
-fn client_address(origin: &Origin, pod: Option<&LocalPod>, peer: SocketAddr) -> SocketAddr {
-    match (origin, pod) {
-        (Origin::Outbound(_), Some(pod)) if peer.ip().is_loopback() => {
-            let ip = pod.address_like(peer.ip()).unwrap_or(peer.ip());
-            SocketAddr::new(ip, peer.port())
-        }
-        _ => peer,
-    }
-}
-
-/// The listener of a connection, waiting for the configuration to have one: a pod may be
-/// enrolled before its resources have come.
-async fn configured(worker: &Worker, accepted: &Accepted) -> Option<Arc<Listener>> {
-    if let Some(listener) = accepted.listener(&worker.snapshot.load()) {
-        return Some(listener);
-    }
-    let mut generations = worker.generations.clone();
-    let wait = async {
-        loop {
-            generations.mark_unchanged();
-            if let Some(listener) = accepted.listener(&worker.snapshot.load()) {
-                return Some(listener);
-            }
-            if generations.changed().await.is_err() {
-                return None;
-            }
-        }
-    };
-    // biased: a drain ends the wait at once.
-    tokio::select! {
-        biased;
-        () = worker.drain.cancelled() => None,
-        found = tokio::time::timeout(CONFIGURATION_WAIT, wait) => found.ok().flatten(),
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -15,7 +15,7 @@ use millrace_runtime::handoff::ListenerRole;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
-use super::accept::Origin;
+use super::accepted::Origin;
 use crate::resource::ListenerName;
 use crate::snapshot::{Snapshot, Store};
 use crate::worker::Workers;
