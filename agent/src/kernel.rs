@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_runtime::handoff::{Breakage, CaptureMode, PodUid};
+use millrace_runtime::handoff::{Breakage, PodUid};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -136,7 +136,7 @@ impl Kernel {
                 ..Compared::default()
             };
             let listeners = bpf.listener_elements()?;
-            let by_ebpf = |pod: &&Subject| pod.mode == CaptureMode::Ebpf && pod.settled;
+            let by_ebpf = |pod: &&Subject| pod.mode.is_by_programs() && pod.settled;
             for pod in subjects.pods.values().filter(by_ebpf) {
                 let broken = bpf.verify(pod.cookie, pod.netns.as_fd(), &listeners)?;
                 let foreign = bpf.foreign_lookups(pod.netns.as_fd())?;

@@ -336,7 +336,7 @@ impl Reconciler {
     /// are captured by them, without waiting for the watch to find a difference.
     fn recheck(&mut self, rules: bool) {
         for pod in self.pods.values_mut() {
-            if (rules && pod.in_force == CaptureMode::Iptables) || pod.lacks.is_some() {
+            if (rules && pod.in_force.is_by_rules()) || pod.lacks.is_some() {
                 pod.applied = None;
             }
         }

@@ -183,8 +183,8 @@ impl PodCounts {
         Self {
             known: pods.len(),
             enrolled: count(&|pod| pod.enrolled),
-            ebpf: count(&|pod| pod.capture == CaptureMode::Ebpf),
-            iptables: count(&|pod| pod.capture == CaptureMode::Iptables),
+            ebpf: count(&|pod| pod.capture.is_by_programs()),
+            iptables: count(&|pod| pod.capture.is_by_rules()),
             unhealthy: count(&|pod| pod.enrolled && !pod.healthy),
         }
     }

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_runtime::handoff::{CaptureMode, Family, ListenerRole, SocketKind};
+use millrace_runtime::handoff::{Family, ListenerRole, SocketKind};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 use tokio::net::TcpSocket;
@@ -207,7 +207,7 @@ impl Connector {
     fn ports(&self, transport: &Transport) -> Option<RangeInclusive<u16>> {
         let translated = match transport {
             Transport::Delivery(_) => false,
-            Transport::Direct(pod) => pod.capture == CaptureMode::Iptables,
+            Transport::Direct(pod) => pod.capture.is_by_rules(),
             Transport::Own => !self.own_addresses.is_empty(),
         };
         translated.then_some(DIRECT_PORTS)

@@ -31,7 +31,7 @@ pub(super) fn defines(text: &str, name: &str) -> bool {
 }
 
 /// The lines before a module of tests that is written out; one in a file of its own is only named.
-fn outside_tests(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn outside_tests(text: &str) -> impl Iterator<Item = &str> {
     let lines = || text.lines();
     let end = lines().zip(lines().skip(1)).position(|(line, next)| {
         line.starts_with("#[cfg(test)]") && next.starts_with("mod ") && next.ends_with('{')

@@ -249,6 +249,18 @@ pub enum CaptureMode {
     None,
 }
 
+impl CaptureMode {
+    /// Whether programs of the node take what the pod sends and gets, which the kernel then carries unchanged.
+    pub fn is_by_programs(self) -> bool {
+        self == Self::Ebpf
+    }
+
+    /// Whether nat rules inside the pod do, which conntrack remembers for each connection.
+    pub fn is_by_rules(self) -> bool {
+        self == Self::Iptables
+    }
+}
+
 impl fmt::Display for CaptureMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
