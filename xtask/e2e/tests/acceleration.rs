@@ -1,5 +1,6 @@
 //! Acceleration: the messages of a connection that earned it go past TCP, both ways, and are the same bytes;
-//! those of a pod whose setting is `off` do not.
+//! those of a pod whose setting is `off` do not. What is too large for the map goes by TCP, to a socket that
+//! is an ordinary one then, also where the agent that takes it out of the map is gone or does not answer.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -7,10 +8,11 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use millrace_e2e::{CAPTURE, Service};
-use millrace_testkit::mesh::{Mesh, MeshNode};
+use millrace_e2e::{Backend, CAPTURE, Service};
+use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod, Role};
 use millrace_testkit::{Cluster, Pod, PodOptions, require, skip, until};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const HTTP: u16 = 8080;
@@ -34,15 +36,28 @@ impl Client {
     fn ask(&mut self) -> anyhow::Result<()> {
         self.sent += 1;
         let path = format!("/request/{}", self.sent);
-        let request = format!("GET {path} HTTP/1.1\r\nhost: echo:{HTTP}\r\n\r\n");
+        let body = self.request(&path, "")?;
+        let seen: Value = serde_json::from_slice(&body)?;
+        ensure!(seen["path"] == path.as_str(), "{path} was answered {seen}");
+        Ok(())
+    }
+
+    /// A request that is answered with so many bytes.
+    fn ask_for(&mut self, length: usize) -> anyhow::Result<()> {
+        let body = self.request("/", &format!("x-echo-bytes: {length}\r\n"))?;
+        let is_whole = body.len() == length && body.iter().all(|byte| *byte == b'x');
+        ensure!(is_whole, "{} bytes of {length}", body.len());
+        Ok(())
+    }
+
+    fn request(&mut self, path: &str, header: &str) -> anyhow::Result<Vec<u8>> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: echo:{HTTP}\r\n{header}\r\n");
         self.stream
             .write_all(request.as_bytes())
             .context("sending a request")?;
         let (head, body) = self.answer().with_context(|| format!("answer to {path}"))?;
         ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        let seen: Value = serde_json::from_slice(&body)?;
-        ensure!(seen["path"] == path.as_str(), "{path} was answered {seen}");
-        Ok(())
+        Ok(body)
     }
 
     fn answer(&mut self) -> anyhow::Result<(String, Vec<u8>)> {
@@ -100,55 +115,102 @@ fn of_pod<'a>(page: &'a Value, pod: &Pod) -> Vec<&'a Value> {
     connections.filter(mine).collect()
 }
 
+/// A service, a pod whose connections may be accelerated, and one whose may not.
+struct Scene {
+    node: MeshNode,
+    service: Service,
+    _backend: Backend,
+    auto: MeshPod,
+    off: MeshPod,
+}
+
+impl Scene {
+    /// `None`, said, on a kernel that does not accelerate.
+    fn new(cluster: &Cluster) -> anyhow::Result<Option<Self>> {
+        let mesh = Mesh::start(cluster)?;
+        let node = mesh.node("node")?;
+        let service = Service::new("echo", 1).port("http", HTTP);
+        service.apply(&mesh)?;
+        let backend = service.backend(&node, "v1", "ebpf")?;
+        let pod = |name: &str, setting: Option<&str>| {
+            let options = PodOptions::named(name).annotation(CAPTURE, "ebpf");
+            node.pod(match setting {
+                Some(setting) => options.annotation(ACCELERATION, setting),
+                None => options,
+            })
+        };
+        let (auto, off) = (pod("auto", None)?, pod("off", Some("off"))?);
+        until(SOON, || {
+            let agent = page(&node)?["agent"].clone();
+            ensure!(agent["state"] != "absent", "{agent}");
+            Ok::<_, anyhow::Error>(())
+        })?;
+        let agent = page(&node)?["agent"].clone();
+        if agent["state"] == "unavailable" {
+            skip::skip::<()>(&format!(
+                "this kernel does not accelerate: {}",
+                agent["reason"]
+            ));
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            node,
+            service,
+            _backend: backend,
+            auto,
+            off,
+        }))
+    }
+
+    fn client(&self, pod: &Pod) -> anyhow::Result<Client> {
+        until(SOON, || {
+            let mut client = Client::connect(pod, self.service.at(HTTP))?;
+            client.ask().map(|()| client)
+        })
+    }
+
+    /// A connection of the pod that nobody forbids it, in the map.
+    fn promoted(&self) -> anyhow::Result<Client> {
+        let mut client = self.client(&self.auto)?;
+        self.until_state(&mut client, "promoted")?;
+        Ok(client)
+    }
+
+    /// Asks until the pod's only connection is in this state.
+    fn until_state(&self, client: &mut Client, state: &str) -> anyhow::Result<()> {
+        until(SOON, || {
+            client.ask()?;
+            let page = page(&self.node)?;
+            let connections = of_pod(&page, &self.auto);
+            ensure!(connections.len() == 1, "{page}");
+            ensure!(connections[0]["state"] == state, "{page}");
+            Ok(())
+        })
+    }
+
+    fn metric(&self, name: &str) -> anyhow::Result<u64> {
+        let metrics = self.node.admin("/stats/prometheus")?.text();
+        let name = format!("millrace_proxy_acceleration_{name} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        Ok(value.with_context(|| name.clone())?.parse()?)
+    }
+}
+
 #[test]
 fn messages_of_a_promoted_connection_go_past_tcp_unchanged() -> anyhow::Result<()> {
     require!(cluster);
     let cluster = Cluster::new()?;
-    let mesh = Mesh::start(&cluster)?;
-    let node = mesh.node("node")?;
-    let service = Service::new("echo", 1).port("http", HTTP);
-    service.apply(&mesh)?;
-    let _backend = service.backend(&node, "v1", "ebpf")?;
-    let options = |name: &str, setting: &str| {
-        PodOptions::named(name)
-            .annotation(CAPTURE, "ebpf")
-            .annotation(ACCELERATION, setting)
+    let Some(scene) = Scene::new(&cluster)? else {
+        return Ok(());
     };
-    let auto = node.pod(options("auto", "auto"))?;
-    let off = node.pod(options("off", "off"))?;
-    until(SOON, || {
-        let agent = page(&node)?["agent"].clone();
-        ensure!(agent["state"] != "absent", "{agent}");
-        Ok::<_, anyhow::Error>(())
-    })?;
-    let agent = page(&node)?["agent"].clone();
-    if agent["state"] == "unavailable" {
-        return skip::skip(&format!(
-            "this kernel does not accelerate: {}",
-            agent["reason"]
-        ));
-    }
-
-    let mut plain = until(SOON, || {
-        let mut client = Client::connect(&off, service.at(HTTP))?;
-        client.ask().map(|()| client)
-    })?;
-    let mut client = Client::connect(&auto, service.at(HTTP))?;
+    let mut plain = scene.client(&scene.off)?;
+    let mut client = scene.promoted()?;
     until(SOON, || {
         plain.ask()?;
         client.ask()?;
-        let page = page(&node)?;
-        let connections = of_pod(&page, &auto);
-        ensure!(connections.len() == 1, "{page}");
-        ensure!(connections[0]["state"] == "promoted", "{page}");
-        Ok::<_, anyhow::Error>(())
-    })?;
-    until(SOON, || {
-        plain.ask()?;
-        client.ask()?;
-        let page = page(&node)?;
+        let page = page(&scene.node)?;
         for way in ["to_application", "from_application"] {
-            let connections = of_pod(&page, &auto);
+            let connections = of_pod(&page, &scene.auto);
             let count = connections
                 .first()
                 .and_then(|one| one[way]["redirected_messages"].as_u64());
@@ -159,6 +221,61 @@ fn messages_of_a_promoted_connection_go_past_tcp_unchanged() -> anyhow::Result<(
     for _ in 0..500 {
         client.ask()?;
     }
-    assert_eq!(of_pod(&page(&node)?, &off).len(), 0);
+    assert_eq!(of_pod(&page(&scene.node)?, &scene.off).len(), 0);
     Ok(())
+}
+
+#[test]
+fn a_large_answer_takes_the_connection_out_of_the_map_and_small_ones_back() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let Some(scene) = Scene::new(&cluster)? else {
+        return Ok(());
+    };
+    let mut client = scene.promoted()?;
+    for length in [100_000, 17_000, 1 << 20] {
+        client.ask_for(length)?;
+        let page = page(&scene.node)?;
+        let connection = of_pod(&page, &scene.auto)[0];
+        assert_eq!(connection["state"], "left", "{length}: {page}");
+        assert_eq!(connection["returned"], "large", "{page}");
+        assert_eq!(connection["to_application"]["tcp_bytes"], 0, "{page}");
+        scene.until_state(&mut client, "promoted")?;
+    }
+    assert_eq!(scene.metric("left_total")?, 3);
+    assert_eq!(scene.metric("forced_total")?, 0);
+    Ok(())
+}
+
+/// An agent that is stopped answers nobody and is not gone.
+#[test]
+fn an_agent_that_does_not_answer_holds_nobody_up() -> anyhow::Result<()> {
+    require!(cluster);
+    let cluster = Cluster::new()?;
+    let Some(scene) = Scene::new(&cluster)? else {
+        return Ok(());
+    };
+    let mut client = scene.promoted()?;
+    scene.node.signal(Role::Agent, Signal::SIGSTOP)?;
+    // Nobody takes it out of the map: everything goes by it, a piece after the other.
+    for length in [17_000, 300_000, 100] {
+        client.ask_for(length)?;
+    }
+    assert!(scene.metric("forced_total")? > 0);
+    let mut other = Client::connect(&scene.auto, scene.service.at(HTTP))?;
+    for _ in 0..20 {
+        other.ask()?;
+    }
+    other.ask_for(100_000)?;
+    let state = page(&scene.node)?;
+    let promoted = of_pod(&state, &scene.auto);
+    assert_eq!(promoted.len(), 1, "the other asked in vain: {state}");
+    drop(other);
+    scene.node.signal(Role::Agent, Signal::SIGCONT)?;
+    until(SOON, || {
+        client.ask_for(17_000)?;
+        let page = page(&scene.node)?;
+        ensure!(of_pod(&page, &scene.auto)[0]["state"] == "left", "{page}");
+        Ok(())
+    })
 }
