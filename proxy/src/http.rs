@@ -7,6 +7,7 @@
 pub mod body;
 pub mod connection;
 pub mod exchange;
+mod farewell;
 pub mod framing;
 pub mod header_block;
 pub mod headers;

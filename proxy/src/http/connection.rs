@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 
 use super::exchange::Exchange;
+use super::farewell::see_off;
 use super::io::SharedIo;
 use super::{Downstream, stream};
 use crate::acceleration::Carries;
@@ -540,17 +541,17 @@ async fn serve_h2(downstream: Rc<Downstream>) {
     let mut watch = Watch::new(&downstream);
     let mut draining = pin!(downstream.worker.leaving.cancelled());
     let mut drained = false;
-    poll_fn(|cx| {
+    let in_order = poll_fn(|cx| {
         if let Poll::Ready(result) = conn.as_mut().poll(cx) {
-            if let Err(error) = result {
+            if let Err(error) = &result {
                 tracing::debug!(%error, "downstream connection ended");
             }
-            return Poll::Ready(());
+            return Poll::Ready(result.is_ok());
         }
         let end = watch.poll(&downstream, cx);
         if let Poll::Ready(End::HeadersTimeout) = end {
             log_broken(&downstream, 408, details::REQUEST_HEADERS_TIMEOUT);
-            return Poll::Ready(());
+            return Poll::Ready(false);
         }
         if !drained && (end.is_ready() || draining.as_mut().poll(cx).is_ready()) {
             drained = true;
@@ -560,4 +561,7 @@ async fn serve_h2(downstream: Rc<Downstream>) {
         Poll::Pending
     })
     .await;
+    if in_order && let Some(stream) = downstream.io.take_stream() {
+        see_off(stream).await;
+    }
 }

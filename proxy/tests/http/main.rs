@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 mod breakers;
+mod draining;
 mod flow;
 mod forwarding;
 mod keep_alive;

@@ -125,6 +125,51 @@ fn grpc_streams_both_ways_with_trailers() {
 }
 
 #[test]
+fn a_stream_that_is_under_way_when_the_proxy_drains_goes_on_to_its_end() {
+    let proxy = Setup::new(&[grpc_server()])
+        .cluster(|c| c.protocol = UpstreamProtocol::Http2)
+        .start();
+    runtime().block_on(async {
+        let stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+        let handshake =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (mut send, conn) = handshake.await.unwrap();
+        let ended = tokio::spawn(conn);
+        let (tx, rx) =
+            tokio::sync::mpsc::channel::<Result<Frame<Bytes>, std::convert::Infallible>>(1);
+        let stream = futures_util::stream::unfold(rx, |mut rx| async move {
+            rx.recv().await.map(|item| (item, rx))
+        });
+        let request = grpc_request(StreamBody::new(stream).boxed());
+        let mut response = send.send_request(request).await.unwrap();
+        let mut say = async |n: u32| {
+            let message = Bytes::from(format!("message {n}"));
+            tx.send(Ok(Frame::data(message.clone()))).await.unwrap();
+            let frame = response.frame().await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), message);
+        };
+        say(0).await;
+        proxy.drain();
+        // Streams that the client begins before it has heard of it are served.
+        let another = || grpc_request(Full::new(Bytes::new()).boxed());
+        while send.send_request(another()).await.is_ok() {
+            say(1).await;
+        }
+        for n in 2..5 {
+            say(n).await;
+        }
+        drop(tx);
+        let rest = response.collect().await.unwrap();
+        assert_eq!(rest.trailers().unwrap()["grpc-status"], "7");
+        // Nobody resets the connection: it ends when its last stream has.
+        ended.await.unwrap().unwrap();
+    });
+    let log = proxy.log();
+    let fine = |line: &String| line.contains(" 200 - via_upstream ");
+    assert!(log.iter().all(fine), "{log:?}");
+}
+
+#[test]
 fn a_local_answer_to_grpc_is_a_grpc_status() {
     let proxy = Setup::new(&[]).start();
     let address = proxy.address;
