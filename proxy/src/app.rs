@@ -13,6 +13,7 @@ mod sockets;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use millrace_runtime::build_info::BuildInfo;
@@ -46,6 +47,10 @@ use crate::worker::{Parts, Workers};
 use crate::xds;
 use millrace_xds::client::ClientConfig;
 use millrace_xds::node::Node;
+
+/// How long a proxy that has drained waits for a broker, where it has lost it, to give it the listening
+/// sockets.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// What can be asked of a running proxy from its admin port.
 #[derive(Clone, Debug, Default)]
@@ -87,7 +92,7 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
         .context("starting workers")?;
     drop(watcher);
     let succession = Succession::prepare(&app, &config, &workers);
-    sockets::serve(&app, &config, workers, interest, &mut tasks).await?;
+    let released = sockets::serve(&app, &config, workers, interest, &mut tasks).await?;
     if let Mode::Node { run_dir, .. } = &config.mode {
         let pods = app.parts.pods.clone();
         tasks.spawn(Client::new(run_dir.join("accel.sock"), accelerator, pods).run());
@@ -107,7 +112,7 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
         config.drain_time
     };
     let outcome = tokio::select! {
-        outcome = trigger.drain(limit) => format!("{outcome:?}"),
+        outcome = drained(trigger, limit, &released) => format!("{outcome:?}"),
         signal = second(&mut signals) => format!("cut short by {signal}"),
     };
     let stats = app.parts.handover.stats();
@@ -118,12 +123,28 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
         .context("waiting for workers")?;
     stop.cancel();
     // The configuration writes its last state; everything else ends with it.
-    tokio::time::timeout(std::time::Duration::from_secs(2), tasks.join_next())
+    tokio::time::timeout(Duration::from_secs(2), tasks.join_next())
         .await
         .ok();
     tasks.shutdown().await;
     drop((log_writer, not_ready));
     Ok(())
+}
+
+/// Waits until connections have finished, at most `limit`, and until somebody has the listening sockets.
+async fn drained(
+    trigger: drain::Trigger,
+    limit: Duration,
+    released: &CancellationToken,
+) -> drain::Outcome {
+    let outcome = trigger.drain(limit).await;
+    if tokio::time::timeout(RELEASE, released.cancelled())
+        .await
+        .is_err()
+    {
+        tracing::warn!("no broker takes the listening sockets, who waits in them is reset");
+    }
+    outcome
 }
 
 /// Lets metrics age for as long as the process lives.

@@ -25,6 +25,8 @@ use super::{capture, guard};
 
 /// How long the first adoptions wait for a running proxy to return its sockets.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How long a proxy is not told that it knows every pod where no agent has said so yet.
+const AGENT: Duration = Duration::from_secs(15);
 
 /// Why an operation on a pod failed.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +104,8 @@ pub(super) struct Hub {
     pub(super) state: Mutex<State>,
     turns: Mutex<HashMap<PodUid, Arc<tokio::sync::Mutex<()>>>>,
     settled: watch::Sender<bool>,
+    /// An agent has had every pod adopted that it wants.
+    synced: watch::Sender<bool>,
     started: Instant,
     default_workers: u16,
 }
@@ -112,6 +116,7 @@ impl Hub {
             state: Mutex::new(State::new()),
             turns: Mutex::default(),
             settled: watch::Sender::new(false),
+            synced: watch::Sender::new(false),
             started: Instant::now(),
             default_workers,
         }
@@ -234,6 +239,8 @@ impl Hub {
             tracing::info!(%uid, "pod of an earlier broker is gone");
             state.tell_proxies(&ToProxy::PodDown { uid });
         }
+        drop(state);
+        self.synced.send_replace(true);
     }
 
     /// Makes unconnected sockets for a proxy.
@@ -309,17 +316,34 @@ impl Hub {
                 self.refresh_rules(uid).await;
             }
         }
-        let mut state = self.state.lock();
-        let Some(proxy) = state.proxies.get_mut(&peer) else {
-            return;
+        let (outbox, draining) = {
+            let mut state = self.state.lock();
+            let Some(proxy) = state.proxies.get_mut(&peer) else {
+                return;
+            };
+            proxy.ready = true;
+            let (outbox, draining) = (proxy.outbox.clone(), proxy.draining.clone());
+            for pod in state.pods.values() {
+                pod.announce(&outbox);
+            }
+            state.announce_proxies();
+            (outbox, draining)
         };
-        proxy.ready = true;
-        let outbox = proxy.outbox.clone();
-        for pod in state.pods.values() {
-            pod.announce(&outbox);
+        tokio::select! {
+            () = self.synced() => {}
+            // Nobody waits for this one to serve.
+            () = draining.cancelled() => {}
         }
         outbox.post(ToProxy::Synced, Vec::new());
-        state.announce_proxies();
+    }
+
+    /// Waits until an agent has had its pods adopted: a proxy that comes to a new broker before that
+    /// would be taken for one that serves them, and its predecessor be told to end. Without an agent there
+    /// are no pods to wait for.
+    async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives in `self`; running out of time is the other way to go on.
+        drop(tokio::time::timeout_at(self.started + AGENT, synced.wait_for(|s| *s)).await);
     }
 
     /// Called now and then: when every proxy has been silent for too long nothing listens in any

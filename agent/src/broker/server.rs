@@ -241,6 +241,7 @@ async fn proxy(connection: Arc<ProxyPeer>, hub: Arc<Hub>, closed: CancellationTo
             state,
             asked: false,
             ready: false,
+            draining: CancellationToken::new(),
             heard: Instant::now(),
             outbox: outbox.clone(),
         };
@@ -319,7 +320,9 @@ async fn message(
         ProxyRequest::Draining => {
             let mut state = hub.state.lock();
             let proxy = state.proxies.get_mut(&peer);
-            if proxy.is_some_and(|proxy| !std::mem::replace(&mut proxy.state.draining, true)) {
+            if let Some(proxy) = proxy.filter(|proxy| !proxy.state.draining) {
+                proxy.state.draining = true;
+                proxy.draining.cancel();
                 state.announce_proxies();
             }
         }

@@ -14,6 +14,7 @@ use millrace_runtime::handoff::{
     MAX_WORKERS, OnCaptureLoss, PodSpec, PodUid, ProxyState, ToAgent, ToProxy,
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::creator;
 use super::inspect::Watched;
@@ -55,6 +56,8 @@ pub(super) struct Proxy {
     pub(super) asked: bool,
     /// It hears of pods.
     pub(super) ready: bool,
+    /// Cancelled when it says that it drains.
+    pub(super) draining: CancellationToken,
     pub(super) heard: Instant,
     pub(super) outbox: Outbox<ToProxy>,
 }

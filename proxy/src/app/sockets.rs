@@ -21,15 +21,17 @@ use crate::snapshot::Store;
 use crate::worker::Workers;
 use crate::xds::Interest;
 
-/// Starts to serve sockets; returns when those that the proxy binds itself are bound.
+/// Starts to serve sockets; returns when those that the proxy binds itself are bound, with what is
+/// cancelled when a proxy that drains has let all go.
 pub(super) async fn serve(
     app: &App,
     config: &Config,
     workers: Workers,
     interest: Interest,
     tasks: &mut JoinSet<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<CancellationToken> {
     let drain = app.lifecycle.drain_listeners.clone();
+    let mut released = drain.clone();
     match &config.mode {
         Mode::Node { run_dir, xds } => {
             let identity = Identity {
@@ -51,6 +53,7 @@ pub(super) async fn serve(
             );
             let follow = follow(client.changes(), app.parts.pods.clone(), interest);
             tasks.spawn(follow);
+            released = client.released();
             tasks.spawn(client.run());
         }
         Mode::Sidecar { namespace, xds, .. } => {
@@ -72,7 +75,7 @@ pub(super) async fn serve(
             tasks.spawn(binder.follow(app.parts.store.clone()));
         }
     }
-    Ok(())
+    Ok(released)
 }
 
 /// The addresses of this network namespace, loopback included: the capture ports are on each.

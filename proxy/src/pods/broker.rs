@@ -30,8 +30,8 @@ mod tests;
 
 /// First pause before another attempt to reach the broker.
 const RETRY_MIN: Duration = Duration::from_millis(50);
-/// Longest pause.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Longest pause; pools are not refilled meanwhile.
+const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How long the broker may take to answer `Hello`.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -90,12 +90,14 @@ pub struct BrokerClient<L> {
     held: Held<L>,
     wants: mpsc::UnboundedReceiver<Want>,
     draining: CancellationToken,
+    released: CancellationToken,
     synced: Option<Blocker>,
 }
 
 impl<L: Listening> BrokerClient<L> {
     /// A client that has not connected yet. `synced` holds readiness back until the broker has
-    /// announced every pod; `draining` makes it tell the broker and let the sockets go.
+    /// announced every pod; `draining` makes it tell the broker and let the sockets go, once the broker
+    /// has them.
     pub fn new(
         path: PathBuf,
         identity: Identity,
@@ -110,6 +112,7 @@ impl<L: Listening> BrokerClient<L> {
             held: Held::new(pods, listening, sender),
             wants,
             draining,
+            released: CancellationToken::new(),
             synced: Some(synced),
         }
     }
@@ -120,28 +123,47 @@ impl<L: Listening> BrokerClient<L> {
         self.held.changes()
     }
 
+    /// Cancelled when a proxy that drains has let its sockets go: until then nobody else may have them,
+    /// and connections that wait in them end with this process.
+    pub fn released(&self) -> CancellationToken {
+        self.released.clone()
+    }
+
     /// Keeps a session with the broker, for as long as the process lives.
     pub async fn run(mut self) {
         let mut pause = RETRY_MIN;
         loop {
             match self.connect().await {
-                Ok(connection) => {
+                Ok((connection, told_draining)) => {
                     tracing::info!(path = %self.path.display(), "connected to the broker");
                     pause = RETRY_MIN;
-                    let error = self.session(&connection).await;
+                    let error = self.session(&connection, told_draining).await;
                     tracing::warn!(%error, "lost the broker, serving on");
                 }
                 Err(error) => {
                     tracing::debug!(%error, path = %self.path.display(), "no broker");
                 }
             }
-            tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+            self.wait(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
     }
 
-    /// A connection on which the broker has everything back and may announce pods.
-    async fn connect(&mut self) -> Result<BrokerConnection, BrokerError> {
+    /// Waits before another attempt; only a little where connections wait in sockets that nobody accepts
+    /// from any more.
+    async fn wait(&self, pause: Duration) {
+        if self.draining.is_cancelled() {
+            return tokio::time::sleep(RETRY_MIN).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.draining.cancelled() => {}
+        }
+    }
+
+    /// A connection on which the broker has everything back and may announce pods, and whether it knows
+    /// that the proxy drains.
+    async fn connect(&mut self) -> Result<(BrokerConnection, bool), BrokerError> {
         let connection = BrokerConnection::connect(&self.path)?;
         let hello = ProxyRequest::Hello {
             version: PROTOCOL_VERSION,
@@ -158,10 +180,13 @@ impl<L: Listening> BrokerClient<L> {
             ToProxy::Refused { reason } => return Err(BrokerError::Refused(reason)),
             _ => return Err(BrokerError::NoWelcome),
         }
-        if !self.draining.is_cancelled() {
-            self.held.give_back(&connection).await?;
+        // Also of a proxy that drains: while it lost the broker it was the only one that had them.
+        self.held.give_back(&connection).await?;
+        let draining = self.draining.is_cancelled();
+        if draining {
+            connection.send(&ProxyRequest::Draining, &[]).await?;
         }
         connection.send(&ProxyRequest::Ready, &[]).await?;
-        Ok(connection)
+        Ok((connection, draining))
     }
 }

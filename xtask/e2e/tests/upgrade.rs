@@ -294,13 +294,31 @@ fn promoted(node: &MeshNode) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends these processes, which the launcher starts again, one after the other, then starts another proxy
-/// beside the one that runs and waits until the old one is told to end.
-fn upgrade(scene: &Scene, others: &[Role]) -> anyhow::Result<()> {
+/// What is replaced, and how.
+#[derive(Clone, Copy, Debug)]
+enum Replaced {
+    /// The proxy alone.
+    Proxy,
+    /// Agent, broker and proxy, one after the other.
+    InTurn,
+    /// All three in the same instant.
+    AtOnce,
+}
+
+/// The processes that the launcher starts again when they have ended.
+const OTHERS: [Role; 2] = [Role::Broker, Role::Agent];
+
+/// Ends these processes, and waits until others do their work.
+fn replace(
+    scene: &Scene,
+    roles: &[Role],
+    meanwhile: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let node = &scene.near;
-    let old = page(node)?["pid"].clone();
-    for role in others {
-        let ended = node.signal(*role, Signal::SIGTERM)?;
+    let ended = roles.iter().map(|role| node.signal(*role, Signal::SIGTERM));
+    let ended = ended.collect::<anyhow::Result<Vec<_>>>()?;
+    meanwhile()?;
+    for (role, ended) in roles.iter().zip(ended) {
         until(SOON, || {
             let now = node.pid(*role).context("none runs")?;
             ensure!(now != ended, "{role:?} {ended} still runs");
@@ -308,10 +326,27 @@ fn upgrade(scene: &Scene, others: &[Role]) -> anyhow::Result<()> {
             ensure!(status["broker_connected"] == true, "{status}");
             anyhow::Ok(())
         })?;
-        node.captured(&scene.client)?;
-        node.captured(&scene.backends[0].pod)?;
     }
-    node.signal(Role::Launcher, Signal::SIGHUP)?;
+    node.captured(&scene.client)?;
+    node.captured(&scene.backends[0].pod).map(drop)
+}
+
+/// Replaces the proxy, which the launcher does beside the one that runs, and others with it; waits until
+/// the old one is told to end.
+fn upgrade(scene: &Scene, replaced: Replaced) -> anyhow::Result<()> {
+    let node = &scene.near;
+    let old = page(node)?["pid"].clone();
+    let proxy = || node.signal(Role::Launcher, Signal::SIGHUP).map(drop);
+    match replaced {
+        Replaced::Proxy => proxy()?,
+        Replaced::InTurn => {
+            for role in OTHERS.iter().rev() {
+                replace(scene, &[*role], || Ok(()))?;
+            }
+            proxy()?;
+        }
+        Replaced::AtOnce => replace(scene, &OTHERS, proxy)?,
+    }
     until(SOON, || {
         let status = node.agent("/status")?.json()?;
         let proxies = status["proxies"].as_array().context("no proxies")?;
@@ -411,8 +446,8 @@ fn web_socket_client(pod: &MeshPod, at: SocketAddr) -> anyhow::Result<TcpStream>
     Ok(stream)
 }
 
-/// Replaces the proxy so many times, and these processes with it.
-fn many_upgrades(capture: &str, rounds: u32, others: &[Role]) -> anyhow::Result<()> {
+/// Upgrades so many times while everything that a connection can carry is under way.
+fn many_upgrades(capture: &str, rounds: u32, replaced: Replaced) -> anyhow::Result<()> {
     let scene = Scene::start(capture)?;
     let special = Special::start(&scene.near, capture)?;
     // Connections that are in the kernel's map move as well as plain ones.
@@ -441,7 +476,7 @@ fn many_upgrades(capture: &str, rounds: u32, others: &[Role]) -> anyhow::Result<
     let mut totals = Totals::default();
     for (number, client) in (1..=rounds).zip(&mut idle) {
         let late = Late::begin(&scene, &special, number)?;
-        upgrade(&scene, others).with_context(|| format!("upgrade {number}"))?;
+        upgrade(&scene, replaced).with_context(|| format!("upgrade {number}"))?;
         late.end(&special)?;
         let answer = client.send(&Request::get(Scene::HOST, "/later"));
         let answer = answer.with_context(|| format!("idle until upgrade {number}"))?;
@@ -458,7 +493,8 @@ fn many_upgrades(capture: &str, rounds: u32, others: &[Role]) -> anyhow::Result<
     let answer = last.send(&Request::get(Scene::HOST, "/last"))?;
     ensure!(answer.status == 200, "{}", answer.status);
     let outcome = load.stop()?;
-    outcome.ensure_flawless()?;
+    let flawless = outcome.ensure_flawless();
+    flawless.with_context(|| scene.near.log())?;
     if capture == "ebpf" {
         // They moved with their connections.
         until(SOON, || promoted(&scene.near))?;
@@ -472,7 +508,7 @@ fn many_upgrades(capture: &str, rounds: u32, others: &[Role]) -> anyhow::Result<
         slowest = slowest.max(took);
     }
     eprintln!(
-        "{capture}: {rounds} upgrades (with {others:?}), {} requests (slowest {:?}), {asked} on one connection \
+        "{capture}: {rounds} upgrades ({replaced:?}), {} requests (slowest {:?}), {asked} on one connection \
          (slowest {longest:?}), {bytes} bytes echoed (slowest \
          block {slowest:?}), {} connections adopted, {} kept, resets 0, longest pause {:?}",
         outcome.answered, outcome.slowest, totals.adopted, totals.kept, totals.longest
@@ -490,17 +526,23 @@ fn many_upgrades(capture: &str, rounds: u32, others: &[Role]) -> anyhow::Result<
 #[test]
 fn twenty_upgrades_in_a_row_lose_nothing() -> anyhow::Result<()> {
     require!(cluster);
-    many_upgrades("ebpf", 20, &[])
+    many_upgrades("ebpf", 20, Replaced::Proxy)
 }
 
 #[test]
 fn upgrades_of_a_whole_node_lose_nothing() -> anyhow::Result<()> {
     require!(cluster);
-    many_upgrades("ebpf", 3, &[Role::Agent, Role::Broker])
+    many_upgrades("ebpf", 3, Replaced::InTurn)
+}
+
+#[test]
+fn a_node_replaced_in_one_instant_loses_nothing() -> anyhow::Result<()> {
+    require!(cluster);
+    many_upgrades("ebpf", 5, Replaced::AtOnce)
 }
 
 #[test]
 fn upgrades_lose_nothing_where_iptables_capture() -> anyhow::Result<()> {
     require!(cluster);
-    many_upgrades("iptables", 5, &[])
+    many_upgrades("iptables", 5, Replaced::Proxy)
 }

@@ -16,21 +16,33 @@ const MAX_OUTGOING: usize = 64;
 
 impl<L: Listening> BrokerClient<L> {
     /// Serves the session until it ends; says why it did.
-    pub(super) async fn session(&mut self, connection: &BrokerConnection) -> BrokerError {
+    pub(super) async fn session(
+        &mut self,
+        connection: &BrokerConnection,
+        mut told_draining: bool,
+    ) -> BrokerError {
         let mut outgoing = VecDeque::new();
-        let mut told_draining = false;
+        // Whether the broker has handled `Ready` and with it what it was given back before.
+        let mut has_sockets = false;
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What the last session was asked for never comes; the pools ask anew.
         while self.wants.try_recv().is_ok() {}
         self.held.reconnected();
         loop {
+            if told_draining && has_sockets && !self.released.is_cancelled() {
+                self.held.stop_listening();
+                self.released.cancel();
+            }
             // Not biased: a broker that sends much must not hold requests and heartbeats back.
             // Every arm is cancel-safe; sending waits beside receiving, so that two full
             // sockets cannot block each other.
             tokio::select! {
                 received = connection.recv() => match received {
-                    Ok(Some(received)) => self.handle(received),
+                    Ok(Some(received)) => {
+                        has_sockets |= received.message == ToProxy::Synced;
+                        self.handle(received);
+                    }
                     Ok(None) => return BrokerError::Closed,
                     Err(error) => return error.into(),
                 },
@@ -49,7 +61,6 @@ impl<L: Listening> BrokerClient<L> {
                 }
                 () = self.draining.cancelled(), if !told_draining => {
                     told_draining = true;
-                    self.held.stop_listening();
                     outgoing.push_back(ProxyRequest::Draining);
                 }
             }

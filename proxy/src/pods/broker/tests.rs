@@ -33,6 +33,7 @@ struct Test {
     ready: Ready,
     draining: CancellationToken,
     changes: watch::Receiver<u64>,
+    released: CancellationToken,
     client: tokio::task::JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -70,6 +71,7 @@ fn start() -> Test {
         ready,
         draining,
         changes: client.changes(),
+        released: client.released(),
         client: tokio::spawn(client.run()),
         dir,
     }
@@ -78,6 +80,14 @@ fn start() -> Test {
 impl Test {
     /// Accepts the proxy and greets it; returns what it gives back before `Ready`.
     async fn greet(&self) -> (Session, Vec<(ProxyRequest, Vec<OwnedFd>)>) {
+        self.greet_after(|| {}).await
+    }
+
+    /// As [`Test::greet`]; `first` runs while the proxy is without a session.
+    async fn greet_after(
+        &self,
+        first: impl FnOnce(),
+    ) -> (Session, Vec<(ProxyRequest, Vec<OwnedFd>)>) {
         let (session, _) = self.listener.accept().await.unwrap();
         let session: Session = session;
         let hello = session.recv().await.unwrap().unwrap().message;
@@ -90,6 +100,7 @@ impl Test {
                 ..
             }
         ));
+        first();
         let welcome = ToProxy::Welcome {
             version: PROTOCOL_VERSION,
             pid: 1,
@@ -293,6 +304,29 @@ async fn a_draining_proxy_says_so_and_lets_its_sockets_go() {
     test.changes.changed().await.unwrap();
     test.draining.cancel();
     while request(&session).await != ProxyRequest::Draining {}
+    test.released.cancelled().await;
+    assert!(test.recorder.0.lock()[0].1.is_cancelled());
+}
+
+#[tokio::test]
+async fn a_proxy_that_drains_without_a_broker_gives_the_next_one_its_sockets() {
+    let mut test = start();
+    let (session, _) = test.greet().await;
+    let made = sockets(1);
+    pod_up(&session, &made).await;
+    test.changes.changed().await.unwrap();
+    drop(session);
+    let (session, returned) = test.greet_after(|| test.draining.cancel()).await;
+    let said: Vec<_> = returned.iter().map(|(message, _)| message).collect();
+    assert!(
+        matches!(said[..], [ProxyRequest::Return { listeners, .. }, ProxyRequest::Draining] if listeners.len() == 1),
+        "{said:?}"
+    );
+    // It holds them until the broker has them.
+    assert!(!test.released.is_cancelled());
+    assert!(!test.recorder.0.lock()[0].1.is_cancelled());
+    session.send(&ToProxy::Synced, &[]).await.unwrap();
+    test.released.cancelled().await;
     assert!(test.recorder.0.lock()[0].1.is_cancelled());
 }
 
