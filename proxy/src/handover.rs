@@ -7,7 +7,8 @@
 //!
 //! [`Handover`] is what connections see: they ask for a [`Turn`] once their worker leaves, fall
 //! silent when they have it, and give themselves away. `giver` speaks to the successor, `taker` to
-//! the predecessor, `parcel` packs and unpacks, `adopt` lets a connection go on.
+//! the predecessor, `parcel` packs and unpacks, `adopt` lets a connection go on, `will` says what becomes
+//! of connections whose giver dies.
 
 pub mod adopt;
 pub mod giver;
@@ -15,6 +16,7 @@ pub mod message;
 pub mod parcel;
 pub mod stats;
 pub mod taker;
+pub mod will;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +34,7 @@ pub use stats::Stats;
 
 /// How long a proxy that is told to end looks for a successor before it drains alone.
 pub const SEEK: Duration = Duration::from_secs(2);
-/// Pause before a connection is offered again that the successor did not know.
+/// Pause before a connection is offered again that could not be taken.
 const RETRY: Duration = Duration::from_millis(200);
 /// How often such a connection is offered: a successor whose broker was replaced too hears of its pods
 /// within this many pauses, 10 s.
@@ -107,7 +109,7 @@ pub enum Kept {
     /// The successor cannot serve it.
     #[error("the successor declined ({})", .0.name())]
     Declined(Decline),
-    /// It does not fit into a message, or its descriptors cannot be duplicated.
+    /// It does not fit into a message, or its descriptors cannot be duplicated now.
     #[error("the connection cannot be packed")]
     Unpackable,
 }
@@ -182,11 +184,19 @@ impl Handover {
 
     /// Waits until everything that was taken has been let go by its giver, or that takes too long.
     pub async fn settled(&self) {
-        let mut prepared = self.0.prepared.subscribe();
-        let settled = prepared.wait_for(|count| *count == 0);
-        if tokio::time::timeout(SETTLE, settled).await.is_err() {
+        if tokio::time::timeout(SETTLE, self.unprepared())
+            .await
+            .is_err()
+        {
             tracing::warn!("connections that were taken over were not let go in time");
         }
+    }
+
+    /// Waits until everything that was taken has been let go by its giver. Cancel-safe.
+    pub async fn unprepared(&self) {
+        let mut prepared = self.0.prepared.subscribe();
+        // The sender lives in `self`, so the channel cannot close here.
+        prepared.wait_for(|count| *count == 0).await.ok();
     }
 
     async fn reach(&self, reached: impl Fn(Stage) -> bool) -> Stage {
@@ -263,8 +273,8 @@ impl Turn {
 pub struct Parking {
     handover: Handover,
     leaving: CancellationToken,
-    /// How often the successor did not know what the connection belongs to.
-    unknown: u32,
+    /// How often the connection was declined for a reason that need not last.
+    declined: u32,
     stays: bool,
 }
 
@@ -274,7 +284,7 @@ impl Parking {
         Self {
             handover,
             leaving,
-            unknown: 0,
+            declined: 0,
             stays: false,
         }
     }
@@ -286,7 +296,7 @@ impl Parking {
             return std::future::pending().await;
         }
         self.leaving.cancelled().await;
-        if self.unknown > 0 {
+        if self.declined > 0 {
             tokio::time::sleep(RETRY).await;
         }
         self.handover.turn().await
@@ -316,11 +326,13 @@ impl Parking {
             Err(why) => {
                 match why {
                     Kept::Lost | Kept::Declined(Decline::Leaving) => {}
-                    Kept::Declined(Decline::Unknown) => {
-                        self.unknown += 1;
-                        self.stays = self.unknown >= TRIES;
+                    // Also where descriptors are short, here or there: that need not last.
+                    Kept::Declined(Decline::Unknown | Decline::Full | Decline::Other)
+                    | Kept::Unpackable => {
+                        self.declined += 1;
+                        self.stays = self.declined >= TRIES;
                     }
-                    Kept::Declined(Decline::Malformed) | Kept::Unpackable => self.stays = true,
+                    Kept::Declined(Decline::Malformed) => self.stays = true,
                 }
                 tracing::debug!(id, %why, "a connection was not handed over");
                 false

@@ -245,17 +245,11 @@ async fn run(
         }
     }
     worker.leaving.cancel();
-    // What was taken from the epoch before must not be lost between two epochs.
-    while let Ok(order) = orders.try_recv() {
-        if let Order::Adopt(_) = &order {
-            carry_out(&worker, order);
-        }
-    }
     worker.tasks.close();
     // biased: what has finished need not be forced.
     tokio::select! {
         biased;
-        () = ended(&worker) => {}
+        () = ended(&worker, &mut orders) => {}
         () = drain.forced() => {
             tracing::warn!(worker = worker.id, connections = worker.tasks.len(),
                 "drain deadline passed, closing what is left");
@@ -265,13 +259,26 @@ async fn run(
 
 /// Waits for the last connection of a worker that leaves; where nobody takes them they are told to
 /// finish.
-async fn ended(worker: &Worker) {
-    tokio::select! {
-        biased;
-        () = worker.tasks.wait() => return,
-        () = worker.handover.alone() => worker.drain.cancel(),
+async fn ended(worker: &Rc<Worker>, orders: &mut mpsc::UnboundedReceiver<Order>) {
+    let last = async || {
+        worker.tasks.wait().await;
+        worker.handover.unprepared().await;
+    };
+    loop {
+        // Not biased: all arms are cancel-safe and none may starve the others.
+        tokio::select! {
+            // What was taken from the epoch before must not be lost between two epochs.
+            Some(order) = orders.recv() => if let Order::Adopt(_) = &order {
+                carry_out(worker, order);
+            },
+            () = last() => if orders.is_empty() {
+                return;
+            },
+            () = worker.handover.alone(), if !worker.drain.is_cancelled() => {
+                worker.drain.cancel();
+            }
+        }
     }
-    worker.tasks.wait().await;
 }
 
 fn carry_out(worker: &Rc<Worker>, order: Order) {

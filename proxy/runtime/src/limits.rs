@@ -15,3 +15,9 @@ pub fn raise_open_files() -> u64 {
     };
     now.unwrap_or(u64::MAX)
 }
+
+/// How many files this process may have open now.
+pub fn open_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    limit.current.unwrap_or(u64::MAX)
+}

@@ -3,9 +3,14 @@
 //! The old epoch connects and says `Hello`; the new one answers `Welcome` once it serves. Each
 //! connection then takes three steps: `Give` (description, sockets, bytes), `Taken`, `Go`. The giver has
 //! stopped reading and writing before `Give`; the taker touches nothing before `Go`. What was not
-//! answered `Taken` stays with the giver. A giver that lives ends with `End`, so that the end of the
-//! conversation without one means that its process is gone: what it had given is then the taker's. A
-//! taker that lost the thread says `Stop` and listens until then, since a `Go` may be on its way.
+//! answered `Taken` stays with the giver. Where the giver's process dies, what it had given and not let
+//! go is the taker's: the [`will`](super::will) that came first says so, and a giver that lives revokes it
+//! before it ends the conversation. A taker that lost the thread says `Stop` and listens until then, since
+//! a `Go` may be on its way.
+//!
+//! Two builds of one [`VERSION`] understand each other: messages grow by fields that may be absent, a
+//! reason that is not known is one like another, and a description that cannot be read declines its
+//! connection alone. `Hello`, `Welcome` and `Refused` are the same in every version.
 
 use std::net::SocketAddr;
 
@@ -16,7 +21,7 @@ use crate::acceleration::lane::LaneState;
 use crate::resource::TrafficDirection;
 
 /// Version spoken by this build. Epochs of different versions do not hand connections over.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Connections that are given and not yet settled at a time: each is silent meanwhile.
 pub const WINDOW: usize = 64;
 /// Most bytes that travel with a connection: what either direction holds back, and what was read of
@@ -36,29 +41,54 @@ pub enum Giving {
         /// Its process id.
         pid: u32,
     },
+    /// Follows `Welcome`, with the [`Will`](super::will::Will).
+    Will,
     /// A connection: its sockets, then a memory file with its bytes if it has any.
     Give {
         /// Chosen by the giver, repeated in the answer.
         id: u64,
+        /// How many descriptors come with it.
+        fds: u8,
         /// What it is.
-        parcel: Box<Parcel>,
+        parcel: Described,
     },
     /// A connection that was taken is the taker's from now on.
     Go {
         /// Its number.
         id: u64,
     },
-    /// No connection is given any more; those without `Go` stay with the giver.
-    End,
+}
+
+impl Giving {
+    /// A connection with as many descriptors as it consists of.
+    pub fn give(id: u64, parcel: Box<Parcel>) -> Self {
+        Self::Give {
+            id,
+            // Never more than three.
+            fds: u8::try_from(parcel.fds()).unwrap_or(u8::MAX),
+            parcel: Described::Readable(parcel),
+        }
+    }
 }
 
 impl Message for Giving {
     fn fd_count(&self) -> usize {
         match self {
-            Self::Give { parcel, .. } => parcel.sockets() + usize::from(parcel.bytes() > 0),
-            _ => 0,
+            Self::Will => 1,
+            Self::Give { fds, .. } => usize::from(*fds),
+            Self::Hello { .. } | Self::Go { .. } => 0,
         }
     }
+}
+
+/// A description, as far as this build can read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Described {
+    /// It can.
+    Readable(Box<Parcel>),
+    /// It is of a build that says what this one does not know, or damaged.
+    Unreadable(serde_json::Value),
 }
 
 /// New epoch → old epoch.
@@ -109,8 +139,13 @@ pub enum Decline {
     Leaving,
     /// Its configuration has no such pod, listener, filter chain or cluster.
     Unknown,
-    /// The description contradicts itself or its descriptors.
+    /// The description contradicts itself or its descriptors, or cannot be read.
     Malformed,
+    /// It needs the descriptors that it has left for new connections.
+    Full,
+    /// Another build's.
+    #[serde(other)]
+    Other,
 }
 
 impl Decline {
@@ -120,6 +155,8 @@ impl Decline {
             Self::Leaving => "leaving",
             Self::Unknown => "unknown",
             Self::Malformed => "malformed",
+            Self::Full => "full",
+            Self::Other => "other",
         }
     }
 }
@@ -288,6 +325,11 @@ impl Parcel {
     /// How many sockets it consists of.
     pub fn sockets(&self) -> usize {
         1 + usize::from(self.carried.pair().is_some())
+    }
+
+    /// How many descriptors travel with it.
+    pub fn fds(&self) -> usize {
+        self.sockets() + usize::from(self.bytes() > 0)
     }
 
     /// Lengths of its bytes, in the order in which they lie in the memory file: put back of the

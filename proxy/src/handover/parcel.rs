@@ -87,7 +87,7 @@ impl Unpacked {
     /// When they are not: other kinds of descriptors, another number of bytes.
     pub fn open(parcel: &Parcel, mut fds: Vec<OwnedFd>) -> io::Result<Self> {
         let (count, total) = (parcel.sockets(), parcel.bytes());
-        if fds.len() != count + usize::from(total > 0) || total > MAX_BYTES {
+        if fds.len() != parcel.fds() || total > MAX_BYTES {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let mut bytes = Bytes::new();

@@ -11,13 +11,20 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use serde_json::{Value, json};
 
-use super::message::Decline;
 use super::{Handover, Kept};
 
 /// Kinds of connections, by [`super::message::Carried::name`].
 const KINDS: [&str; 4] = ["undecided", "http", "tcp", "tunnel"];
 /// Reasons to stay.
-const REASONS: [&str; 5] = ["lost", "leaving", "unknown", "malformed", "unpackable"];
+const REASONS: [&str; 7] = [
+    "lost",
+    "leaving",
+    "unknown",
+    "malformed",
+    "full",
+    "other",
+    "unpackable",
+];
 
 /// Counters of one epoch.
 #[derive(Debug, Default)]
@@ -47,9 +54,7 @@ impl Stats {
     pub(super) fn kept(&self, why: Kept) {
         let reason = match why {
             Kept::Lost => "lost",
-            Kept::Declined(reason @ (Decline::Leaving | Decline::Unknown | Decline::Malformed)) => {
-                reason.name()
-            }
+            Kept::Declined(reason) => reason.name(),
             Kept::Unpackable => "unpackable",
         };
         add(&self.kept, &REASONS, reason);

@@ -6,21 +6,26 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_runtime::handoff::listener::{BindOptions, Listener, PeerPolicy};
 use millrace_runtime::handoff::{Connection, HandoffError, Received};
+use millrace_runtime::limits;
 use millrace_runtime::ready::Ready;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Handover;
 use super::adopt::{Adoptee, Resolver};
-use super::message::{Decline, Giving, Parcel, Taking, VERSION, WINDOW};
+use super::message::{Decline, Described, Giving, Taking, VERSION, WINDOW};
+use super::will::Will;
 use crate::worker::Workers;
 
+/// Pause after a failed accept (descriptors or memory are short).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 type Session = Connection<Giving, Taking>;
 
 /// What the conversations of a taker share.
@@ -30,6 +35,8 @@ struct Shared {
     workers: Workers,
     ready: Ready,
     leaving: CancellationToken,
+    /// Descriptors from this number on are for new connections.
+    reserved: RawFd,
 }
 
 /// The taker; see the module's documentation.
@@ -46,8 +53,6 @@ enum Ended {
     Handoff(#[from] HandoffError),
     #[error("the predecessor process is gone")]
     Gone,
-    #[error("the predecessor gives nothing more")]
-    Over,
     #[error("the predecessor speaks version {0} of the hand-over, this proxy {VERSION}")]
     Version(u32),
     #[error("a message out of order from the predecessor")]
@@ -79,6 +84,7 @@ impl Taker {
                 workers,
                 ready,
                 leaving,
+                reserved: reserved(limits::open_files()),
             }),
             sessions: JoinSet::new(),
         })
@@ -100,45 +106,60 @@ impl Taker {
                 Ok((session, peer)) if policy.allows(peer) => {
                     let shared = self.shared.clone();
                     self.sessions.spawn(async move {
-                        let mut conversation = Conversation {
-                            session,
-                            shared,
-                            prepared: HashMap::new(),
-                        };
-                        conversation.run().await;
+                        Conversation::new(session, shared).run().await;
                     });
                 }
                 Ok((_, peer)) => tracing::warn!(?peer, "a stranger at the hand-over socket"),
-                Err(error) => tracing::warn!(%error, "cannot accept at the hand-over socket"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept at the hand-over socket");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
+}
+
+/// The first descriptor that is not for connections of a predecessor, of so many.
+fn reserved(limit: u64) -> RawFd {
+    // The kernel gives the lowest number that is free, so that a number tells how many are in use.
+    RawFd::try_from(limit - limit / 8).unwrap_or(RawFd::MAX)
 }
 
 /// One predecessor.
 struct Conversation {
     session: Session,
     shared: Arc<Shared>,
+    will: Option<Will>,
     /// Taken and waiting for `Go`.
     prepared: HashMap<u64, Box<Adoptee>>,
 }
 
 impl Conversation {
+    fn new(session: Session, shared: Arc<Shared>) -> Self {
+        Self {
+            session,
+            shared,
+            will: None,
+            prepared: HashMap::new(),
+        }
+    }
+
     async fn run(&mut self) {
         let mut ended = self.converse().await;
-        if !matches!(ended, Ended::Gone | Ended::Over | Ended::Version(_)) {
+        if !matches!(ended, Ended::Gone | Ended::Version(_)) {
             tracing::warn!(%ended, "a hand-over cannot go on");
             ended = self.wind_up().await;
         }
-        tracing::info!(%ended, "a predecessor has gone");
+        // A predecessor that lives revokes its will: this one died after what it had given had fallen
+        // silent, and nobody else has it.
+        let inherited = self.will.as_ref().is_some_and(Will::holds);
+        tracing::info!(%ended, inherited, "a predecessor has gone");
         let left: Vec<_> = self.prepared.drain().map(|(_, adoptee)| adoptee).collect();
         for adoptee in left {
-            self.shared.handover.prepare(false);
-            // A predecessor that lives says `End` before it closes: this one died after it had
-            // fallen silent, and nobody else has the connection.
-            if matches!(ended, Ended::Gone) {
+            if inherited && matches!(ended, Ended::Gone) {
                 self.adopt(adoptee);
             }
+            self.shared.handover.prepare(false);
         }
     }
 
@@ -157,9 +178,18 @@ impl Conversation {
     async fn step(&mut self) -> Result<(), Ended> {
         let Received { message, fds } = self.next().await?;
         match message {
-            Giving::Give { id, parcel } => self.give(id, *parcel, fds).await,
+            Giving::Will => {
+                self.will = fds.into_iter().next().map(Will::from);
+                Ok(())
+            }
+            Giving::Give { id, parcel, .. } => {
+                let answer = match self.prepare(id, parcel, fds)? {
+                    Ok(()) => Taking::Taken { id },
+                    Err(reason) => Taking::Declined { id, reason },
+                };
+                Ok(self.session.send(&answer, &[]).await?)
+            }
             Giving::Go { id } => self.go(id),
-            Giving::End => Err(Ended::Over),
             Giving::Hello { .. } => Err(Ended::Unexpected),
         }
     }
@@ -171,26 +201,25 @@ impl Conversation {
         Ok(())
     }
 
-    /// Takes nothing more, but what the predecessor has let go by now.
+    /// Answers nothing more. What the predecessor has let go by now is taken, and what it had given where
+    /// it turns out to have died.
     async fn wind_up(&mut self) -> Ended {
         if let Err(error) = self.session.send(&Taking::Stop, &[]).await {
             tracing::debug!(%error, "the predecessor is gone");
         }
         loop {
-            let message = match self.next().await {
-                Ok(received) => received.message,
+            let result = match self.next().await {
                 // What is no message lets nothing go.
                 Err(Ended::Handoff(HandoffError::Decode(_) | HandoffError::FdsLost)) => continue,
                 Err(ended) => return ended,
+                Ok(Received { message, fds }) => match message {
+                    Giving::Go { id } => self.go(id),
+                    Giving::Give { id, parcel, .. } => self.prepare(id, parcel, fds).map(drop),
+                    Giving::Hello { .. } | Giving::Will => Ok(()),
+                },
             };
-            match message {
-                Giving::Go { id } => {
-                    if let Err(ended) = self.go(id) {
-                        tracing::warn!(id, %ended, "a connection was let go that was not taken");
-                    }
-                }
-                Giving::End => return Ended::Over,
-                Giving::Give { .. } | Giving::Hello { .. } => {}
+            if let Err(ended) = result {
+                tracing::warn!(%ended, "the predecessor lost the thread");
             }
         }
     }
@@ -230,23 +259,29 @@ impl Conversation {
         }
     }
 
-    async fn give(&mut self, id: u64, parcel: Parcel, fds: Vec<OwnedFd>) -> Result<(), Ended> {
-        let resolved = if self.shared.leaving.is_cancelled() {
-            Err(Decline::Leaving)
-        } else if self.prepared.contains_key(&id) || self.prepared.len() >= WINDOW {
+    /// Keeps a connection until its `Go`, or says why it stays with the giver.
+    fn prepare(
+        &mut self,
+        id: u64,
+        parcel: Described,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Result<(), Decline>, Ended> {
+        if self.shared.leaving.is_cancelled() {
+            return Ok(Err(Decline::Leaving));
+        }
+        if self.prepared.contains_key(&id) || self.prepared.len() >= WINDOW {
             return Err(Ended::Unexpected);
-        } else {
-            self.shared.resolver.resolve(parcel, fds)
+        }
+        if fds.iter().any(|fd| fd.as_raw_fd() >= self.shared.reserved) {
+            return Ok(Err(Decline::Full));
+        }
+        let Described::Readable(parcel) = parcel else {
+            return Ok(Err(Decline::Malformed));
         };
-        let answer = match resolved {
-            Ok(adoptee) => {
-                self.shared.handover.prepare(true);
-                self.prepared.insert(id, adoptee);
-                Taking::Taken { id }
-            }
-            Err(reason) => Taking::Declined { id, reason },
-        };
-        Ok(self.session.send(&answer, &[]).await?)
+        Ok(self.shared.resolver.resolve(*parcel, fds).map(|adoptee| {
+            self.shared.handover.prepare(true);
+            self.prepared.insert(id, adoptee);
+        }))
     }
 
     fn adopt(&self, adoptee: Box<Adoptee>) {

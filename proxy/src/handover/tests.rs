@@ -17,11 +17,16 @@ use super::adopt::Resolver;
 use super::giver::Giver;
 use super::message::{Carried, Giving, Taking, VERSION};
 use super::taker::Taker;
+use super::will::Will;
 use super::*;
 use crate::fixture::{Fixture, cluster, http_chain, listener, pair, tcp_chain};
 use crate::listener::accepted::Origin;
+use crate::metrics::{Telemetry, TelemetryCollector};
 use crate::resource::TrafficDirection;
 use crate::worker::{Threads, Workers};
+
+mod faults;
+mod limits;
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -43,48 +48,16 @@ impl Node {
         self.dir.path().join("takeover.sock")
     }
 
-    /// An epoch that serves these listeners: `t` for bytes to the server, `h` for HTTP that has no
-    /// route.
-    fn epoch(&self, number: u32, listeners: &[&str]) -> Epoch {
-        let (handover, offers) = Handover::new(number);
-        let mut fixture = Fixture::new();
-        fixture.parts.handover = handover.clone();
-        self.publish(&fixture, listeners);
-        let (trigger, watcher) = drain::channel();
-        let (workers, threads) = Workers::start(2, &fixture.parts, &watcher).unwrap();
-        let resolver = Resolver {
-            store: fixture.parts.store.clone(),
-            pods: fixture.parts.pods.clone(),
-        };
-        let leaving = CancellationToken::new();
-        let when = (Ready::new(), leaving.clone());
-        let taker = Taker::bind(
-            &self.path(),
-            handover.clone(),
-            resolver,
-            workers.clone(),
-            when,
-        );
-        Epoch {
+    fn place(&self) -> Place {
+        Place {
             path: self.path(),
-            taker: Some(tokio::spawn(taker.unwrap().run())),
-            handover,
-            offers: Some(offers),
-            leaving,
-            workers,
-            threads,
-            trigger,
-            fixture,
+            server: self.server.local_addr().unwrap(),
         }
     }
 
-    fn publish(&self, fixture: &Fixture, listeners: &[&str]) {
-        let made = listeners.iter().map(|name| match *name {
-            "t" => listener("t", [tcp_chain("tcp", "c")]),
-            _ => listener("h", [http_chain("http", &[])]),
-        });
-        let server = self.server.local_addr().unwrap();
-        fixture.publish(made, [cluster("c", &[server])]);
+    /// As [`Place::epoch`].
+    fn epoch(&self, number: u32, listeners: &[&str]) -> Epoch {
+        self.place().epoch(number, listeners)
     }
 
     /// A client's connection through `epoch` to the server, with the server's end.
@@ -101,6 +74,57 @@ impl Node {
             owner: None,
         };
         Listener::bind(&self.path(), options).unwrap()
+    }
+}
+
+/// Where epochs meet, and the server behind them.
+struct Place {
+    path: PathBuf,
+    server: SocketAddr,
+}
+
+impl Place {
+    /// An epoch that serves these listeners: `t` for bytes to the server, `h` for HTTP that has no
+    /// route.
+    fn epoch(&self, number: u32, listeners: &[&str]) -> Epoch {
+        let (handover, offers) = Handover::new(number);
+        let mut fixture = Fixture::new();
+        fixture.parts.handover = handover.clone();
+        self.publish(&fixture, listeners);
+        let (trigger, watcher) = drain::channel();
+        let (workers, threads) = Workers::start(2, &fixture.parts, &watcher).unwrap();
+        let resolver = Resolver {
+            store: fixture.parts.store.clone(),
+            pods: fixture.parts.pods.clone(),
+        };
+        let leaving = CancellationToken::new();
+        let when = (Ready::new(), leaving.clone());
+        let taker = Taker::bind(
+            &self.path,
+            handover.clone(),
+            resolver,
+            workers.clone(),
+            when,
+        );
+        Epoch {
+            path: self.path.clone(),
+            taker: Some(tokio::spawn(taker.unwrap().run())),
+            handover,
+            offers: Some(offers),
+            leaving,
+            workers,
+            threads,
+            trigger,
+            fixture,
+        }
+    }
+
+    fn publish(&self, fixture: &Fixture, listeners: &[&str]) {
+        let made = listeners.iter().map(|name| match *name {
+            "t" => listener("t", [tcp_chain("tcp", "c")]),
+            _ => listener("h", [http_chain("http", &[])]),
+        });
+        fixture.publish(made, [cluster("c", &[self.server])]);
     }
 }
 
@@ -122,6 +146,7 @@ struct Leaving {
     threads: Threads,
     outcome: JoinHandle<Outcome>,
     giver: JoinHandle<()>,
+    _sessions: tokio::task::JoinSet<()>,
 }
 
 impl Epoch {
@@ -137,7 +162,7 @@ impl Epoch {
     /// As the process does when it is told to end.
     async fn leave(mut self) -> Leaving {
         self.leaving.cancel();
-        self.taker.take().unwrap().await.unwrap();
+        let sessions = self.taker.take().unwrap().await.unwrap();
         self.handover.settled().await;
         let offers = self.offers.take().unwrap();
         let giver = Giver::new(self.path, (self.handover.clone(), offers));
@@ -148,6 +173,7 @@ impl Epoch {
             threads: self.threads,
             outcome: tokio::spawn(self.trigger.drain(LONG)),
             giver,
+            _sessions: sessions,
         }
     }
 }
@@ -308,16 +334,19 @@ async fn connections_pass_through_many_epochs() {
     }
 }
 
+const WELCOME: Taking = Taking::Welcome {
+    version: VERSION,
+    epoch: 1,
+    pid: 1,
+};
+
 /// A successor that goes away when it has been given a connection, before or after it took it.
 async fn unreliable(successor: &Listener, takes: bool) {
     let (session, _) = successor.accept::<Giving, Taking>().await.unwrap();
     session.recv().await.unwrap();
-    let welcome = Taking::Welcome {
-        version: VERSION,
-        epoch: 1,
-        pid: 1,
-    };
-    session.send(&welcome, &[]).await.unwrap();
+    session.send(&WELCOME, &[]).await.unwrap();
+    let will = session.recv().await.unwrap().unwrap();
+    assert_eq!(will.message, Giving::Will);
     let given = session.recv().await.unwrap().unwrap();
     let Giving::Give { id, .. } = given.message else {
         panic!("{:?}", given.message);
@@ -355,7 +384,7 @@ async fn what_the_successor_does_not_know_stays_until_it_does() {
     while leaving.handover.stats().kept_total() == 0 {
         exchange(&mut client, &mut server).await;
     }
-    node.publish(&new.fixture, &["t", "h"]);
+    node.place().publish(&new.fixture, &["t", "h"]);
     assert_eq!(leaving.emptied().await, 1);
     exchange(&mut client, &mut server).await;
     assert_eq!(new.handover.stats().adopted_total(), 1);
@@ -382,8 +411,8 @@ async fn a_successor_of_another_version_is_none() {
     assert_eq!(leaving.emptied().await, 0);
 }
 
-/// A predecessor that has given one connection and heard that it was taken.
-async fn given(node: &Node, ends: [&OwnedFd; 2], peer: SocketAddr) -> Connection<Taking, Giving> {
+/// The conversation of a predecessor that is welcome.
+async fn introduced(node: &Node) -> (Connection<Taking, Giving>, Will) {
     let session = Connection::<Taking, Giving>::connect(&node.path()).unwrap();
     let hello = Giving::Hello {
         version: VERSION,
@@ -391,7 +420,15 @@ async fn given(node: &Node, ends: [&OwnedFd; 2], peer: SocketAddr) -> Connection
         pid: 1,
     };
     session.send(&hello, &[]).await.unwrap();
-    session.recv().await.unwrap();
+    let answer = session.recv().await.unwrap().unwrap().message;
+    assert!(matches!(answer, Taking::Welcome { .. }), "{answer:?}");
+    let will = Will::new().unwrap();
+    session.send(&Giving::Will, &[will.as_fd()]).await.unwrap();
+    (session, will)
+}
+
+/// A raw connection of `t` between these two.
+fn raw(peer: SocketAddr) -> Box<Parcel> {
     let pair = message::Pair {
         cluster: "c".to_owned(),
         host: peer,
@@ -404,7 +441,7 @@ async fn given(node: &Node, ends: [&OwnedFd; 2], peer: SocketAddr) -> Connection
         sent: 0,
         idle_us: 0,
     };
-    let parcel = Box::new(Parcel {
+    Box::new(Parcel {
         connection: 7,
         worker: 0,
         pod: None,
@@ -420,13 +457,22 @@ async fn given(node: &Node, ends: [&OwnedFd; 2], peer: SocketAddr) -> Connection
         unread: 0,
         lane: None,
         carried: Carried::Bytes { pair },
-    });
+    })
+}
+
+/// A predecessor that has given one connection and heard that it was taken.
+async fn given(
+    node: &Node,
+    ends: [&OwnedFd; 2],
+    peer: SocketAddr,
+) -> (Connection<Taking, Giving>, Will) {
+    let (session, will) = introduced(node).await;
     let fds = ends.map(|end| end.as_fd());
-    let give = Giving::Give { id: 3, parcel };
+    let give = Giving::give(3, raw(peer));
     session.send(&give, &fds).await.unwrap();
     let answer = session.recv().await.unwrap().unwrap().message;
     assert_eq!(answer, Taking::Taken { id: 3 });
-    session
+    (session, will)
 }
 
 /// Both ends of a connection, the second one as a descriptor that can be given.
@@ -441,9 +487,9 @@ async fn what_was_taken_is_the_takers_when_its_giver_dies() {
     let new = node.epoch(1, &["t"]);
     let ((mut client, near), (mut server, far)) = (ends().await, ends().await);
     let peer = client.peer_addr().unwrap();
-    let session = given(&node, [&near, &far], peer).await;
+    let (session, will) = given(&node, [&near, &far], peer).await;
     // All of a process's descriptors are closed when it dies.
-    drop((near, far, session));
+    drop((near, far, session, will));
     exchange(&mut client, &mut server).await;
     assert_eq!(new.handover.stats().adopted_total(), 1);
 }
@@ -454,9 +500,10 @@ async fn what_was_taken_stays_with_a_giver_that_lives() {
     let new = node.epoch(1, &["t"]);
     let ((mut client, near), (_server, far)) = (ends().await, ends().await);
     let peer = client.peer_addr().unwrap();
-    let session = given(&node, [&near, &far], peer).await;
-    session.send(&Giving::End, &[]).await.unwrap();
-    assert!(session.recv().await.unwrap().is_none());
+    let (session, will) = given(&node, [&near, &far], peer).await;
+    will.revoke().unwrap();
+    drop(session);
+    new.handover.unprepared().await;
     // The giver alone reads and writes it.
     let near = std::net::TcpStream::from(near);
     let mut near = TcpStream::from_std(near).unwrap();
@@ -470,14 +517,15 @@ async fn a_message_out_of_order_stops_the_taking_and_loses_nothing() {
     let new = node.epoch(1, &["t"]);
     let ((mut client, near), (mut server, far)) = (ends().await, ends().await);
     let peer = client.peer_addr().unwrap();
-    let session = given(&node, [&near, &far], peer).await;
+    let (session, will) = given(&node, [&near, &far], peer).await;
     session.send(&Giving::Go { id: 99 }, &[]).await.unwrap();
     // It crosses the answer: what was taken before is let go all the same.
     session.send(&Giving::Go { id: 3 }, &[]).await.unwrap();
     drop((near, far));
     let answer = session.recv().await.unwrap().unwrap().message;
     assert_eq!(answer, Taking::Stop);
-    session.send(&Giving::End, &[]).await.unwrap();
+    will.revoke().unwrap();
+    drop(session);
     exchange(&mut client, &mut server).await;
     assert_eq!(new.handover.stats().adopted_total(), 1);
 }

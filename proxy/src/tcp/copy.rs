@@ -126,6 +126,8 @@ pub async fn copy<F: Fn(Side, usize), T>(
     match &copied {
         Copied::Ended(End::Reset(Side::Downstream, _)) => upstream.reset_on_close(),
         Copied::Ended(End::Reset(Side::Upstream, _)) => downstream.reset_on_close(),
+        // Nobody noted when the last byte came; whoever goes on with it may have a timeout.
+        Copied::Parked(_) if terms.idle_timeout.is_zero() => progress.last.set(Instant::now()),
         Copied::Ended(End::Finished | End::Idle) | Copied::Parked(_) => {}
     }
     copied

@@ -46,15 +46,72 @@ fn parcel(lengths: [usize; 4]) -> Parcel {
 
 #[test]
 fn a_memory_file_travels_only_where_there_are_bytes() {
-    let fds = |parcel: Parcel| {
-        let parcel = Box::new(parcel);
-        Giving::Give { id: 1, parcel }.fd_count()
-    };
+    let fds = |parcel: Parcel| Giving::give(1, Box::new(parcel)).fd_count();
     assert_eq!(fds(parcel([0; 4])), 2);
     assert_eq!(fds(parcel([0, 0, 1, 0])), 3);
     let mut alone = parcel([3, 0, 0, 0]);
     alone.carried = Carried::Http { http1: true };
     assert_eq!(fds(alone), 2);
+}
+
+/// What builds of this version say stays as it is; what later ones add is passed over.
+#[test]
+fn other_builds_of_this_version_are_understood() {
+    let pair = r#"{"cluster":"c","host":"10.1.0.7:40000","attempts":1,"unread":1,"lane":null,
+        "out":{"pending":2,"ended":true,"told":false,"broken":null,"later":0},
+        "back":{"pending":3,"ended":true,"told":false,"broken":null},
+        "received":5,"sent":6,"idle_us":7}"#;
+    let given = format!(
+        r#"{{"type":"give","id":9,"fds":3,"later":[],"parcel":{{"connection":72057594037927938,"worker":1,
+        "pod":"u-1","direction":"Outbound","peer":"10.1.0.7:40000","local":"10.1.0.7:40000",
+        "orig_dst":"10.1.0.7:40000","listener":"default/0.0.0.0_9080","filter_chain":"tcp",
+        "server_name":"a.example","age_us":1,"parked_ns":2,"unread":0,"lane":null,"later":{{}},
+        "carried":{{"kind":"bytes","pair":{pair}}}}}}}"#
+    );
+    let known = Giving::give(9, Box::new(parcel([0, 1, 2, 3])));
+    assert_eq!(decode::<Giving>(given.as_bytes(), 3).unwrap(), known);
+    let said = [
+        (
+            r#"{"type":"hello","version":2,"epoch":3,"pid":4}"#,
+            Giving::Hello {
+                version: 2,
+                epoch: 3,
+                pid: 4,
+            },
+        ),
+        (r#"{"type":"go","id":9}"#, Giving::Go { id: 9 }),
+    ];
+    for (text, message) in said {
+        assert_eq!(decode::<Giving>(text.as_bytes(), 0).unwrap(), message);
+    }
+    let declined = |reason| Taking::Declined { id: 9, reason };
+    let answers = [
+        (
+            r#"{"type":"welcome","version":2,"epoch":3,"pid":4,"later":1}"#,
+            Taking::Welcome {
+                version: 2,
+                epoch: 3,
+                pid: 4,
+            },
+        ),
+        (
+            r#"{"type":"refused","version":7}"#,
+            Taking::Refused { version: 7 },
+        ),
+        (r#"{"type":"taken","id":9}"#, Taking::Taken { id: 9 }),
+        (r#"{"type":"stop"}"#, Taking::Stop),
+        (
+            r#"{"type":"declined","id":9,"reason":"unknown"}"#,
+            declined(Decline::Unknown),
+        ),
+        (
+            r#"{"type":"declined","id":9,"reason":"of another build"}"#,
+            declined(Decline::Other),
+        ),
+    ];
+    for (text, message) in answers {
+        assert_eq!(decode::<Taking>(text.as_bytes(), 0).unwrap(), message);
+    }
 }
 
 #[test]
@@ -67,8 +124,7 @@ fn lengths_beyond_every_measure_are_counted_without_wrapping() {
 proptest! {
     #[test]
     fn a_connection_survives_the_wire(lengths in any::<[u16; 4]>(), id in any::<u64>()) {
-        let parcel = Box::new(parcel(lengths.map(usize::from)));
-        let message = Giving::Give { id, parcel };
+        let message = Giving::give(id, Box::new(parcel(lengths.map(usize::from))));
         let bytes = serde_json::to_vec(&message).unwrap();
         prop_assert_eq!(decode::<Giving>(&bytes, message.fd_count()).unwrap(), message);
     }
@@ -76,7 +132,7 @@ proptest! {
     #[test]
     fn damaged_messages_never_panic(at in 0_usize..2000, byte in any::<u8>(), fds in 0_usize..5) {
         let parcel = Box::new(parcel([1, 2, 3, 4]));
-        let mut bytes = serde_json::to_vec(&Giving::Give { id: 1, parcel }).unwrap();
+        let mut bytes = serde_json::to_vec(&Giving::give(1, parcel)).unwrap();
         let at = at % bytes.len();
         bytes[at] = byte;
         if let Ok(message) = decode::<Giving>(&bytes, fds) {

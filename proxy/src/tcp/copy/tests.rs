@@ -295,3 +295,19 @@ async fn bytes_arrive_whole_and_in_order_both_ways() {
     let (end, _) = tokio::join!(run(downstream, upstream, NEVER), both);
     assert!(matches!(end, End::Finished));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_parked_without_an_idle_timeout_has_not_been_idle() {
+    let mut proxied = proxied().await;
+    let terms = Terms {
+        scratch: &scratch(),
+        idle_timeout: NEVER,
+        passed: |_, _| {},
+    };
+    let mut progress = Progress::default();
+    let (near, far) = (&mut proxied.downstream, &mut proxied.upstream);
+    let park = tokio::time::sleep(Duration::from_hours(2));
+    let copied = copy(near, far, &mut progress, &terms, park).await;
+    assert!(matches!(copied, Copied::Parked(())));
+    assert_eq!(progress.quiet(), Duration::ZERO);
+}
