@@ -1,6 +1,6 @@
 //! One mode: a node whose pods are captured and accelerated in one way, with a server and clients.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub(super) struct Lane {
     number: u8,
     host: String,
     address: IpAddr,
+    /// The same service's address in IPv6.
+    address6: IpAddr,
     pub(super) clients: Vec<MeshPod>,
     _application: Process,
     server: MeshPod,
@@ -51,10 +53,13 @@ impl Lane {
         let name = format!("{}-{}", mode.capture, mode.acceleration);
         let host = format!("echo-{name}.default.svc.cluster.local");
         let address = Ipv4Addr::new(10, 96, 50, number).into();
+        let address6 = Ipv6Addr::new(0xfd00, 0x96, 50, 0, 0, 0, 0, number.into()).into();
         let mesh = setting.mesh;
         let service = format!("echo-{name}");
-        mesh.pilot()
-            .apply(&format!("{service}.yaml"), &manifest(&service, address))?;
+        mesh.pilot().apply(
+            &format!("{service}.yaml"),
+            &manifest(&service, [address, address6]),
+        )?;
         let node = mesh.node(&name)?;
         let options = |pod: &str| {
             PodOptions::named(&format!("{pod}-{name}"))
@@ -88,6 +93,7 @@ impl Lane {
             number,
             host,
             address,
+            address6,
             clients,
             _application: application,
             server,
@@ -130,6 +136,7 @@ impl Lane {
             command
                 .args(["stress-peer", "call", "--host", &self.host])
                 .args(["--to", &self.address.to_string()])
+                .args(["--to", &self.address6.to_string()])
                 .args(["--http", &HTTP.to_string(), "--bytes", &BYTES.to_string()])
                 .args(["--late", &LATE.to_string()])
                 .args(["--client", &client.to_string()])
@@ -257,7 +264,7 @@ fn common(command: &mut Command, setting: &Setting<'_>, mode: Mode) {
 }
 
 /// The service, as a Kubernetes object.
-fn manifest(name: &str, address: IpAddr) -> String {
+fn manifest(name: &str, addresses: [IpAddr; 2]) -> String {
     let port = |name: &str, port: u16| json!({ "name": name, "port": port, "targetPort": port });
     let ports = [
         port("http", HTTP),
@@ -269,7 +276,13 @@ fn manifest(name: &str, address: IpAddr) -> String {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": { "name": name, "namespace": "default" },
-        "spec": { "clusterIP": address, "selector": { "app": name }, "ports": ports },
+        "spec": {
+            "clusterIP": addresses[0],
+            "clusterIPs": addresses,
+            "ipFamilies": ["IPv4", "IPv6"],
+            "selector": { "app": name },
+            "ports": ports,
+        },
     })
     .to_string()
 }

@@ -97,9 +97,9 @@ impl Common {
 
 #[derive(Debug, clap::Args)]
 struct CallArgs {
-    /// The service's address.
-    #[arg(long)]
-    to: IpAddr,
+    /// The service's addresses.
+    #[arg(long, required = true)]
+    to: Vec<IpAddr>,
     /// The service's name.
     #[arg(long)]
     host: String,
@@ -356,47 +356,32 @@ impl<'a> Caller<'a> {
 
     /// Connects and sends the first bytes.
     fn connect(&mut self, port: u16, how: Connect, first: &[u8]) -> io::Result<TcpStream> {
-        let bind = self.args.same_tuples && self.args.to.is_ipv4() && self.rng.bool();
-        let socket = self.socket(bind)?;
-        match self.connect_from(socket, port, how, first) {
+        let to = SocketAddr::new(self.address(), port);
+        let bind = self.args.same_tuples && to.is_ipv4() && self.rng.bool();
+        let socket = self.socket(to, bind)?;
+        match connect_from(socket, to, how, first) {
             // The tuple belongs to a connection of a moment ago.
             Err(error) if bind && error.kind() == io::ErrorKind::AddrNotAvailable => {
-                let socket = self.socket(false)?;
-                self.connect_from(socket, port, how, first)
+                let socket = self.socket(to, false)?;
+                connect_from(socket, to, how, first)
             }
             other => other,
         }
     }
 
-    fn connect_from(
-        &self,
-        socket: OwnedFd,
-        port: u16,
-        how: Connect,
-        first: &[u8],
-    ) -> io::Result<TcpStream> {
-        let address = SockaddrStorage::from(SocketAddr::new(self.args.to, port));
-        if how == Connect::SendTo && !first.is_empty() {
-            let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN) | MsgFlags::MSG_NOSIGNAL;
-            let sent = socket::sendto(socket.as_raw_fd(), first, &address, flags)?;
-            let mut stream = TcpStream::from(socket);
-            stream.write_all(&first[sent..])?;
-            return Ok(stream);
+    /// One of the service's addresses; an IPv4 one now and then as sockets of both families see it.
+    fn address(&mut self) -> IpAddr {
+        match self.args.to[self.rng.usize(..self.args.to.len())] {
+            IpAddr::V4(address) if self.rng.u8(..5) == 0 => address.to_ipv6_mapped().into(),
+            address => address,
         }
-        if how == Connect::FastOpen && !first.is_empty() {
-            setsockopt(&socket, sockopt::TcpFastOpenConnect, &true)?;
-        }
-        socket::connect(socket.as_raw_fd(), &address)?;
-        let mut stream = TcpStream::from(socket);
-        stream.write_all(first)?;
-        Ok(stream)
     }
 
     /// A socket of the pod's; where tuples are to be equal, bound as those of other pods are.
-    fn socket(&mut self, bind: bool) -> io::Result<OwnedFd> {
+    fn socket(&mut self, to: SocketAddr, bind: bool) -> io::Result<OwnedFd> {
         let make = || {
             let flags = SockFlag::SOCK_CLOEXEC;
-            let family = if self.args.to.is_ipv4() {
+            let family = if to.is_ipv4() {
                 AddressFamily::Inet
             } else {
                 AddressFamily::Inet6
@@ -419,6 +404,29 @@ impl<'a> Caller<'a> {
         }
         make()
     }
+}
+
+fn connect_from(
+    socket: OwnedFd,
+    to: SocketAddr,
+    how: Connect,
+    first: &[u8],
+) -> io::Result<TcpStream> {
+    let address = SockaddrStorage::from(to);
+    if how == Connect::SendTo && !first.is_empty() {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN) | MsgFlags::MSG_NOSIGNAL;
+        let sent = socket::sendto(socket.as_raw_fd(), first, &address, flags)?;
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(&first[sent..])?;
+        return Ok(stream);
+    }
+    if how == Connect::FastOpen && !first.is_empty() {
+        setsockopt(&socket, sockopt::TcpFastOpenConnect, &true)?;
+    }
+    socket::connect(socket.as_raw_fd(), &address)?;
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(first)?;
+    Ok(stream)
 }
 
 /// What a sender saw whose receiver never reads.
