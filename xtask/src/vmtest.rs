@@ -1,7 +1,8 @@
-//! `cargo xtask vmtest`: runs the tests of the kernel programs on other kernels, Debian's, in an emulated machine.
+//! `cargo xtask vmtest`: runs the tests that are about a kernel on other kernels, Debian's, in an emulated machine.
 //!
 //! What is to run lies in the guest's first file system, with this program as its first process; results come back
 //! over a serial port. Nothing needs hardware support, and nothing of the host's kernel is used but its processes.
+//! The guest's clock counts its instructions, so a test that waits too long there has waited for what never comes.
 
 mod cpio;
 mod event;
@@ -10,7 +11,9 @@ mod image;
 mod machine;
 mod modules;
 mod report;
+mod suites;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,7 +21,6 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
 
 use crate::setup::{self, KernelPackage};
 use crate::ui::{self, Reported, Step, dim, green, red};
@@ -28,11 +30,10 @@ use event::{Event, Finished, Outcome, Plan};
 use image::Programs;
 use machine::Boot;
 use report::Record;
+use suites::Built;
 
 /// What is booted when nothing else is asked for.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
-/// Which of the agent's tests are about the kernel.
-const SUITES: &str = "bpf_";
 /// What the kernel writes when something is wrong with it, or with what it was told to do.
 const WARNINGS: [&str; 6] = [
     "BUG:",
@@ -51,15 +52,18 @@ pub(crate) struct Args {
     /// Go on with the next kernel when one fails.
     #[arg(long)]
     keep_going: bool,
-    /// How long one kernel may take, in minutes.
-    #[arg(long, default_value_t = 20)]
+    /// How long one kernel may take, in minutes; most of an hour is what an idle core needs.
+    #[arg(long, default_value_t = 90)]
     minutes: u64,
-    /// How long one test may take, in seconds; an emulated machine is many times slower.
+    /// How long one test may take, in seconds of the emulated machine.
     #[arg(long, default_value_t = 120)]
     patience: u64,
     /// Write the report to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// No test whose name, `suite::test`, contains this; may be given several times.
+    #[arg(long)]
+    skip: Vec<String>,
     /// Only tests whose name, `suite::test`, contains one of these.
     filters: Vec<String>,
 }
@@ -104,76 +108,74 @@ fn is_good(args: &Args, record: &Record) -> bool {
     }
 }
 
-/// Builds what the guests run.
+/// Builds what the guests run, and has it lie there where it lies here: tests know by path what they start.
 fn prepare(args: &Args, dir: &Path) -> anyhow::Result<(Plan, Programs)> {
+    let binaries = build::release_or_given()?;
     let built = {
         let _step = Step::begin("tests for the guests");
         built()?
     };
-    let place = |name: &str| image::place(name);
-    let suites = built.iter().filter(|(name, _)| name.starts_with(SUITES));
+    let mut suites = BTreeMap::new();
+    let mut files = BTreeMap::new();
+    for each in built {
+        let path = match each {
+            Built::Suite(name, path) => {
+                suites.insert(name, path.clone());
+                path
+            }
+            Built::Program(path) => path,
+        };
+        files.insert(path.clone(), path);
+    }
+    // Whatever else a test starts it looks for beside itself.
+    let beside = workspace::target_dir().join("debug");
+    for name in MESH {
+        files
+            .entry(beside.join(name))
+            .or_insert_with(|| binaries.join(name));
+    }
     let plan = Plan {
         modules: Vec::new(),
-        agent: place(AGENT),
-        suites: suites
-            .map(|(name, _)| (name.clone(), place(name)))
-            .collect(),
+        agent: beside.join(MESH[0]),
+        suites: suites.into_iter().collect(),
         filters: args.filters.clone(),
+        skip: args.skip.clone(),
         patience: Duration::from_secs(args.patience),
     };
-    let files: Vec<(PathBuf, PathBuf)> = built
-        .into_iter()
-        .map(|(name, path)| (place(&name), path))
-        .collect();
+    let files: Vec<(PathBuf, PathBuf)> = files.into_iter().collect();
     Ok((plan, Programs::gather(&files, dir)?))
 }
 
-/// The package, and the name of its program.
-const AGENT: &str = "millrace-agent";
+/// The programs of a mesh.
+const MESH: [&str; 3] = ["millrace-agent", "millrace-proxy", "millrace-pilot"];
 
-/// The agent and its tests of the kernel, by name, as cargo built them.
-fn built() -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let mut cargo = run::cargo();
-    cargo.args(["test", "--no-run", "--package", AGENT]);
-    cargo.args([
-        "--bins",
-        "--tests",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    let output = cargo
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("running cargo")?;
-    ensure!(
-        output.status.success(),
-        "building the tests: {}",
-        output.status
-    );
-    let mut found: Vec<(String, PathBuf)> = String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| executable(&serde_json::from_str(line).ok()?))
-        .collect();
-    found.sort();
-    ensure!(
-        found.iter().any(|(name, _)| name == AGENT),
-        "cargo built no {AGENT}"
-    );
-    Ok(found)
-}
-
-/// What a message of cargo says to have been built, if it is wanted here.
-fn executable(message: &Value) -> Option<(String, PathBuf)> {
-    let path = message["executable"].as_str()?;
-    let name = message["target"]["name"].as_str()?;
-    let is_test = message["profile"]["test"] == true;
-    let wanted = if is_test {
-        name.starts_with(SUITES)
-    } else {
-        name == AGENT
-    };
-    wanted.then(|| (name.to_owned(), PathBuf::from(path)))
+/// The tests that are about a kernel and the programs of their packages, as cargo built them.
+fn built() -> anyhow::Result<Vec<Built>> {
+    let mut built = Vec::new();
+    for targets in suites::TARGETS {
+        let mut cargo = run::cargo();
+        cargo.args(["test", "--no-run"]).args(targets).args([
+            "--bins",
+            "--message-format",
+            "json-render-diagnostics",
+        ]);
+        let output = cargo
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("running cargo")?;
+        ensure!(
+            output.status.success(),
+            "building the tests: {}",
+            output.status
+        );
+        let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+        let messages = messages
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        built.extend(messages.filter_map(|message| suites::built(&message)));
+    }
+    Ok(built)
 }
 
 fn one(args: &Args, series: &str, dir: &Path, plan: Plan, programs: &Programs) -> Record {
@@ -252,6 +254,9 @@ fn hear(event: Event, record: &mut Record) {
         }
         Event::Finished(finished) => {
             ui::say(shown(&finished));
+            if let Outcome::Failed { output } | Outcome::TimedOut { output } = &finished.outcome {
+                ui::say(output);
+            }
             record.tests.push(finished);
         }
         Event::Trouble { .. } | Event::Done => {}

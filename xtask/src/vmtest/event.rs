@@ -23,6 +23,8 @@ pub(super) struct Plan {
     pub(super) suites: Vec<(String, PathBuf)>,
     /// Only tests whose name, `suite::test`, contains one of these; all if there are none.
     pub(super) filters: Vec<String>,
+    /// No test whose name contains one of these.
+    pub(super) skip: Vec<String>,
     /// How long one test may take.
     pub(super) patience: Duration,
 }

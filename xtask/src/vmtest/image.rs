@@ -17,12 +17,13 @@ use crate::workspace::find_program;
 /// This program, the guest's first process.
 pub(super) const FIRST_PROCESS: &str = "/vmtest/xtask";
 const MODULES: &str = "/vmtest/modules";
-const PROGRAMS: &str = "/vmtest/bin";
 
 /// What tests and the agent run.
-const TOOLS: [&str; 15] = [
+const TOOLS: [&str; 19] = [
     "bash",
     "bpftool",
+    "cp",
+    "grep",
     "ip",
     "ip6tables",
     "ip6tables-nft-restore",
@@ -32,9 +33,11 @@ const TOOLS: [&str; 15] = [
     "iptables-nft-restore",
     "iptables-restore",
     "iptables-save",
+    "mv",
     "nft",
     "nsenter",
     "sh",
+    "sleep",
     "sysctl",
 ];
 /// Where iptables keeps its extensions, which it opens by name.
@@ -66,7 +69,9 @@ impl Programs {
             let found = libraries_of(&path)?;
             let extensions = found.iter().filter_map(|library| library.parent());
             for extensions in extensions.map(|dir| dir.join(EXTENSIONS)) {
-                libraries.extend(files_in(&extensions));
+                // It looks below `/usr`, whatever link led the linker there.
+                let at = fs::canonicalize(&extensions).unwrap_or(extensions);
+                libraries.extend(files_in(&at));
             }
             libraries.extend(found);
             files.push((path.clone(), read(&path)?));
@@ -110,11 +115,6 @@ impl Programs {
         archive.finish().with_context(writing)?;
         Ok(())
     }
-}
-
-/// Where the guest has a program of the project.
-pub(super) fn place(name: &str) -> PathBuf {
-    Path::new(PROGRAMS).join(name)
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -17,7 +17,7 @@ use crate::run;
 use crate::workspace::find_program;
 
 /// The unpacked archive, the tests, and room for what they queue in sockets.
-const MEMORY: &str = "2048M";
+const MEMORY: &str = "3072M";
 /// What is told of the console when a guest ends before its work is done.
 const TOLD_LINES: usize = 25;
 /// How many events may wait; the reader is always faster than an emulated machine.
@@ -79,9 +79,9 @@ impl Boot<'_> {
         let qemu = find_program("qemu-system-x86_64").context("no qemu-system-x86_64")?;
         let setpriv = find_program("setpriv").context("no setpriv")?;
         let console = format!("file:{}", self.console.display());
-        // Mitigations cost an emulator most; for a privileged loader the verifier has none either way.
+        // Mitigations and cleared memory cost an emulator most; for a privileged loader the verifier has none either way.
         let append = format!(
-            "console=ttyS0 panic=-1 mitigations=off rdinit={FIRST_PROCESS} -- {}",
+            "console=ttyS0 panic=-1 mitigations=off init_on_alloc=0 rdinit={FIRST_PROCESS} -- {}",
             guest::FIRST
         );
         // Whatever ends this process ends the machine.
@@ -90,6 +90,8 @@ impl Boot<'_> {
             .args(["--pdeathsig", "KILL", "--"])
             .arg(qemu)
             .args(["-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1"])
+            // A nanosecond for each instruction: however slow the emulation, to the guest it is not.
+            .args(["-icount", "shift=0,sleep=off"])
             .args(["-m", MEMORY, "-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-serial", &console])
             .args(["-chardev", "stdio,id=events,signal=off"])

@@ -11,28 +11,35 @@ use crate::run;
 use crate::workspace::find_program;
 
 /// What test hosts, the iptables path and the guards of closed pods use; what a kernel has built in has no file.
-const WANTED: [&str; 22] = [
+const WANTED: [&str; 29] = [
     "bridge",
     "dummy",
     "ip6table_nat",
     "iptable_nat",
+    "ip6table_raw",
+    "iptable_raw",
     "nf_conntrack",
     "nf_tables",
     "nft_chain_nat",
     "nft_compat",
     "nft_ct",
+    "nft_fib_inet",
     "nft_masq",
     "nft_redir",
     "nft_reject_inet",
     "nft_socket",
     "tls",
     "veth",
+    "xt_CT",
     "xt_REDIRECT",
     "xt_addrtype",
     "xt_comment",
+    "xt_conntrack",
     "xt_mark",
     "xt_multiport",
+    "xt_nat",
     "xt_owner",
+    "xt_recent",
     "xt_tcpudp",
 ];
 

@@ -1,12 +1,13 @@
 //! What came of every kernel: a record that can be written as JSON, and the table for people.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::event::{Finished, Outcome};
+use super::suites::{PARTS, part_of};
 
 /// What came of one kernel.
 #[derive(Debug, Default, Serialize)]
@@ -141,8 +142,9 @@ pub(super) fn table(records: &[Record]) -> String {
             verdict(record, &name, &mut notes)
         }));
     }
-    for suite in suites(&tried) {
-        rows.push(row(&suite, &tried, |record| of_suite(record, &suite)));
+    for part in PARTS {
+        let name = format!("tests of {part}");
+        rows.push(row(&name, &tried, |record| of_part(record, part)));
     }
     rows.push(row("all tests", &tried, |record| record.count().shown()));
     let mut text = aligned(&rows);
@@ -187,19 +189,10 @@ fn verdict(record: &Record, name: &str, notes: &mut Vec<String>) -> String {
     format!("no [{}]", at + 1)
 }
 
-fn suite_of(test: &Finished) -> &str {
-    test.test.split("::").next().unwrap_or_default()
-}
-
-fn suites(records: &[&Record]) -> Vec<String> {
-    let tests = records.iter().flat_map(|record| &record.tests);
-    let named: BTreeSet<&str> = tests.map(suite_of).collect();
-    named.into_iter().map(str::to_owned).collect()
-}
-
-fn of_suite(record: &Record, suite: &str) -> String {
+fn of_part(record: &Record, part: &str) -> String {
     let mut count = Count::default();
-    for test in record.tests.iter().filter(|test| suite_of(test) == suite) {
+    let about = |test: &&Finished| part_of(&test.test) == part;
+    for test in record.tests.iter().filter(about) {
         count.add(&test.outcome);
     }
     if count == Count::default() {
