@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use parking_lot::Mutex;
 
 /// Where `nft` looks for the paths that it is given (its `SYSFS_CGROUPSV2_PATH`).
 const NFT_ROOT: &str = "/sys/fs/cgroup";
@@ -53,9 +54,24 @@ pub(super) fn enter_host_cgroups() {
     }
 }
 
+/// This process's own by its path, which is nobody else's while it lives there: a node with many pods has
+/// thousands of mounts to search.
+static OWN: Mutex<Option<(String, Creator)>> = Mutex::new(None);
+
 fn find(pid: u32) -> Option<Creator> {
     let listed = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = listed.lines().find_map(|line| line.strip_prefix("0::"))?;
+    if pid != std::process::id() {
+        return search(path);
+    }
+    let mut own = OWN.lock();
+    if own.as_ref().is_none_or(|(known, _)| known != path) {
+        *own = Some((path.to_owned(), search(path)?));
+    }
+    own.as_ref().map(|(_, creator)| creator.clone())
+}
+
+fn search(path: &str) -> Option<Creator> {
     let level = depth(path)?;
     let directory = [
         ("/proc/thread-self/mountinfo", "/"),

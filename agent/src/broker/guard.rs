@@ -17,6 +17,7 @@ use millrace_runtime::handoff::{CaptureMode, IptablesConfig};
 use socket2::{Domain, Socket, Type};
 
 use super::creator;
+use crate::iptables;
 use script::{PROOF_BIT, Wanted};
 
 /// The name of the guard's tables.
@@ -123,6 +124,9 @@ impl Guard {
 /// Tells a guard that may be in the calling thread's namespace of this broker, whose sockets are the proxy's from
 /// now on; none there is fine.
 pub fn admit() {
+    if !is_there(libc::NFPROTO_INET) {
+        return;
+    }
     let Some(own) = creator::own() else { return };
     creator::enter_host_cgroups();
     if let Err(error) = nft(&script::admission(&own)) {
@@ -135,6 +139,12 @@ pub fn admit() {
 /// # Errors
 /// When `nft` refuses.
 pub fn remove() -> Result<(), GuardError> {
+    if ![libc::NFPROTO_INET, libc::NFPROTO_NETDEV]
+        .into_iter()
+        .any(is_there)
+    {
+        return Ok(());
+    }
     let script: String = ["inet", "netdev"]
         .map(|family| format!("table {family} {TABLE} {{ }}\ndelete table {family} {TABLE}\n"))
         .concat();
@@ -142,6 +152,12 @@ pub fn remove() -> Result<(), GuardError> {
         Err(GuardError::NotInstalled) => Ok(()),
         result => result,
     }
+}
+
+/// Whether there is the guard's table of an `NFPROTO_`, or the kernel does not say: asking costs a message,
+/// `nft` a process.
+fn is_there(family: libc::c_int) -> bool {
+    iptables::has_table(family, TABLE).unwrap_or(true)
 }
 
 /// Whether the rules take a socket of this process for the proxy's: they drop such a datagram, which its sender

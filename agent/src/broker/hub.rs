@@ -130,9 +130,15 @@ impl Hub {
         self.settle().await;
         let netns = Arc::new(Namespace::open(&spec.netns).map_err(in_pod(&uid))?);
         self.give_up_predecessor(&uid, &netns).await?;
-        let families = self.prepare(&uid, &netns).await?;
+        let known = {
+            let state = self.state.lock();
+            state.pods.contains_key(&uid)
+        };
+        let families = self.prepare(&uid, &netns, known).await?;
         {
             let mut state = self.state.lock();
+            // Another one may have been taken on meanwhile.
+            alone(&state, &uid, &netns)?;
             let returned = state.returned.remove(&uid).unwrap_or_default();
             let pod = state.pods.entry(uid.clone()).or_insert_with(|| Pod {
                 spec: spec.clone(),
@@ -205,8 +211,12 @@ impl Hub {
             rules
         });
         let plan = capture::Plan::new(mode, on_loss, rules.clone(), addresses, lost);
+        if let Some(applied) = self.in_place(uid, &plan) {
+            return Ok(applied);
+        }
+        let applying = plan.clone();
         let applied = netns
-            .run_async(move || plan.apply())
+            .run_async(move || applying.apply())
             .await
             .map_err(in_pod(uid))?
             .map_err(|source| HubError::Capture {
@@ -219,7 +229,7 @@ impl Hub {
             pod.capture = mode;
             pod.on_loss = on_loss;
             pod.iptables = rules;
-            pod.watched.forget();
+            pod.watched.put(plan, applied.clone());
             pod.pulse.clone_from(&applied.pulse);
             if changed {
                 tracing::info!(pod = %pod.spec.qualified_name(), %mode, detail = applied.detail, problem = applied.problem, "capture changed");
@@ -416,13 +426,7 @@ impl Hub {
     async fn give_up_predecessor(&self, uid: &PodUid, netns: &Namespace) -> Result<(), HubError> {
         let replaced = {
             let state = self.state.lock();
-            let shares = |(_, pod): &(&PodUid, &Pod)| pod.netns.cookie() == netns.cookie();
-            if let Some((other, _)) = state.pods.iter().find(|p| shares(p) && p.0 != uid) {
-                return Err(HubError::Shared {
-                    pod: uid.clone(),
-                    other: other.clone(),
-                });
-            }
+            alone(&state, uid, netns)?;
             state
                 .pods
                 .get(uid)
@@ -435,12 +439,20 @@ impl Hub {
         Ok(())
     }
 
-    async fn prepare(&self, uid: &PodUid, netns: &Namespace) -> Result<Families, HubError> {
+    /// Prepares the namespace; that of a pod which is `known` has heard of this broker.
+    async fn prepare(
+        &self,
+        uid: &PodUid,
+        netns: &Namespace,
+        known: bool,
+    ) -> Result<Families, HubError> {
         netns
-            .run_async(|| {
+            .run_async(move || {
                 let families = routes::families();
                 // Before a socket of this broker is used.
-                guard::admit();
+                if !known {
+                    guard::admit();
+                }
                 routes::prepare(families).map(|()| families)
             })
             .await
@@ -499,6 +511,7 @@ impl Hub {
             );
             (Arc::clone(&pod.netns), plan)
         };
+        let then = plan.clone();
         let applied = netns.run_async(move || plan.apply()).await;
         if let Some(pod) = self.state.lock().pods.get_mut(uid) {
             // Also where it failed: the next look finds that and has it repaired.
@@ -507,6 +520,7 @@ impl Hub {
         match applied {
             Ok(Ok(applied)) => {
                 if let Some(pod) = self.state.lock().pods.get_mut(uid) {
+                    pod.watched.put(then, applied.clone());
                     pod.pulse.clone_from(&applied.pulse);
                 }
                 tracing::info!(%uid, detail = applied.detail, "rules follow the proxy");
@@ -547,6 +561,18 @@ impl Hub {
                 tracing::warn!(pod = %pod.spec.qualified_name(), error = %chain(&error), "namespace not cleaned");
             }
         }
+    }
+}
+
+/// Refuses a namespace that is another pod's.
+fn alone(state: &State, uid: &PodUid, netns: &Namespace) -> Result<(), HubError> {
+    let shares = |(_, pod): &(&PodUid, &Pod)| pod.netns.cookie() == netns.cookie();
+    match state.pods.iter().find(|pod| shares(pod) && pod.0 != uid) {
+        Some((other, _)) => Err(HubError::Shared {
+            pod: uid.clone(),
+            other: other.clone(),
+        }),
+        None => Ok(()),
     }
 }
 

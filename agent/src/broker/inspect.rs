@@ -11,7 +11,7 @@ use std::time::Duration;
 use millrace_runtime::handoff::{Breakage, CanarySocket, Cause, Inspection, PodUid, ProgramName};
 use tokio::time::Instant;
 
-use super::capture::Plan;
+use super::capture::{Applied, Plan};
 use super::hub::{Hub, HubError, in_pod};
 use super::netns::NetnsError;
 use crate::integrity::{Found, Generation, Generations, canary_sockets, look};
@@ -36,6 +36,8 @@ pub(super) struct Watched {
     /// Generation and time of the last reading that found everything in place.
     intact: Option<(Generation, Instant)>,
     found: Found,
+    /// What the broker put there last, and what came of it.
+    put: Option<(Plan, Applied)>,
 }
 
 /// Whether a namespace has to be read.
@@ -51,6 +53,23 @@ impl Watched {
     pub(super) fn forget(&mut self) {
         self.intact = None;
         self.found.guard = None;
+        self.put = None;
+    }
+
+    /// The same, and this is what it put there.
+    pub(super) fn put(&mut self, plan: Plan, applied: Applied) {
+        self.forget();
+        self.put = Some((plan, applied));
+    }
+
+    /// What is in the namespace, if that is known to be all of `plan`: nobody has changed a rule since it was
+    /// read.
+    fn holds(&self, plan: &Plan) -> Option<&Applied> {
+        let known = |(put, left): &&(Plan, Applied)| put == plan && left.problem.is_none();
+        let (_, applied) = self.put.as_ref().filter(known)?;
+        let (then, _) = self.intact.as_ref()?;
+        let now = self.generations.as_ref()?.now();
+        (!now.has_uncounted() && *then == now).then_some(applied)
     }
 
     fn need(&self, generation: &Generation) -> Need {
@@ -137,6 +156,11 @@ impl Hub {
             detail: format!("no longer listening: {}", dead.join(", ")),
         });
         Some(breakage.into_iter().collect())
+    }
+
+    /// What a plan left in a pod, if nothing has to be done for it to be so now.
+    pub(super) fn in_place(&self, uid: &PodUid, plan: &Plan) -> Option<Applied> {
+        self.with_pod(uid, |pod| pod.watched.holds(plan).cloned())?
     }
 
     /// Reads the pod's rules if they may have changed; `readings` is how often merely to be sure.

@@ -71,9 +71,12 @@ pub fn install(sets: &[Ruleset]) -> Result<Applied, IptablesError> {
     for (set, tool) in sets.iter().zip(&tools) {
         let saved = tool.save()?;
         tool.restore(&set.script(|table, jump| check::has(&saved, table, jump)))?;
+        let mut saved = tool.save()?;
         // Chains of another form are in nobody's way now, and no rule jumps to them any more.
-        tool.clear_except(&tool.save()?, set)?;
-        check::intact(set, &tool.save()?).map_err(|drift| IptablesError::NotThere {
+        if tool.clear_except(&saved, set)? {
+            saved = tool.save()?;
+        }
+        check::intact(set, &saved).map_err(|drift| IptablesError::NotThere {
             tool: tool.name(),
             missing: drift.missing.into_iter().next().unwrap_or_default(),
         })?;
@@ -89,9 +92,14 @@ pub fn install(sets: &[Ruleset]) -> Result<Applied, IptablesError> {
 /// When no tool works, or with the rules that are missing.
 pub fn verify(sets: &[Ruleset]) -> Result<(), IptablesError> {
     for set in sets {
-        let tool = Tool::find(set.family)?;
-        check::intact(set, &tool.save()?).map_err(|drift| IptablesError::NotThere {
-            tool: tool.name(),
+        let (tool, saved) = if tables::may_exist(set.family) {
+            let tool = Tool::find(set.family)?;
+            (tool.name(), tool.save()?)
+        } else {
+            (format!("{}-restore", prefix(set.family)), String::new())
+        };
+        check::intact(set, &saved).map_err(|drift| IptablesError::NotThere {
+            tool,
             missing: drift.missing.join("; "),
         })?;
     }
@@ -128,7 +136,11 @@ pub fn listings() -> Vec<Listing> {
             let Some(save) = in_path(&format!("{tool}-save")) else {
                 continue;
             };
-            if variant == "-legacy" && !tables::has_legacy(family) {
+            let there = match variant {
+                "-legacy" => tables::has_legacy(family),
+                _ => tables::may_be_listed(family),
+            };
+            if !there {
                 continue;
             }
             let output = Command::new(save).stdin(Stdio::null()).output();
@@ -154,7 +166,8 @@ pub fn listings() -> Vec<Listing> {
 /// # Errors
 /// When a tool that lists jumps of ours fails to remove them.
 pub fn disarm() -> Result<(), IptablesError> {
-    for family in [Family::V4, Family::V6] {
+    let families = [Family::V4, Family::V6];
+    for family in families.into_iter().filter(|it| tables::may_exist(*it)) {
         for tool in Tool::working(family).0 {
             let saved = tool.save()?;
             tool.disarm(&saved)?;
@@ -192,6 +205,7 @@ impl Tool {
         let (working, tried) = Self::working(family);
         let ours = working
             .iter()
+            .filter(|_| working.len() > 1)
             .find(|tool| tool.save().is_ok_and(|saved| mentions_ours(&saved)));
         ours.or(working.first())
             .cloned()
@@ -285,8 +299,9 @@ impl Tool {
     }
 
     /// Removes jumps and chains of ours that `set` does not have, so that a change of form leaves
-    /// nothing behind; what both have is left to the restore, which replaces it without a gap.
-    fn clear_except(&self, saved: &str, set: &Ruleset) -> Result<(), IptablesError> {
+    /// nothing behind; what both have is left to the restore, which replaces it without a gap. True when
+    /// there was anything.
+    fn clear_except(&self, saved: &str, set: &Ruleset) -> Result<bool, IptablesError> {
         let keeps = |table: &str, chain: &str| {
             set.tables
                 .iter()
@@ -296,7 +311,7 @@ impl Tool {
     }
 
     fn clear(&self, saved: &str) -> Result<(), IptablesError> {
-        self.clear_where(saved, |_, _| true)
+        self.clear_where(saved, |_, _| true).map(drop)
     }
 
     fn disarm(&self, saved: &str) -> Result<(), IptablesError> {
@@ -317,7 +332,7 @@ impl Tool {
         &self,
         saved: &str,
         unwanted: impl Fn(&str, &str) -> bool,
-    ) -> Result<(), IptablesError> {
+    ) -> Result<bool, IptablesError> {
         let mut script = String::new();
         for table in TABLES {
             let chains: Vec<&str> = CHAINS
@@ -335,9 +350,9 @@ impl Tool {
             script.push_str(&lines.join("\n"));
         }
         if script.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        self.restore(&script)
+        self.restore(&script).map(|()| true)
     }
 }
 

@@ -11,13 +11,27 @@ use nix::sys::socket::{
 
 use super::rules::TABLES;
 
+/// Every table that iptables can have.
+const OF_IPTABLES: [&str; 5] = ["nat", "raw", "mangle", "filter", "security"];
+
 /// Whether rules of ours may be there: a table that we use exists in either form, or the kernel does not
 /// say.
 pub(super) fn may_exist(family: Family) -> bool {
-    has_legacy(family)
-        || TABLES
-            .iter()
-            .any(|table| has_nft(family, table).unwrap_or(true))
+    has_legacy(family) || any_nft(family, &TABLES)
+}
+
+/// Whether the nft variant has anything to list.
+pub(super) fn may_be_listed(family: Family) -> bool {
+    any_nft(family, &OF_IPTABLES)
+}
+
+fn any_nft(family: Family, tables: &[&str]) -> bool {
+    let family = match family {
+        Family::V4 => libc::NFPROTO_IPV4,
+        Family::V6 => libc::NFPROTO_IPV6,
+    };
+    let exists = |table: &&str| has_table(family, table).unwrap_or(true);
+    tables.iter().any(exists)
 }
 
 /// Whether tables of the legacy form exist.
@@ -37,7 +51,11 @@ const NLM_F_REQUEST: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const HEADER: usize = 16;
 
-fn has_nft(family: Family, table: &str) -> io::Result<bool> {
+/// Whether a table of nft's exists; `family` is an `NFPROTO_`.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn has_table(family: libc::c_int, table: &str) -> io::Result<bool> {
     let netlink = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -53,11 +71,7 @@ fn has_nft(family: Family, table: &str) -> io::Result<bool> {
 }
 
 /// A `nlmsghdr`, a `nfgenmsg` with the family, and the table's name.
-fn question(family: Family, table: &str) -> io::Result<Vec<u8>> {
-    let family = match family {
-        Family::V4 => libc::NFPROTO_IPV4,
-        Family::V6 => libc::NFPROTO_IPV6,
-    };
+fn question(family: libc::c_int, table: &str) -> io::Result<Vec<u8>> {
     let mut name = table.as_bytes().to_vec();
     name.push(0);
     let attribute = u16::try_from(4 + name.len()).map_err(io::Error::other)?;

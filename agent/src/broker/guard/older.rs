@@ -4,11 +4,15 @@
 //! table of sockets can: the pod listens on their port.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A listening socket's `st` in `/proc/net/tcp` (`TCP_LISTEN`).
 const LISTEN: &str = "0A";
+
+/// More than the kernel gives at once.
+const PIECE: usize = 64 * 1024;
 
 /// A connection that came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +24,18 @@ pub(super) struct Older {
 
 /// Those of the calling thread's namespace.
 pub(super) fn came_in() -> Vec<Older> {
-    let tables = ["tcp", "tcp6"].map(|name| {
-        fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default()
-    });
-    among(&tables)
+    among(&["tcp", "tcp6"].map(table))
+}
+
+/// Read in few pieces: for each the kernel searches all of the host's connections for the namespace's.
+fn table(name: &str) -> String {
+    let mut text = String::with_capacity(PIECE);
+    let read = File::open(format!("/proc/thread-self/net/{name}"))
+        .and_then(|mut table| table.read_to_string(&mut text));
+    if let Err(error) = read {
+        tracing::debug!(name, %error, "table of sockets is not read");
+    }
+    text
 }
 
 fn among(tables: &[String]) -> Vec<Older> {
