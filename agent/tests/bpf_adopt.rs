@@ -46,6 +46,33 @@ fn programs_and_pods_are_adopted() {
 }
 
 #[test]
+fn a_pod_that_is_enrolled_already_has_no_policy_written() {
+    let mut fixture = node!();
+    let excluding = |ports: &[u16]| CapturePolicy {
+        exclude_outbound_ports: ports.to_vec(),
+        ..CapturePolicy::default()
+    };
+    let app = fixture.captured("app", excluding(&[]));
+    let set = |fixture: &mut Fixture| {
+        let enrolled = fixture.bpf().enrolled().expect("listed");
+        enrolled.first().expect("enrolled").policy.rule_set
+    };
+    let before = set(&mut fixture);
+    fixture.restart_agent(Replace::Changed);
+    fixture.enroll(&app, excluding(&[]));
+    assert_eq!(set(&mut fixture), before);
+    fixture.enroll(&app, excluding(&[3306]));
+    let ruled = set(&mut fixture);
+    assert!(ruled > before);
+    // Which rules are in the map is not known of a policy that has some.
+    fixture.restart_agent(Replace::Changed);
+    fixture.enroll(&app, excluding(&[3306]));
+    assert!(set(&mut fixture) > ruled);
+    let _captured = app.pod.connect(addr(SERVICE)).expect("captured");
+    accept(&app.outbound4);
+}
+
+#[test]
 fn no_connection_is_lost_while_agents_come_and_go() {
     let mut fixture = node!();
     let app = fixture.captured("app", CapturePolicy::default());

@@ -3,6 +3,7 @@
 //! Everything that a policy refers to (rules, addresses, listeners, the `sk_lookup` link) is in place before
 //! the policy is written and removed only after it is gone, so a connection is captured once or not at all.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +18,10 @@ use super::pins::unpin;
 use super::programs::{LOOKUP, SK_LOOKUP_ATTACH_TYPE};
 use super::verify::Decided;
 use super::{BpfError, CapturePolicy, sys};
+
+/// What says that a policy has rules besides.
+const RULES: u32 =
+    PodPolicy::OUTBOUND_PORT_RULES | PodPolicy::INBOUND_PORT_RULES | PodPolicy::OUTBOUND_CIDR_RULES;
 
 /// A pod to be captured.
 #[derive(Debug)]
@@ -54,6 +59,16 @@ impl Bpf {
     pub fn enroll(&mut self, pod: &PodEnrolment<'_>) -> Result<(), BpfError> {
         self.check(pod)?;
         let before = self.maps.policies.get(pod.netns_cookie)?;
+        if let Some(policy) = before
+            && policy.flags & RULES == 0
+            && policy == pod.policy.words(policy.rule_set, &pod.ips)
+        {
+            // An agent that starts finds a node full of them.
+            self.place(pod)?;
+            self.decided
+                .insert(pod.netns_cookie, Decided::of(pod, policy));
+            return Ok(());
+        }
         let rule_set = self.next_rule_set;
         self.next_rule_set += 1;
         let policy = pod.policy.words(rule_set, &pod.ips);
@@ -121,7 +136,8 @@ impl Bpf {
     /// Removes what a killed agent left half done: everything that no policy refers to.
     pub(super) fn sweep(&mut self) -> Result<(), BpfError> {
         let policies = self.maps.policies.all()?;
-        let is_enrolled = |cookie: &u64| policies.iter().any(|(enrolled, _)| enrolled == cookie);
+        let enrolled: HashSet<u64> = policies.iter().map(|(cookie, _)| *cookie).collect();
+        let rule_sets: HashSet<u64> = policies.iter().map(|(_, it)| it.rule_set).collect();
         let mut strays = self.pins.lookup_cookies()?;
         strays.extend(
             self.maps
@@ -139,7 +155,7 @@ impl Bpf {
                 .into_iter()
                 .map(|traffic| traffic.netns_cookie),
         );
-        strays.retain(|cookie| !is_enrolled(cookie));
+        strays.retain(|cookie| !enrolled.contains(cookie));
         strays.sort_unstable();
         strays.dedup();
         for cookie in strays {
@@ -147,7 +163,7 @@ impl Bpf {
         }
         self.maps
             .rules
-            .remove_sets(|set| !policies.iter().any(|(_, policy)| policy.rule_set == set))?;
+            .remove_sets(|set| !rule_sets.contains(&set))?;
         self.next_rule_set = policies
             .iter()
             .map(|(_, policy)| policy.rule_set)
@@ -194,13 +210,18 @@ impl Bpf {
 
     /// Puts everything in place that the policy will refer to.
     fn prepare(&mut self, pod: &PodEnrolment<'_>, rule_set: u64) -> Result<(), BpfError> {
-        let cookie = pod.netns_cookie;
         self.maps
             .rules
             .insert_ports(&pod.policy.port_elements(rule_set))?;
         self.maps
             .rules
             .insert_cidrs(&pod.policy.cidr_elements(rule_set, &pod.ips))?;
+        self.place(pod)
+    }
+
+    /// The same but for rules; what is there already is left alone.
+    fn place(&mut self, pod: &PodEnrolment<'_>) -> Result<(), BpfError> {
+        let cookie = pod.netns_cookie;
         self.maps.telemetry.start(cookie)?;
         self.maps.acceleration.start(cookie)?;
         let (v4, v6) = by_family(cookie, &pod.inbound_listeners)?;
