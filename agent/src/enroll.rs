@@ -1,7 +1,7 @@
 //! Desired against actual: which pods to adopt, capture anew or release. Pure.
 //!
-//! `reconcile.rs` carries the actions out and runs the plan again after every event, so a plan
-//! needs no memory and an action may fail.
+//! `reconcile.rs` carries the plan out and makes it anew after every event, so a plan needs no
+//! memory and what it says may fail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,41 +32,50 @@ pub struct Actual {
     pub applied: Option<(CaptureMode, CaptureSettings)>,
 }
 
-/// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Give the pod up: it is gone, or no longer enrolled.
-    Release(PodUid),
-    /// Let the broker take it on, or learn its new description.
-    Adopt(PodUid),
-    /// Bring its capture in line.
-    Capture(PodUid),
+/// What to do. Releases come first, as a new pod may have the address of an old one; apart from
+/// that no pod waits for another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Pods to give up: gone, or no longer enrolled.
+    pub release: Vec<PodUid>,
+    /// Pods that are not as they should be.
+    pub in_line: Vec<Todo>,
 }
 
-/// What to do, in order: releases first, as a new pod may have the address of an old one.
-pub fn plan(desired: &BTreeMap<PodUid, Desired>, actual: &BTreeMap<PodUid, Actual>) -> Vec<Action> {
-    let gone = actual
-        .keys()
-        .filter(|uid| !desired.contains_key(*uid))
-        .map(|uid| Action::Release(uid.clone()));
-    let mut actions: Vec<Action> = gone.collect();
-    let mut captures = Vec::new();
-    for (uid, want) in desired {
+/// What one pod needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Todo {
+    /// The pod.
+    pub uid: PodUid,
+    /// The broker has to take it on, or to learn its new description.
+    pub adopt: bool,
+    /// Its capture has to be brought in line, after that.
+    pub capture: bool,
+}
+
+/// Compares.
+pub fn plan(desired: &BTreeMap<PodUid, Desired>, actual: &BTreeMap<PodUid, Actual>) -> Plan {
+    let gone = actual.keys().filter(|uid| !desired.contains_key(*uid));
+    let needs = desired.iter().filter_map(|(uid, want)| {
         let is = actual.get(uid);
-        if is.is_none_or(|is| !is.adopted || is.pod != want.pod) {
-            actions.push(Action::Adopt(uid.clone()));
-        }
-        let in_force = is.and_then(|is| is.applied.as_ref());
         let moved =
             is.is_none_or(|is| is.pod.netns != want.pod.netns || is.pod.ips != want.pod.ips);
-        let fits = in_force
-            .is_some_and(|(mode, settings)| *mode == want.mode && *settings == want.settings);
-        if moved || !fits {
-            captures.push(Action::Capture(uid.clone()));
-        }
+        let todo = Todo {
+            uid: uid.clone(),
+            adopt: is.is_none_or(|is| !is.adopted || is.pod != want.pod),
+            capture: moved || !is_in_force(is.and_then(|is| is.applied.as_ref()), want),
+        };
+        (todo.adopt || todo.capture).then_some(todo)
+    });
+    Plan {
+        release: gone.cloned().collect(),
+        in_line: needs.collect(),
     }
-    actions.extend(captures);
-    actions
+}
+
+/// Whether mode and settings are those that are wanted.
+pub fn is_in_force(applied: Option<&(CaptureMode, CaptureSettings)>, want: &Desired) -> bool {
+    applied.is_some_and(|(mode, settings)| *mode == want.mode && *settings == want.settings)
 }
 
 #[cfg(test)]
@@ -114,22 +123,33 @@ mod tests {
         names.iter().map(is).collect()
     }
 
+    fn todo(uid: &str, adopt: bool, capture: bool) -> Plan {
+        let uid = uid.into();
+        Plan {
+            in_line: vec![Todo {
+                uid,
+                adopt,
+                capture,
+            }],
+            ..Plan::default()
+        }
+    }
+
     #[test]
     fn nothing_is_done_when_all_is_as_it_should_be() {
         let want = desired(&["a", "b"], CaptureMode::Ebpf);
         let is = actual(&["a", "b"], CaptureMode::Ebpf);
-        assert_eq!(plan(&want, &is), []);
+        assert_eq!(plan(&want, &is), Plan::default());
     }
 
     #[test]
     fn pods_that_left_are_released_before_others_come() {
         let want = desired(&["b"], CaptureMode::Ebpf);
         let is = actual(&["a"], CaptureMode::Ebpf);
-        let expected = [
-            Action::Release("a".into()),
-            Action::Adopt("b".into()),
-            Action::Capture("b".into()),
-        ];
+        let expected = Plan {
+            release: vec!["a".into()],
+            ..todo("b", true, true)
+        };
         assert_eq!(plan(&want, &is), expected);
     }
 
@@ -137,7 +157,7 @@ mod tests {
     fn a_new_mode_is_captured_without_adoption() {
         let want = desired(&["a"], CaptureMode::Iptables);
         let is = actual(&["a"], CaptureMode::Ebpf);
-        assert_eq!(plan(&want, &is), [Action::Capture("a".into())]);
+        assert_eq!(plan(&want, &is), todo("a", false, true));
     }
 
     #[test]
@@ -147,7 +167,7 @@ mod tests {
         for pod in is.values_mut() {
             pod.adopted = false;
         }
-        assert_eq!(plan(&want, &is), [Action::Adopt("a".into())]);
+        assert_eq!(plan(&want, &is), todo("a", true, false));
     }
 
     #[test]
@@ -157,7 +177,6 @@ mod tests {
         for pod in want.values_mut() {
             Arc::make_mut(&mut pod.pod).netns = "/run/netns/other".into();
         }
-        let expected = [Action::Adopt("a".into()), Action::Capture("a".into())];
-        assert_eq!(plan(&want, &is), expected);
+        assert_eq!(plan(&want, &is), todo("a", true, true));
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Input: pod sets of the source, events of the broker, requests through the API. Output: calls
 //! to the broker, writes into the eBPF maps, and a [`View`] for everyone who asks. It alone
-//! changes anything, so no two changes of a pod overlap.
+//! changes anything, and a pod's changes are one piece of work, so no two of them overlap; several
+//! pods are worked on side by side (`side_by_side.rs`).
 
 mod carry_out;
+mod side_by_side;
 mod sweep;
 mod view;
 
@@ -24,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::chain;
 use crate::broker_client::{BrokerClient, CallError};
 use crate::config::AgentConfig;
-use crate::enroll::{self, Action, Actual, Desired};
+use crate::enroll::{Actual, Desired};
 use crate::integrity::{self, Integrity, Notice, Subjects, Watch};
 use crate::kernel::Kernel;
 use crate::pods::PodSet;
@@ -87,6 +89,7 @@ struct Handle {
 }
 
 /// An enrolled pod with everything decided about it.
+#[derive(Clone)]
 struct Decided {
     desired: Desired,
     choice: Choice,
@@ -174,6 +177,7 @@ impl Reconciler {
             if self.broker.is_none() {
                 self.connect().await;
             }
+            self.take_in_what_waits();
             let again = self.reconcile().await;
             self.publish();
             for answer in answers.drain(..) {
@@ -274,6 +278,16 @@ impl Reconciler {
                     pod.capture_anew();
                 }
             }
+        }
+    }
+
+    /// Takes in what came together, so that many changes are one round of work.
+    fn take_in_what_waits(&mut self) {
+        while let Some(Ok(event)) = self.events.as_mut().map(mpsc::Receiver::try_recv) {
+            self.event(Some(event));
+        }
+        while let Ok(notice) = self.notices.1.try_recv() {
+            self.notice(notice);
         }
     }
 
@@ -379,25 +393,7 @@ impl Reconciler {
             .iter()
             .map(|(uid, decided)| (uid.clone(), decided.desired.clone()))
             .collect();
-        let actual = self.actual();
-        let mut again = false;
-        for action in enroll::plan(&desired, &actual) {
-            if self.broker.is_none() {
-                return false;
-            }
-            let result = match &action {
-                Action::Release(uid) => self.release(uid).await,
-                Action::Adopt(uid) => self.adopt(&desired[uid]).await,
-                Action::Capture(uid) => self.capture(&decided[uid]).await.map(|redo| again |= redo),
-            };
-            if let Err(error) = result {
-                if error.is_fatal() {
-                    self.disconnect(&error);
-                    return false;
-                }
-                tracing::warn!(?action, error = %chain(&error), "not carried out, trying again");
-            }
-        }
+        let again = self.work_off(&decided, &desired).await;
         self.finish_sync(&desired).await;
         self.sweep_kernel(&desired);
         again

@@ -1,139 +1,191 @@
-//! Carries out the plan's actions: calls to the broker and writes into the maps, in the order
-//! that `redirect::handover` gives.
+//! Carries out what the plan says of one pod: calls to the broker and writes into the maps, in the
+//! order that `redirect::handover` gives. Pods are worked on side by side, so what is done here
+//! has the pod to itself and touches no other.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use millrace_runtime::handoff::accel::ACCELERATION_ANNOTATION;
-use millrace_runtime::handoff::{AgentAnswer, AgentRequest, CaptureMode, PodSpec, PodUid};
+use millrace_runtime::handoff::{
+    AgentAnswer, AgentRequest, BrokerFault, CaptureMode, OnCaptureLoss, PodSpec, PodUid,
+};
 
-use super::{Decided, Handle, Reconciler, Tracked};
+use super::{Decided, Handle, Tracked};
 use crate::bpf::PodEnrolment;
 use crate::broker::chain;
-use crate::broker_client::{Answer, CallError};
-use crate::enroll::Desired;
+use crate::broker_client::{Answer, BrokerClient, CallError};
+use crate::enroll::{self, Desired, Todo};
+use crate::kernel::Kernel;
 use crate::redirect::{Step, acceleration, handover};
 
-impl Reconciler {
-    /// Ends a pod's capture without a gap in what it may do, then gives it up.
-    pub(super) async fn release(&mut self, uid: &PodUid) -> Result<(), CallError> {
-        let Some(pod) = self.pods.get(uid) else {
-            return Ok(());
+/// What has to be done about one pod, and the pod itself.
+pub(super) struct Job {
+    pub(super) uid: PodUid,
+    pub(super) work: Work,
+    pub(super) broker: Arc<BrokerClient>,
+    pub(super) kernel: Kernel,
+}
+
+/// The two things that can be done about a pod.
+pub(super) enum Work {
+    /// End its capture and give it up.
+    Release(Tracked),
+    /// Bring it in line; a pod that is new is not tracked yet.
+    InLine(Todo, Box<Decided>, Option<Tracked>),
+}
+
+/// A job that came to its end.
+pub(super) struct Finished {
+    pub(super) uid: PodUid,
+    /// The pod as it is now; `None` when it is gone.
+    pub(super) pod: Option<Tracked>,
+    /// Whether its capture has to be decided anew, or why not all was carried out.
+    pub(super) result: Result<bool, CallError>,
+}
+
+impl Job {
+    /// Does the work.
+    pub(super) async fn carry_out(self) -> Finished {
+        let (uid, hands) = (
+            self.uid.clone(),
+            Hands {
+                uid: self.uid,
+                broker: self.broker,
+                kernel: self.kernel,
+            },
+        );
+        let (pod, result) = match self.work {
+            Work::Release(mut pod) => match hands.release(&pod).await {
+                Ok(()) => (None, Ok(false)),
+                Err(error) => {
+                    pod.failed(chain(&error));
+                    (Some(pod), Err(error))
+                }
+            },
+            Work::InLine(todo, decided, pod) => {
+                let pod = pod.unwrap_or_else(|| Tracked::new(Arc::clone(&decided.desired.pod)));
+                let (pod, result) = hands.bring_in_line(todo, &decided, pod).await;
+                (Some(pod), result)
+            }
         };
-        if pod.waits() {
-            return Ok(());
-        }
-        let cookie = pod.handle.as_ref().map(|handle| handle.cookie);
+        Finished { uid, pod, result }
+    }
+}
+
+/// What the work is done with.
+struct Hands {
+    uid: PodUid,
+    broker: Arc<BrokerClient>,
+    kernel: Kernel,
+}
+
+impl Hands {
+    /// Ends a pod's capture without a gap in what it may do, then gives it up.
+    async fn release(&self, pod: &Tracked) -> Result<(), CallError> {
+        let uid = &self.uid;
         let off = AgentRequest::Capture {
             uid: uid.clone(),
             mode: CaptureMode::None,
-            on_loss: millrace_runtime::handoff::OnCaptureLoss::Open,
+            on_loss: OnCaptureLoss::Open,
             iptables: None,
         };
         // The broker may not know the pod any more; the release below says all that matters.
-        match self.call(off).await {
+        match self.broker.call(off).await {
             Err(error) if error.is_fatal() => return Err(error),
             Err(error) => tracing::debug!(%uid, error = %chain(&error), "rules not taken out"),
             Ok(_) => {}
         }
-        if let Some(cookie) = cookie
-            && let Err(error) = self.kernel.withdraw(cookie)
+        if let Some(handle) = &pod.handle
+            && let Err(error) = self.kernel.withdraw(handle.cookie)
         {
             tracing::warn!(%uid, error, "pod stays enrolled in eBPF");
         }
-        self.call(AgentRequest::Release { uid: uid.clone() })
+        self.broker
+            .call(AgentRequest::Release { uid: uid.clone() })
             .await?;
-        self.pods.remove(uid);
         tracing::info!(%uid, "pod left");
         Ok(())
     }
 
-    /// Lets the broker take a pod on.
-    pub(super) async fn adopt(&mut self, desired: &Desired) -> Result<(), CallError> {
-        let uid = &desired.pod.uid;
-        if self.pods.get(uid).is_some_and(Tracked::waits) {
-            return Ok(());
+    /// Adopts and captures as far as that is needed; true when the decision has to be taken anew.
+    async fn bring_in_line(
+        &self,
+        todo: Todo,
+        decided: &Decided,
+        mut pod: Tracked,
+    ) -> (Tracked, Result<bool, CallError>) {
+        let desired = &decided.desired;
+        if todo.adopt
+            && let Err(error) = self.adopt(desired, &mut pod).await
+        {
+            pod.failed(chain(&error));
+            return (pod, Err(error));
         }
+        // Adoption may have brought another namespace, or other sockets.
+        let capture = todo.capture || !enroll::is_in_force(pod.applied.as_ref(), desired);
+        if !capture || !pod.adopted || pod.handle.is_none() {
+            return (pod, Ok(false));
+        }
+        let result = self.capture(decided, &mut pod).await;
+        if let Err(error) = &result {
+            pod.failed(chain(error));
+        }
+        (pod, result)
+    }
+
+    /// Lets the broker take a pod on.
+    async fn adopt(&self, desired: &Desired, pod: &mut Tracked) -> Result<(), CallError> {
+        let uid = &self.uid;
         let request = AgentRequest::Adopt {
             pod: Box::new(described(desired)),
         };
-        let adopted = match self.call(request).await {
-            Ok(answer) => handle(answer),
-            Err(error) => Err(error),
-        };
-        let tracked = self
-            .pods
-            .entry(uid.clone())
-            .or_insert_with(|| Tracked::new(Arc::clone(&desired.pod)));
-        let handle = match adopted {
-            Ok(handle) => handle,
-            Err(error) => {
-                tracked.failed(chain(&error));
-                return Err(error);
-            }
-        };
-        let before = tracked.handle.as_ref().map(|old| (old.cookie, &old.labels));
+        let handle = handle(self.broker.call(request).await?)?;
+        let before = pod.handle.as_ref().map(|old| (old.cookie, &old.labels));
         let same = before == Some((handle.cookie, &handle.labels));
         let stale = before
             .map(|(cookie, _)| cookie)
             .filter(|c| *c != handle.cookie);
-        tracked.adopted = true;
-        tracked.pod = Arc::clone(&desired.pod);
-        tracked.handle = Some(handle);
-        tracked.succeeded();
+        pod.adopted = true;
+        pod.pod = Arc::clone(&desired.pod);
+        pod.handle = Some(handle);
+        pod.succeeded();
         if !same {
-            tracked.capture_anew();
+            pod.capture_anew();
         }
-        let in_force = tracked.applied.as_ref().map(|(mode, _)| *mode);
         if let Some(cookie) = stale
             && let Err(error) = self.kernel.withdraw(cookie)
         {
             tracing::warn!(%uid, error, "the pod's old namespace stays enrolled in eBPF");
         }
+        let in_force = pod.applied.as_ref().map(|(mode, _)| *mode);
         if in_force == Some(desired.mode) {
             // A broker that is new has to know what is in force.
-            self.tell_broker(desired).await?;
+            self.tell_broker(desired, pod)
+                .await
+                .inspect_err(|_| pod.capture_anew())?;
         }
         Ok(())
     }
 
     /// Brings a pod's capture in line; true when the decision has to be taken anew.
-    pub(super) async fn capture(&mut self, decided: &Decided) -> Result<bool, CallError> {
+    async fn capture(&self, decided: &Decided, pod: &mut Tracked) -> Result<bool, CallError> {
         let desired = &decided.desired;
-        let uid = &desired.pod.uid;
-        let ready = |pod: &Tracked| pod.adopted && pod.handle.is_some() && !pod.waits();
-        if !self.pods.get(uid).is_some_and(ready) {
-            return Ok(false);
-        }
+        let uid = &self.uid;
         let mut complete = true;
         for step in handover(desired.mode) {
-            let outcome = match step {
-                Step::EnrollEbpf => match self.enroll(desired) {
-                    Ok(enrolled) => {
-                        complete &= enrolled;
-                        Ok(())
-                    }
+            match step {
+                Step::EnrollEbpf => match self.enroll(desired, pod) {
+                    Ok(enrolled) => complete &= enrolled,
                     Err(reason) => {
                         tracing::warn!(%uid, reason, "pod cannot be captured by eBPF");
-                        if let Some(pod) = self.pods.get_mut(uid) {
-                            pod.refused = Some(reason);
-                        }
+                        pod.refused = Some(reason);
                         return Ok(true);
                     }
                 },
-                Step::WithdrawEbpf => self.withdraw(uid),
-                Step::TellBroker => self.tell_broker(desired).await,
-            };
-            if let Err(error) = outcome {
-                if let Some(pod) = self.pods.get_mut(uid) {
-                    pod.failed(chain(&error));
-                }
-                return Err(error);
+                Step::WithdrawEbpf => self.withdraw(pod)?,
+                Step::TellBroker => self.tell_broker(desired, pod).await?,
             }
         }
-        let Some(pod) = self.pods.get_mut(uid) else {
-            return Ok(false);
-        };
         if complete {
             let changed = pod.in_force != desired.mode;
             pod.in_force = desired.mode;
@@ -158,12 +210,8 @@ impl Reconciler {
     }
 
     /// Writes the pod into the maps; false when it has no listening sockets yet.
-    fn enroll(&self, desired: &Desired) -> Result<bool, String> {
-        let handle = self
-            .pods
-            .get(&desired.pod.uid)
-            .and_then(|pod| pod.handle.as_ref())
-            .ok_or("the pod is not adopted")?;
+    fn enroll(&self, desired: &Desired, pod: &Tracked) -> Result<bool, String> {
+        let handle = pod.handle.as_ref().ok_or("the pod is not adopted")?;
         if handle.inbound.is_empty() {
             return Ok(false);
         }
@@ -184,11 +232,10 @@ impl Reconciler {
         Ok(true)
     }
 
-    fn withdraw(&self, uid: &PodUid) -> Result<(), CallError> {
-        let handle = self.pods.get(uid).and_then(|pod| pod.handle.as_ref());
-        if let Some(handle) = handle {
+    fn withdraw(&self, pod: &Tracked) -> Result<(), CallError> {
+        if let Some(handle) = &pod.handle {
             self.kernel.withdraw(handle.cookie).map_err(|message| {
-                CallError::Fault(millrace_runtime::handoff::BrokerFault {
+                CallError::Fault(BrokerFault {
                     retryable: true,
                     message,
                 })
@@ -197,39 +244,26 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn tell_broker(&mut self, desired: &Desired) -> Result<(), CallError> {
-        let uid = &desired.pod.uid;
-        let families = self
-            .pods
-            .get(uid)
-            .and_then(|pod| Some(pod.handle.as_ref()?.families))
-            .unwrap_or_default();
+    async fn tell_broker(&self, desired: &Desired, pod: &mut Tracked) -> Result<(), CallError> {
+        let families = pod.handle.as_ref().map(|handle| handle.families);
+        let rules = desired.settings.iptables(families.unwrap_or_default());
         let answer = self
+            .broker
             .call(AgentRequest::Capture {
-                uid: uid.clone(),
+                uid: self.uid.clone(),
                 mode: desired.mode,
                 on_loss: desired.settings.on_loss,
-                iptables: Some(Box::new(desired.settings.iptables(families))),
+                iptables: Some(Box::new(rules)),
             })
             .await?;
-        if let (
-            AgentAnswer::Captured {
-                detail, problem, ..
-            },
-            Some(pod),
-        ) = (answer.answer, self.pods.get_mut(uid))
+        if let AgentAnswer::Captured {
+            detail, problem, ..
+        } = answer.answer
         {
             pod.detail = detail;
             pod.lacks = problem;
         }
         Ok(())
-    }
-
-    async fn call(&self, request: AgentRequest) -> Result<Answer, CallError> {
-        match &self.broker {
-            Some(broker) => broker.call(request).await,
-            None => Err(CallError::Closed),
-        }
     }
 }
 

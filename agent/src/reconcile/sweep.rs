@@ -19,7 +19,8 @@ impl Reconciler {
     pub(super) async fn finish_sync(&mut self, desired: &BTreeMap<PodUid, Desired>) {
         let settled = desired.keys().all(|uid| {
             let pod = self.pods.get(uid);
-            pod.is_some_and(|pod| pod.handle.is_some() || pod.problem.is_some())
+            // A handle may be of the broker before.
+            pod.is_some_and(|pod| pod.adopted || pod.problem.is_some())
         });
         let Some(broker) = self
             .broker
