@@ -2,8 +2,8 @@
 //!
 //! The broker makes them; `pods::broker` fills the pool, connections drain it. It asks for more
 //! below half of its target; the target doubles when somebody found the pool empty and shrinks
-//! again while few are used, so that an idle pod costs few descriptors and a busy one never
-//! waits for the broker.
+//! again while few are used, so that a busy pod never waits for the broker. A pod that has used
+//! none for a while keeps a single one: each is memory of the kernel's, and a node has many pods.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -16,8 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 #[cfg(test)]
 mod tests;
 
-/// Sockets kept ready for a pod that has been idle.
+/// Sockets kept ready for a pod that uses none.
+const IDLE_TARGET: usize = 1;
+/// Sockets kept ready at least for a pod that does.
 const MIN_TARGET: usize = 4;
+/// Ticks without use that make a pool an idle one.
+const IDLE: u32 = 60;
 /// Sockets kept ready at most.
 const MAX_TARGET: usize = 512;
 
@@ -62,6 +66,8 @@ struct State {
     target: usize,
     /// Sockets taken since the last [`SocketPool::tick`].
     taken: usize,
+    /// Ticks since any was.
+    unused: u32,
     open: bool,
 }
 
@@ -72,8 +78,9 @@ impl SocketPool {
             free: VecDeque::new(),
             waiting: VecDeque::new(),
             asked: 0,
-            target: MIN_TARGET,
+            target: IDLE_TARGET,
             taken: 0,
+            unused: IDLE,
             open: true,
         };
         Self {
@@ -96,6 +103,8 @@ impl SocketPool {
                 return None;
             }
             state.taken += 1;
+            state.unused = 0;
+            state.target = state.target.max(MIN_TARGET);
             if let Some(fd) = state.free.pop_front() {
                 self.refill(&mut state);
                 return Some(fd);
@@ -147,8 +156,16 @@ impl SocketPool {
     /// Called about once a second: shrinks the target while few sockets are used.
     pub fn tick(&self) {
         let mut state = self.shared.state.lock();
+        if state.taken == 0 {
+            state.unused = state.unused.saturating_add(1);
+        }
+        let least = if state.unused < IDLE {
+            MIN_TARGET
+        } else {
+            IDLE_TARGET
+        };
         if state.taken * 4 < state.target {
-            state.target = (state.target / 2).max(MIN_TARGET);
+            state.target = (state.target / 2).max(least);
             let keep = state.target * 2;
             state.free.truncate(keep);
         }

@@ -35,6 +35,8 @@ async fn a_pool_above_half_of_its_target_asks_for_nothing() {
     pool.prefetch();
     pool.fill(sockets(usize::from(asked.recv().await.unwrap().count)));
     assert!(pool.take().await.is_some());
+    pool.fill(sockets(usize::from(asked.recv().await.unwrap().count)));
+    assert!(pool.take().await.is_some());
     assert!(asked.try_recv().is_err());
     assert!(pool.take().await.is_some());
     assert!(asked.try_recv().is_ok());
@@ -80,4 +82,20 @@ async fn an_idle_pool_gives_descriptors_back() {
         pool.tick();
     }
     assert!(pool.ready() <= MIN_TARGET * 2);
+    for _ in 0..IDLE {
+        pool.tick();
+    }
+    assert!(pool.ready() <= IDLE_TARGET * 2);
+}
+
+#[tokio::test]
+async fn the_first_connection_of_an_idle_pod_finds_a_socket_and_calls_for_more() {
+    let (pool, mut asked) = pool();
+    pool.prefetch();
+    assert_eq!(asked.recv().await.unwrap().count, 1);
+    pool.fill(sockets(1));
+    assert_eq!(pool.ready(), 1);
+    assert!(pool.take().await.is_some());
+    let want = asked.try_recv().unwrap();
+    assert_eq!(usize::from(want.count), MIN_TARGET);
 }
