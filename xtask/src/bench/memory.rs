@@ -90,19 +90,22 @@ impl Memory {
     }
 }
 
+/// CPU time of agent, broker and proxy, with that of the tools that they ran.
+pub(super) fn cpu(node: &MeshNode) -> anyhow::Result<[Duration; 3]> {
+    let of = |role: Role| {
+        let pid = node
+            .pid(role)
+            .with_context(|| format!("no {role:?} runs"))?;
+        usage::time_with_tools(pid)
+    };
+    Ok([of(Role::Agent)?, of(Role::Broker)?, of(Role::Proxy)?])
+}
+
 /// CPU time that agent, broker and proxy take while nothing is asked of them, in percent of a core.
 pub(super) fn idle_cpu(node: &MeshNode, within: Duration) -> anyhow::Result<[f64; 3]> {
-    let roles = [Role::Agent, Role::Broker, Role::Proxy];
-    let read = || -> anyhow::Result<Vec<Duration>> {
-        let pid = |role: &Role| node.pid(*role).with_context(|| format!("no {role:?} runs"));
-        roles
-            .iter()
-            .map(|role| usage::process_time(pid(role)?))
-            .collect()
-    };
-    let (before, started) = (read()?, Instant::now());
+    let (before, started) = (cpu(node)?, Instant::now());
     std::thread::sleep(within);
-    let (after, seconds) = (read()?, started.elapsed().as_secs_f64());
+    let (after, seconds) = (cpu(node)?, started.elapsed().as_secs_f64());
     Ok([0, 1, 2].map(|at| {
         let used = after[at].saturating_sub(before[at]);
         used.as_secs_f64() / seconds * 100.0

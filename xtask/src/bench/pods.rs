@@ -1,6 +1,7 @@
 //! `cargo xtask bench pods`: what a node with many idle pods costs, and how fast it enrols them.
 //!
-//! The pods are made first and then announced together, so that what is timed is the mesh's work alone.
+//! The pods are made first and then announced together, so that what is timed is the mesh's work alone. In the
+//! end the agent is killed: the next one finds a full node.
 
 #![expect(
     clippy::cast_precision_loss,
@@ -11,9 +12,10 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use millrace_testkit::mesh::{DATAPLANE_MODE, Mesh, MeshNode, MeshPod};
-use millrace_testkit::{Cluster, Pod, PodOptions};
+use anyhow::{Context as _, ensure};
+use millrace_testkit::mesh::{DATAPLANE_MODE, Mesh, MeshNode, MeshPod, Role};
+use millrace_testkit::{Cluster, Pod, PodOptions, until};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::memory::{self, Memory};
@@ -44,6 +46,10 @@ struct Stage {
     /// Pods announced together, and how long it took until all were captured.
     burst: usize,
     enrolment: Duration,
+    /// CPU time of agent, broker and proxy meanwhile, with their tools.
+    enrolment_cpu: Duration,
+    /// How long a new agent took until it had taken over every pod, and its CPU time and the broker's.
+    takeover: Option<(Duration, Duration)>,
     memory: Memory,
     /// Of agent, broker and proxy, in percent of a core.
     idle_cpu: [f64; 3],
@@ -79,13 +85,14 @@ fn measure(node: &MeshNode, counts: &[usize]) -> anyhow::Result<Vec<Stage>> {
         let made = make(node, pods.len()..count)?;
         // Namespaces, links and processes are there without a mesh too.
         let before = memory::kernel_bytes()?;
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), total_cpu(node)?);
         let burst = made.len();
         for pod in made {
             pods.push(node.introduce(pod)?);
         }
         enrolled(node, count)?;
         let enrolment = started.elapsed();
+        let enrolment_cpu = total_cpu(node)?.saturating_sub(cpu);
         let mut stage = Stage::read(node)?;
         let grown = memory::kernel_bytes()?.saturating_sub(before);
         let earlier = stages.last().map_or(0, |stage| stage.kernel_bytes);
@@ -93,13 +100,37 @@ fn measure(node: &MeshNode, counts: &[usize]) -> anyhow::Result<Vec<Stage>> {
             pods: count,
             burst,
             enrolment,
+            enrolment_cpu,
             kernel_bytes: earlier + grown,
             ..stage
         };
         ui::say(format_args!("    {}", line(&stage, &stages[0])));
         stages.push(stage);
     }
+    if let Some(last) = stages.last_mut() {
+        last.takeover = Some(take_over(node, last.pods)?);
+    }
     Ok(stages)
+}
+
+fn total_cpu(node: &MeshNode) -> anyhow::Result<Duration> {
+    Ok(memory::cpu(node)?.iter().sum())
+}
+
+/// Kills the agent and waits until the next one captures every pod.
+fn take_over(node: &MeshNode, count: usize) -> anyhow::Result<(Duration, Duration)> {
+    let [_, broker, _] = memory::cpu(node)?;
+    let killed = node.signal(Role::Agent, Signal::SIGKILL)?;
+    let started = Instant::now();
+    until(ENROL, || {
+        let next = node.pid(Role::Agent).filter(|pid| *pid != killed);
+        next.filter(|_| node.agent("/pods").is_ok())
+            .context("no new agent serves")
+    })?;
+    enrolled(node, count)?;
+    let [agent, broker_now, _] = memory::cpu(node)?;
+    let cpu = agent + broker_now.saturating_sub(broker);
+    Ok((started.elapsed(), cpu))
 }
 
 fn make(node: &MeshNode, numbers: Range<usize>) -> anyhow::Result<Vec<Pod>> {
@@ -168,6 +199,10 @@ impl Stage {
         }
     }
 
+    fn cpu_per_pod(&self) -> Duration {
+        self.enrolment_cpu / u32::try_from(self.burst.max(1)).unwrap_or(u32::MAX)
+    }
+
     /// Bytes of the three processes that each pod added.
     fn per_pod(&self, bare: &Self) -> f64 {
         let added = self
@@ -192,6 +227,9 @@ impl Stage {
             "enrolled_together": self.burst,
             "enrolment_seconds": self.enrolment.as_secs_f64(),
             "enrolled_per_second": self.per_second(),
+            "enrolment_cpu_ms_per_pod": self.cpu_per_pod().as_secs_f64() * 1e3,
+            "takeover_seconds": self.takeover.map(|(took, _)| took.as_secs_f64()),
+            "takeover_cpu_seconds": self.takeover.map(|(_, cpu)| cpu.as_secs_f64()),
             "maps": self.maps,
         })
     }
@@ -202,7 +240,7 @@ fn table(stages: &[Stage]) -> String {
     // Writing to a String cannot fail.
     writeln!(
         out,
-        "{:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>11} {:>7} {:>10} {:>11}",
+        "{:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>11} {:>7} {:>10} {:>10} {:>11}",
         "pods",
         "agent MB",
         "broker MB",
@@ -213,11 +251,20 @@ fn table(stages: &[Stage]) -> String {
         "kernel KB",
         "fds",
         "enrolled/s",
+        "cpu ms/pod",
         "idle cpu %"
     )
     .ok();
     for stage in stages {
         writeln!(out, "{}", line(stage, &stages[0])).ok();
+    }
+    if let Some((stage, (took, cpu))) = stages.last().and_then(|s| Some((s, s.takeover?))) {
+        let (took, cpu, pods) = (took.as_secs_f64(), cpu.as_secs_f64(), stage.pods);
+        writeln!(
+            out,
+            "a new agent has taken over {pods} pods after {took:.1} s, with {cpu:.2} s of CPU time (agent, broker, tools)"
+        )
+        .ok();
     }
     if let Some(stage) = stages.iter().find(|stage| stage.pods == GOAL_PODS) {
         let (bytes, most) = (stage.memory.pss_bytes(), GOAL_BYTES);
@@ -241,7 +288,7 @@ fn line(stage: &Stage, bare: &Stage) -> String {
         proxy,
     } = stage.memory;
     format!(
-        "{:>5} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>11.1} {:>11.1} {:>7} {:>10.1} {:>11.1}",
+        "{:>5} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>11.1} {:>11.1} {:>7} {:>10.1} {:>10.1} {:>11.1}",
         stage.pods,
         megabytes(agent.pss_bytes),
         megabytes(broker.pss_bytes),
@@ -252,6 +299,7 @@ fn line(stage: &Stage, bare: &Stage) -> String {
         stage.kernel_bytes as f64 / stage.pods.max(1) as f64 / 1e3,
         agent.descriptors + broker.descriptors + proxy.descriptors,
         stage.per_second(),
+        stage.cpu_per_pod().as_secs_f64() * 1e3,
         stage.idle_cpu.iter().sum::<f64>()
     )
 }

@@ -1,6 +1,7 @@
 //! What processes and the machine used: CPU time and memory, from `/proc`.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,17 +71,23 @@ fn cgroup_time(cgroup: &Path) -> anyhow::Result<Duration> {
 }
 
 pub(super) fn process_time(pid: u32) -> anyhow::Result<Duration> {
+    times(pid, 11..13)
+}
+
+/// CPU time of a process and of the programs that it ran and that have ended.
+pub(super) fn time_with_tools(pid: u32) -> anyhow::Result<Duration> {
+    times(pid, 11..15)
+}
+
+/// The sum of fields of `/proc/<pid>/stat`, counted from the process's state.
+fn times(pid: u32, fields: Range<usize>) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("the process {pid} is gone"))?;
-    let (_, fields) = stat.rsplit_once(") ").context("/proc/<pid>/stat")?;
-    let field = |at: usize| {
-        fields
-            .split(' ')
-            .nth(at)
-            .and_then(|f| f.parse::<u64>().ok())
-    };
-    let (user, system) = field(11).zip(field(12)).context("/proc/<pid>/stat")?;
-    Ok(ticks(user + system))
+    let (_, rest) = stat.rsplit_once(") ").context("/proc/<pid>/stat")?;
+    let values = rest.split(' ').skip(fields.start).take(fields.len());
+    let values: Vec<u64> = values.filter_map(|value| value.parse().ok()).collect();
+    anyhow::ensure!(values.len() == fields.len(), "/proc/{pid}/stat: {stat}");
+    Ok(ticks(values.iter().sum()))
 }
 
 fn resident(pid: u32) -> anyhow::Result<u64> {
