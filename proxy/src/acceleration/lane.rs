@@ -87,6 +87,8 @@ pub struct Lane {
     writes: Cell<u32>,
     /// The last message to the application had a body, or may have had one.
     had_body: Cell<bool>,
+    /// The proxy's end is in the map for as long as it lives.
+    was_in: Cell<bool>,
     /// A message went by the map since the promotion.
     redirects: Cell<bool>,
     /// The application has read one: no `recv` of its from before the promotion is under way.
@@ -117,6 +119,7 @@ impl Lane {
             mark: Cell::new(Mark::Normal),
             writes: Cell::new(0),
             had_body: Cell::new(true),
+            was_in: Cell::new(false),
             redirects: Cell::new(false),
             proved: Cell::new(false),
             forced_until: Cell::new(None),
@@ -133,7 +136,7 @@ impl Lane {
     /// to read.
     pub fn reads_all(&self) -> bool {
         let entry = self.entry.borrow();
-        entry.as_ref().is_some_and(|entry| !entry.is_refused())
+        self.was_in.get() || entry.as_ref().is_some_and(|entry| !entry.is_refused())
     }
 
     /// Whether messages may go by the map.

@@ -121,6 +121,7 @@ impl Lane {
         lane.tries.set(state.tries);
         lane.mark.set(state.mark);
         lane.had_body.set(state.had_body);
+        lane.was_in.set(state.place != Place::Out);
         lane.redirects.set(state.place == Place::In);
         lane.proved.set(state.proved);
         Some(lane)

@@ -113,6 +113,7 @@ impl Lane {
         is_large: bool,
     ) -> Poll<io::Result<Step>> {
         let way = sockopt::way(tcp);
+        self.was_in.set(way.membership != Membership::Out);
         self.look(&way);
         if entry.returned().is_none() {
             let Some(why) = obstacle(&way, is_large) else {
@@ -181,8 +182,13 @@ impl Lane {
     /// Where the connection is, asked by whoever cannot wait for the agent.
     pub(super) fn membership(&self, tcp: &TcpStream) -> Membership {
         let entry = self.entry.borrow();
+        let out = if self.was_in.get() {
+            Membership::Left
+        } else {
+            Membership::Out
+        };
         let Some(entry) = entry.as_ref() else {
-            return Membership::Out;
+            return out;
         };
         let is_open = matches!(
             entry.phase(),
@@ -192,7 +198,7 @@ impl Lane {
             tracing::debug!(%error, "cannot mark a connection");
         }
         match entry.phase() {
-            Phase::Refused(_) => Membership::Out,
+            Phase::Refused(_) => out,
             Phase::Left => Membership::Left,
             // Where it is not, the kernel says so before the next message.
             _ => Membership::In,
