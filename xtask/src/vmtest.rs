@@ -139,7 +139,7 @@ fn prepare(args: &Args, dir: &Path) -> anyhow::Result<(Plan, Programs)> {
         agent: beside.join(MESH[0]),
         suites: suites.into_iter().collect(),
         filters: args.filters.clone(),
-        skip: args.skip.clone(),
+        skip: suites::skipped(&args.skip),
         patience: Duration::from_secs(args.patience),
     };
     let files: Vec<(PathBuf, PathBuf)> = files.into_iter().collect();
