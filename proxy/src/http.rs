@@ -2,9 +2,10 @@
 //!
 //! `connection` serves HTTP/1.1 and HTTP/2 with hyper; `stream` takes one request through its
 //! phases; `exchange` is what is known of it for log and metrics, written when it ends however it
-//! ends.
+//! ends; `clock` is the time that it may take.
 
 pub mod body;
+mod clock;
 pub mod connection;
 pub mod exchange;
 mod farewell;
