@@ -30,6 +30,7 @@ fn fuzz_targets_survive() {
             target("dns", bodies::dns),
             target("framing", bodies::framing),
             target("handoff", bodies::handoff),
+            target("handover", whole::handover),
             http,
             target("inspector", bodies::inspector),
             target("resources", bodies::resources),
@@ -49,6 +50,12 @@ fn seeds_are_of_their_kind() {
     assert!(decode::<ProxyRequest>(&read("handoff/proxy-hello")[1..], 0).is_ok());
     assert!(decode::<AgentCall>(&read("handoff/agent-adopts")[1..], 0).is_ok());
     assert!(decode::<AccelCall>(&read("handoff/accel-promotion")[1..], 0).is_ok());
+    for name in ["bytes", "http", "tunnel", "undecided"] {
+        assert!(
+            whole::is_taken(&read(&format!("handover/{name}"))),
+            "{name}"
+        );
+    }
     let routes = millrace_proxy::xds::convert::route_configuration(&read("resources/routes"));
     assert!(routes.is_ok(), "{routes:?}");
     let text = String::from_utf8(read("bootstrap/static.yaml")).unwrap();

@@ -14,6 +14,11 @@ mod support;
 #[path = "../../tests/http/smuggling/upstream.rs"]
 mod upstream;
 #[path = "../whole.rs"]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each target runs one of them, and what it finds is a panic"
+)]
 mod whole;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| whole::http(data));

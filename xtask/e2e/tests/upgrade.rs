@@ -538,7 +538,7 @@ fn upgrades_of_a_whole_node_lose_nothing() -> anyhow::Result<()> {
 #[test]
 fn a_node_replaced_in_one_instant_loses_nothing() -> anyhow::Result<()> {
     require!(cluster);
-    many_upgrades("ebpf", 5, Replaced::AtOnce)
+    many_upgrades("ebpf", 4, Replaced::AtOnce)
 }
 
 #[test]
