@@ -98,7 +98,10 @@ async fn watch(hub: Arc<hub::Hub>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => hub.expire().await,
-            _ = beats.tick() => hub.refresh_open(),
+            _ = beats.tick() => {
+                hub.refresh_open();
+                hub.refresh_steered();
+            }
         }
     }
 }

@@ -215,6 +215,18 @@ impl Bpf {
     }
 }
 
+/// Whether inbound connections of a namespace are steered by a program of Millrace's, of whatever version.
+///
+/// # Errors
+///
+/// If the namespace cannot be asked.
+pub fn is_steered(netns: BorrowedFd<'_>) -> io::Result<bool> {
+    let ids = sys::query(netns, SK_LOOKUP_ATTACH_TYPE, Attached::Here)?;
+    // One that went meanwhile has no name.
+    let ours = |id: &u32| sys::program_name(*id).is_ok_and(|name| name == LOOKUP);
+    Ok(ids.iter().any(ours))
+}
+
 /// Acceleration may be suspended meanwhile.
 fn plain(policy: PodPolicy) -> PodPolicy {
     policy.with_acceleration(Acceleration::Off)

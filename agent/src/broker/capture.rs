@@ -10,7 +10,7 @@ use std::sync::Arc;
 use millrace_runtime::handoff::{CaptureMode, IptablesConfig, OnCaptureLoss};
 
 use super::chain;
-use super::guard::{self, Guard, GuardError, Hold};
+use super::guard::{self, Guard, GuardError, Hold, Steered};
 use crate::iptables::{self, IptablesError, Pulse, Ruleset};
 
 /// Why capture inside the namespace could not be changed.
@@ -98,7 +98,13 @@ impl Plan {
         };
         if let Some(guard) = &self.guard {
             match guard.install() {
-                Ok(hold) => applied.tell(guard.closed, hold),
+                Ok(hold) => {
+                    if guard.hears() && hold.marks.is_none() {
+                        let steered = Steered::open(guard.config.proxy_mark);
+                        applied.steered = steered.map(Arc::new).ok();
+                    }
+                    applied.tell(guard.closed, hold);
+                }
                 // An open pod has its nat rules, and does without.
                 Err(_) if !guard.closed => applied.detail.push_str(", marks are trusted"),
                 Err(error @ GuardError::NotInstalled) => {
@@ -130,7 +136,7 @@ impl Plan {
             Ok((detail, pulse)) => Ok(Applied {
                 detail: format!("{detail}, refreshed"),
                 pulse: Some(Arc::new(pulse)),
-                problem: None,
+                ..Applied::default()
             }),
             // A kernel without xt_recent: the rules stay until somebody takes them out.
             Err(error) => Ok(Applied {
@@ -191,6 +197,8 @@ pub struct Applied {
     pub problem: Option<String>,
     /// What the broker renews, for the rules to hold.
     pub pulse: Option<Arc<Pulse>>,
+    /// How the broker tells the guard that inbound connections are steered.
+    pub steered: Option<Arc<Steered>>,
 }
 
 impl Applied {

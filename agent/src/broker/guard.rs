@@ -7,6 +7,7 @@
 
 mod older;
 mod script;
+mod steered;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -18,7 +19,9 @@ use socket2::{Domain, Socket, Type};
 
 use super::creator;
 use crate::iptables;
+pub(crate) use script::STEERED;
 use script::{PROOF_BIT, Wanted};
+pub use steered::Steered;
 
 /// The name of the guard's tables.
 pub const TABLE: &str = "millrace_guard";
@@ -61,6 +64,11 @@ pub struct Hold {
 }
 
 impl Guard {
+    /// Whether it wants to hear that inbound connections are steered.
+    pub fn hears(&self) -> bool {
+        self.closed && self.mode.is_by_programs()
+    }
+
     /// Puts the guard into the calling thread's namespace, replacing an earlier one in one step. Where the
     /// host cannot do all of it, as much as it can.
     ///
@@ -85,6 +93,11 @@ impl Guard {
         } else {
             Vec::new()
         };
+        let node = if self.hears() {
+            steered::node_addresses()
+        } else {
+            Vec::new()
+        };
         loop {
             let wanted = Wanted {
                 config: &self.config,
@@ -93,6 +106,7 @@ impl Guard {
                 creator,
                 devices: with_devices.then_some(&*devices),
                 older: &older,
+                node: &node,
             };
             match nft(&wanted.script()) {
                 Ok(()) if creator.is_none() || is_known(self.config.proxy_mark) => return Ok(hold),

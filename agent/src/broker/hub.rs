@@ -4,7 +4,7 @@
 //! take turns by that pod's own lock.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::capture::Applied;
 use super::inspect::Watched;
 use super::netns::{Namespace, NetnsError};
 use super::routes;
@@ -148,6 +149,7 @@ impl Hub {
                 on_loss: OnCaptureLoss::default(),
                 iptables: None,
                 pulse: None,
+                steered: None,
                 listeners: Vec::new(),
                 watched: Watched::default(),
             });
@@ -193,7 +195,7 @@ impl Hub {
         mode: CaptureMode,
         on_loss: OnCaptureLoss,
         iptables: Option<IptablesConfig>,
-    ) -> Result<capture::Applied, HubError> {
+    ) -> Result<Applied, HubError> {
         let _turn = self.turn(uid).await;
         let (netns, families, addresses, lost) = {
             let state = self.state.lock();
@@ -214,9 +216,19 @@ impl Hub {
         if let Some(applied) = self.in_place(uid, &plan) {
             return Ok(applied);
         }
-        let applying = plan.clone();
+        let (applying, inside) = (plan.clone(), Arc::clone(&netns));
         let applied = netns
-            .run_async(move || applying.apply())
+            .run_async(move || {
+                let applied = applying.apply();
+                if let Ok(Applied {
+                    steered: Some(steered),
+                    ..
+                }) = &applied
+                {
+                    steered.tell(inside.as_fd());
+                }
+                applied
+            })
             .await
             .map_err(in_pod(uid))?
             .map_err(|source| HubError::Capture {
@@ -231,6 +243,7 @@ impl Hub {
             pod.iptables = rules;
             pod.watched.put(plan, applied.clone());
             pod.pulse.clone_from(&applied.pulse);
+            pod.steered.clone_from(&applied.steered);
             if changed {
                 tracing::info!(pod = %pod.spec.qualified_name(), %mode, detail = applied.detail, problem = applied.problem, "capture changed");
                 state.tell_proxies(&ToProxy::CaptureChanged {
@@ -403,6 +416,18 @@ impl Hub {
             if let Err(error) = pulse.beat() {
                 tracing::debug!(%uid, %error, "rules of an open pod cannot be refreshed");
             }
+        }
+    }
+
+    /// Tells the guards of pods whose programs steer that they do.
+    pub(super) fn refresh_steered(&self) {
+        let told: Vec<_> = {
+            let state = self.state.lock();
+            let told = |pod: &Pod| Some((Arc::clone(&pod.netns), pod.steered.clone()?));
+            state.pods.values().filter_map(told).collect()
+        };
+        for (netns, steered) in told {
+            steered.tell(netns.as_fd());
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::creator;
+use super::guard::Steered;
 use super::inspect::Watched;
 use super::netns::Namespace;
 use super::outbox::Outbox;
@@ -43,6 +44,8 @@ pub(super) struct Pod {
     pub(super) iptables: Option<IptablesConfig>,
     /// Renewed while a proxy serves; only rules of open pods need it.
     pub(super) pulse: Option<Arc<Pulse>>,
+    /// Told again and again; only guards of pods that eBPF captures listen.
+    pub(super) steered: Option<Arc<Steered>>,
     pub(super) listeners: Vec<LabelledListener>,
     /// What was found when its namespace was last looked into.
     pub(super) watched: Watched,

@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use millrace_e2e::witness::{Frame, Witness};
 use millrace_e2e::{CAPTURE, CAPTURES, Scene};
 use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod, Role};
-use millrace_testkit::{CLUSTER_DNS, Cluster, Pod, PodOptions, require, until};
+use millrace_testkit::{CLUSTER_DNS, Cluster, Host, Pod, PodOptions, require, until};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -103,6 +103,18 @@ fn http(scene: &Scene) -> [SocketAddr; 2] {
     [scene.service.ip(), scene.service.ip6()].map(|ip| SocketAddr::new(ip, Scene::HTTP))
 }
 
+/// Waits until a new pod can use IPv6: once the kernel has worked off that its link is up.
+fn has_ipv6(pod: &Pod) -> anyhow::Result<()> {
+    until(SOON, || {
+        let socket = pod.udp(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0))?;
+        // Nobody's, and nothing that is captured.
+        socket.connect("[2001:db8::1]:9")?;
+        let own = socket.local_addr()?.ip();
+        ensure!(own == pod.ip6(), "it would send from {own}");
+        Ok(())
+    })
+}
+
 /// Where a way goes, by each family: DNS to the resolver, all else to the service.
 fn targets(service: [SocketAddr; 2], way: &str) -> [SocketAddr; 2] {
     if way.contains("dns") || way.contains("datagram") {
@@ -123,13 +135,17 @@ fn the_witness_sees_every_way_out_of_a_pod_that_is_not_captured() -> anyhow::Res
     let service = nobody.map(|ip| SocketAddr::new(ip, 8080));
     let witness = Witness::start(&node, &pod, to_a_service)?;
     let app = App::of(&node, &pod);
+    has_ipv6(&pod)?;
     let ways = STACK.into_iter().chain(PACKET).chain(["xdp"]);
     for way in ways.chain(DATAGRAM) {
         for to in targets(service, way) {
             let before = witness.leaks();
-            let told = app.leak(way, to, Some("539"))?;
-            witness.catch_up()?;
-            assert!(witness.leaks() > before, "{to}: {told}");
+            // The first packet to a neighbour waits until it is found, and a device until its last XDP socket is gone.
+            until(SOON, || {
+                let told = app.leak(way, to, Some("539"))?;
+                ensure!(witness.leaks() > before, "{to}: {told}");
+                Ok(())
+            })?;
         }
     }
     Ok(())
@@ -184,11 +200,12 @@ fn a_port_that_is_excluded_inbound_is_no_way_out() -> anyhow::Result<()> {
         let pod = PodOptions::named(capture).annotation(CAPTURE, capture);
         let pod = node.pod(pod.annotation(exclude, "40404"))?;
         let witness = Witness::start(&node, &pod, to_a_service)?;
+        has_ipv6(&pod)?;
         nothing_leaves(&App::of(&node, &pod), &witness, service, "raw-data").context(capture)?;
         for ip in [pod.ip(), pod.ip6()] {
             let at = SocketAddr::new(ip, 40404);
             let listener = pod.listen(at)?;
-            let mut client = stranger.connect(at)?;
+            let mut client = until(SOON, || stranger.connect(at))?;
             let (mut served, _) = listener.accept()?;
             served.write_all(b"answer")?;
             client.set_read_timeout(Some(SOON))?;
@@ -279,6 +296,9 @@ fn connections_that_a_closed_pod_made_before_its_capture_end() -> anyhow::Result
     for capture in CAPTURES {
         let options = PodOptions::named(capture).annotation(CAPTURE, capture);
         let pod = node.announce(options)?;
+        for pod in [&pod, &stranger] {
+            has_ipv6(pod)?;
+        }
         let addresses = [(pod.ip(), stranger.ip()), (pod.ip6(), stranger.ip6())];
         let mut older = Vec::new();
         for (own, other) in addresses {
@@ -422,6 +442,98 @@ fn a_closed_pod_stays_closed_until_it_is_captured_again() -> anyhow::Result<()> 
             outcome.failures.len()
         );
         witness.saw_nothing().context(capture)?;
+    }
+    Ok(())
+}
+
+/// What the guard was told of programs holds for 10 s.
+fn is_told_nothing(pod: &Pod) -> anyhow::Result<()> {
+    until(LET_GO, || {
+        let mut list = Command::new("nft");
+        list.args(["list", "set", "inet", "millrace_guard", "steered"]);
+        let listed = pod.stdout(list)?;
+        ensure!(!listed.contains("elements"), "{listed}");
+        anyhow::Ok(())
+    })
+}
+
+/// A connection arrives at the listener, or is refused.
+fn arrives(from: &Host, to: &TcpListener) -> anyhow::Result<bool> {
+    to.set_nonblocking(true)?;
+    while to.accept().is_ok() {}
+    let mut made = match from.connect_within(to.local_addr()?, SOON) {
+        Ok(made) => made,
+        Err(error) => {
+            let refused = format!("{error:#}").contains("refused");
+            ensure!(refused, "neither taken nor refused: {error:#}");
+            ensure!(to.accept().is_err(), "it was taken all the same");
+            return Ok(false);
+        }
+    };
+    // A proxy may want to know first what it is about.
+    made.write_all(b"hello\n")?;
+    until(SOON, || to.accept().map(drop))?;
+    Ok(true)
+}
+
+/// Neither side of a connection is to be had without Millrace's decision; those that the node itself makes, as
+/// kubelet does, are none of its business while eBPF captures.
+#[test]
+fn strangers_do_not_reach_a_closed_pod_when_its_programs_are_gone() -> anyhow::Result<()> {
+    require!(cluster);
+    for capture in CAPTURES {
+        let cluster = Cluster::new()?;
+        let mesh = Mesh::start(&cluster)?;
+        let node = mesh.node("n1")?;
+        let stranger = node.announce(PodOptions::named("stranger"))?;
+        let pod = node.pod(PodOptions::named(capture).annotation(CAPTURE, capture))?;
+        let listeners: Vec<TcpListener> = [pod.ip(), pod.ip6()]
+            .into_iter()
+            .map(|ip| pod.listen(SocketAddr::new(ip, 8080)))
+            .collect::<anyhow::Result<_>>()?;
+        let by_programs = capture == "ebpf";
+        for listener in &listeners {
+            for from in [&**stranger, &**node] {
+                until(SOON, || {
+                    ensure!(arrives(from, listener)?, "{capture}: with all at work");
+                    Ok(())
+                })?;
+            }
+        }
+        // Agent and broker end with the launcher; programs and proxy stay, and decide as before.
+        node.signal(Role::Launcher, Signal::SIGKILL)?;
+        if by_programs {
+            is_told_nothing(&pod)?;
+        }
+        for listener in &listeners {
+            // The proxy takes it; to deliver it may need a socket of the broker's.
+            stranger.connect_within(listener.local_addr()?, SOON)?;
+            node.connect_within(listener.local_addr()?, SOON)?;
+        }
+        kill_all(&node)?;
+        forget_pins(&node)?;
+        for listener in &listeners {
+            // The kernel lets programs and sockets go a moment after their last holder.
+            until(SOON, || {
+                let made = stranger.connect_within(listener.local_addr()?, SOON);
+                ensure!(made.is_err(), "somebody listens");
+                anyhow::Ok(())
+            })?;
+            ensure!(
+                !arrives(&stranger, listener)?,
+                "{capture}: a stranger is in"
+            );
+            let own = arrives(&node, listener)?;
+            ensure!(own == by_programs, "{capture}: the node's own: {own}");
+        }
+        node.resume()?;
+        node.captured(&pod)?;
+        for listener in &listeners {
+            until(SOON, || {
+                ensure!(arrives(&stranger, listener)?, "{capture}: captured again");
+                Ok(())
+            })?;
+        }
     }
     Ok(())
 }

@@ -17,6 +17,14 @@ use super::older::Older;
 
 /// Bit of a mark on a datagram by which the broker finds out whether the rules know its sockets.
 pub(super) const PROOF_BIT: u32 = 0x2_0000;
+/// Bit of a mark on a datagram by which the broker says that inbound connections are steered.
+pub(super) const STEERED_BIT: u32 = 0x4_0000;
+/// How long that holds: long enough for a broker that is replaced.
+const STEERED_FOR: &str = "10s";
+/// The set that remembers it, an element for each family.
+pub(crate) const STEERED: &str = "steered";
+/// Sets of the node's own addresses: name, family, type.
+const NODE: [(&str, &str, &str); 2] = [("node4", "ip", "ipv4_addr"), ("node6", "ip6", "ipv6_addr")];
 /// Conntrack mark of connections that came into the pod.
 const CAME_IN: &str = "0x10000000";
 /// Conntrack mark of connections that a socket of the broker's opened.
@@ -45,6 +53,8 @@ pub(super) struct Wanted<'a> {
     pub(super) devices: Option<&'a [String]>,
     /// Connections that came in before the pod's first guard.
     pub(super) older: &'a [Older],
+    /// The node's own addresses.
+    pub(super) node: &'a [IpAddr],
 }
 
 /// Marks what comes in from now on, in a namespace that has no guard yet; refused where a whole one is, though
@@ -96,11 +106,7 @@ impl Wanted<'_> {
                 "set nobody {{ typeof socket cgroupv2 level 1; }}"
             ));
         }
-        for (name, _, address) in OLDER {
-            script.line(format_args!(
-                "set {name} {{ type {address} . inet_service . inet_service; }}"
-            ));
-        }
+        self.sets(&mut script);
         script.chain("judge", None, &self.judge());
         // Before raw, so that conntrack zones and nat see no forged mark.
         script.chain(
@@ -111,6 +117,7 @@ impl Wanted<'_> {
         script.chain("untracked", Some("output priority -305"), &self.untracked());
         // In open pods too, which may be closed at any time: what is under way then goes on.
         script.chain("arriving", Some(ARRIVING), &arriving());
+        script.chain("entering", Some("input priority 10"), &self.entering());
         script.chain("leaving", Some("output priority 10"), &self.leaving());
         script.chain("forwarded", Some("forward priority 10"), &self.forwarded());
         if self.devices.is_none() {
@@ -127,12 +134,37 @@ impl Wanted<'_> {
                 "add element inet {TABLE} {set} {{ {remote} . {port} . {local} }}"
             ));
         }
+        for (at, (name, _, _)) in NODE.into_iter().enumerate() {
+            script.line(format_args!("flush set inet {TABLE} {name}"));
+            for address in self.node.iter().filter(|a| usize::from(a.is_ipv6()) == at) {
+                script.line(format_args!(
+                    "add element inet {TABLE} {name} {{ {address} }}"
+                ));
+            }
+        }
         script.line(format_args!("table netdev {TABLE} {{ }}"));
         script.line(format_args!("delete table netdev {TABLE}"));
         if let Some(devices) = self.devices.filter(|held| self.closed && !held.is_empty()) {
             packet_sockets(&mut script, devices);
         }
         script.text
+    }
+
+    /// What the guard remembers: connections that are older, the node's addresses, the broker's word.
+    fn sets(&self, script: &mut Script) {
+        for (name, _, address) in OLDER {
+            script.line(format_args!(
+                "set {name} {{ type {address} . inet_service . inet_service; }}"
+            ));
+        }
+        for (name, _, address) in NODE {
+            script.line(format_args!("set {name} {{ type {address}; }}"));
+        }
+        if self.stands_in().is_some() {
+            script.line(format_args!(
+                "set {STEERED} {{ typeof meta nfproto; flags dynamic,timeout; size 2; timeout {STEERED_FOR}; }}"
+            ));
+        }
     }
 
     /// Takes a mark off that the socket's creator may not have: to all that follows the packet is an
@@ -143,13 +175,21 @@ impl Wanted<'_> {
             return Vec::new();
         };
         let (known, mark) = (known(creator), self.config.proxy_mark);
-        vec![
+        let mut rules = vec![
             format!("meta mark & 0xffff != {mark:#x} accept"),
             format!("oifname \"lo\" meta mark & {PROOF_BIT:#x} != 0 {known} drop"),
+        ];
+        if self.stands_in().is_some() {
+            rules.push(format!(
+                "oifname \"lo\" meta mark & {STEERED_BIT:#x} != 0 {known} update @{STEERED} {{ meta nfproto }} drop"
+            ));
+        }
+        rules.extend([
             format!("{known} accept"),
             format!("{OPENS} meta mark set 0"),
             "udp dport 53 meta mark set 0".to_owned(),
-        ]
+        ]);
+        rules
     }
 
     /// Without nat rules nothing on loopback needs conntrack, which would cost each message there.
@@ -164,6 +204,43 @@ impl Wanted<'_> {
                 let address = loopback.replace("{}", side);
                 rules.push(format!("{address} th {port} {ports} notrack"));
             }
+        }
+        rules
+    }
+
+    /// Where programs decide who enters: the creator of the sockets that they steer to.
+    fn stands_in(&self) -> Option<&Creator> {
+        let decided = self.closed && self.mode.is_by_programs();
+        self.creator.filter(|_| decided)
+    }
+
+    /// Without programs that steer, a connection of a stranger would find the application itself. As long as the
+    /// broker says that they are there, they have decided already.
+    fn entering(&self) -> Vec<String> {
+        let Some(creator) = self.stands_in() else {
+            return Vec::new();
+        };
+        let mut rules = vec![
+            "iifname \"lo\" accept".to_owned(),
+            "meta l4proto != tcp accept".to_owned(),
+            format!("meta nfproto @{STEERED} accept"),
+            "tcp flags & (fin | syn | rst | ack) != syn accept".to_owned(),
+        ];
+        for port in &self.config.inbound_ports_exclude {
+            rules.push(format!("tcp dport {port} accept"));
+        }
+        rules.push(format!("{} accept", known(creator)));
+        for (set, family, _) in NODE {
+            // Those that the node makes itself go straight to the application, as with programs.
+            rules.push(format!("{family} saddr @{set} accept"));
+        }
+        match &self.config.inbound_ports_include {
+            None => rules.push("reject with tcp reset".to_owned()),
+            Some(ports) => rules.extend(
+                ports
+                    .iter()
+                    .map(|port| format!("tcp dport {port} reject with tcp reset")),
+            ),
         }
         rules
     }
@@ -368,6 +445,7 @@ mod tests {
             creator,
             devices: Some(&devices),
             older: &[],
+            node: &[],
         }
         .script()
     }
@@ -391,6 +469,33 @@ mod tests {
     }
 
     #[test]
+    fn only_where_programs_decide_who_enters_does_the_guard_stand_in_for_them() {
+        let entering = |closed, mode, creator: Option<&Creator>| {
+            let text = script(closed, mode, creator);
+            let chain = text.split("chain entering {").nth(1).expect("there");
+            let rules = chain.split('}').next().expect("closed");
+            rules.lines().skip(2).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let known = Some(broker());
+        let rules = entering(true, CaptureMode::Ebpf, known.as_ref());
+        let at = |what: &str| rules.iter().position(|rule| rule.contains(what));
+        assert!(
+            at("@steered accept") < at("@creators_2 accept"),
+            "{rules:?}"
+        );
+        assert!(at("tcp dport 15008") < at("reject"), "{rules:?}");
+        assert_eq!(at("reject with tcp reset"), Some(rules.len() - 1));
+        for (closed, mode, creator) in [
+            (false, CaptureMode::Ebpf, known.as_ref()),
+            (true, CaptureMode::Iptables, known.as_ref()),
+            (true, CaptureMode::Ebpf, None),
+        ] {
+            let rules = entering(closed, mode, creator);
+            assert!(rules.is_empty(), "{closed} {mode}: {rules:?}");
+        }
+    }
+
+    #[test]
     fn a_mark_is_believed_only_without_a_cgroup_to_tell_sockets_by() {
         let believed = "meta mark & 0xffff == 0x539 ct mark set";
         let told = "meta mark & 0xffff == 0x539 socket cgroupv2 level 2 @creators_2 ct mark set";
@@ -404,7 +509,10 @@ mod tests {
     fn the_cgroups_of_earlier_brokers_stay() {
         let text = script(true, CaptureMode::Iptables, Some(&broker()));
         assert!(!text.contains("delete table inet"), "{text}");
-        assert!(!text.contains("flush set"), "{text}");
+        assert!(
+            !text.contains("flush set inet millrace_guard creators"),
+            "{text}"
+        );
         assert!(text.contains("add element inet millrace_guard creators_2 { \"node/broker\" }"));
     }
 
@@ -428,6 +536,7 @@ mod tests {
             creator: None,
             devices: None,
             older: &[],
+            node: &[],
         };
         let rules = wanted.judge();
         let at = |what: &str| rules.iter().position(|rule| rule.contains(what));
