@@ -68,6 +68,8 @@ fn an_application_that_has_read_everything_leaves_and_may_come_again() {
     );
     assert_eq!(after, before);
 
+    assert_eq!(promote(&mut fixture, promotion), AccelOutcome::Withdrawn);
+    assert_eq!(fixture.count(Counter::PromoteWithdrawn), 1);
     mark_priority(&pair.proxy, PRIORITY_NORMAL);
     assert_eq!(promote(&mut fixture, promotion), AccelOutcome::Done);
     assert_eq!(membership(&pair.proxy), Membership::In);
