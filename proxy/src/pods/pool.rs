@@ -143,6 +143,11 @@ impl SocketPool {
         state.waiting.clear();
     }
 
+    /// The broker cannot meet a request yet: those that wait go on waiting.
+    pub fn postponed(&self) {
+        self.shared.state.lock().asked = 0;
+    }
+
     /// The connection to the broker is new: what was asked of the old one never comes.
     pub fn reconnected(&self) {
         let mut state = self.shared.state.lock();

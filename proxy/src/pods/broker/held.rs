@@ -90,6 +90,8 @@ impl<L: Listening> Held<L> {
     /// The broker has announced every pod.
     pub(super) fn synced(&mut self) {
         self.synced = true;
+        // What was asked too early and is waited for.
+        self.reconnected();
         self.announce();
     }
 
@@ -171,6 +173,14 @@ impl<L: Listening> Held<L> {
     pub(super) fn want_failed(&self, uid: &PodUid, kind: SocketKind, family: Family) {
         if let Some(pod) = self.pods.by_uid(uid) {
             pod.pool(kind, family).failed();
+        }
+    }
+
+    /// The broker is new and does not know the pod yet: it will, or will say that it has named every
+    /// pod, and then the pool asks anew.
+    pub(super) fn want_postponed(&self, uid: &PodUid, kind: SocketKind, family: Family) {
+        if let Some(pod) = self.pods.by_uid(uid) {
+            pod.pool(kind, family).postponed();
         }
     }
 

@@ -22,15 +22,16 @@ impl<L: Listening> BrokerClient<L> {
         mut told_draining: bool,
     ) -> BrokerError {
         let mut outgoing = VecDeque::new();
-        // Whether the broker has handled `Ready` and with it what it was given back before.
-        let mut has_sockets = false;
+        // Whether the broker has handled `Ready` and with it what it was given back before, and has
+        // named every pod that there is.
+        let mut knows_pods = false;
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What the last session was asked for never comes; the pools ask anew.
         while self.wants.try_recv().is_ok() {}
         self.held.reconnected();
         loop {
-            if told_draining && has_sockets && !self.released.is_cancelled() {
+            if told_draining && knows_pods && !self.released.is_cancelled() {
                 self.held.stop_listening();
                 self.released.cancel();
             }
@@ -40,8 +41,8 @@ impl<L: Listening> BrokerClient<L> {
             tokio::select! {
                 received = connection.recv() => match received {
                     Ok(Some(received)) => {
-                        has_sockets |= received.message == ToProxy::Synced;
-                        self.handle(received);
+                        knows_pods |= received.message == ToProxy::Synced;
+                        self.handle(received, knows_pods);
                     }
                     Ok(None) => return BrokerError::Closed,
                     Err(error) => return error.into(),
@@ -67,7 +68,7 @@ impl<L: Listening> BrokerClient<L> {
         }
     }
 
-    fn handle(&mut self, received: Received<ToProxy>) {
+    fn handle(&mut self, received: Received<ToProxy>, knows_pods: bool) {
         let Received { message, fds } = received;
         match message {
             ToProxy::PodUp {
@@ -98,7 +99,11 @@ impl<L: Listening> BrokerClient<L> {
                 reason,
             } => {
                 tracing::warn!(pod = %uid, ?kind, ?family, reason, "the broker makes no sockets");
-                self.held.want_failed(&uid, kind, family);
+                if knows_pods {
+                    self.held.want_failed(&uid, kind, family);
+                } else {
+                    self.held.want_postponed(&uid, kind, family);
+                }
             }
             ToProxy::CaptureChanged { uid, capture } => self.held.capture_changed(&uid, capture),
             ToProxy::Welcome { .. } | ToProxy::Refused { .. } => {

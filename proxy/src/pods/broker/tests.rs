@@ -217,6 +217,60 @@ async fn a_pods_sockets_are_served_and_its_pools_filled() {
     );
 }
 
+/// As where broker and agent are replaced together: the agent tells the new broker of the pods by and by.
+#[tokio::test]
+async fn a_broker_that_does_not_know_the_pod_yet_is_waited_for() {
+    let mut test = start();
+    let (session, _) = test.greet().await;
+    let made = sockets(1);
+    pod_up(&session, &made).await;
+    test.changes.changed().await.unwrap();
+    drop(session);
+    let (session, _) = test.greet().await;
+    let pod = test.pods.by_uid(&"u-1".into()).unwrap();
+    let connecting = pod.clone();
+    let waiting = tokio::spawn(async move {
+        let pool = connecting.pool(SocketKind::Delivery, Family::V4);
+        pool.take().await
+    });
+    let want = |message| match message {
+        ProxyRequest::Want {
+            uid,
+            kind,
+            family,
+            count,
+        } => (uid, kind, family, count),
+        other => panic!("{other:?}"),
+    };
+    let (uid, kind, family, _) = want(request(&session).await);
+    assert_eq!(kind, SocketKind::Delivery);
+    let reason = "pod u-1 is not adopted".to_owned();
+    let failed = ToProxy::WantFailed {
+        uid,
+        kind,
+        family,
+        reason,
+    };
+    session.send(&failed, &[]).await.unwrap();
+    pod_up(&session, &made).await;
+    loop {
+        let (uid, kind, family, count) = want(request(&session).await);
+        let fds = sockets(usize::from(count));
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let answer = ToProxy::Sockets {
+            uid,
+            kind,
+            family,
+            count,
+        };
+        session.send(&answer, &fds).await.unwrap();
+        if kind == SocketKind::Delivery {
+            break;
+        }
+    }
+    assert!(waiting.await.unwrap().is_some(), "it waited");
+}
+
 #[tokio::test]
 async fn a_new_broker_gets_the_sockets_back_and_nothing_is_served_twice() {
     let mut test = start();
