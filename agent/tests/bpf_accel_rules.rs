@@ -230,12 +230,12 @@ fn fionread_counts_redirected_bytes() {
     (&pair.app).read_exact(&mut [0; 4]).expect("read");
     assert_eq!(waiting(), 6);
     (&pair.app).read_exact(&mut [0; 6]).expect("read");
-    // But only those (`tcp_bpf_ioctl`, Linux 6.18). nginx asks when a read has filled its buffer, and takes 0 for
+    // But only those on Linux 6.18 (`tcp_bpf_ioctl`), where 6.12.117 counts 6. nginx asks when a read has filled its buffer, and takes 0 for
     // "nothing left until the next event": why an application in the map is sent nothing by TCP.
     mark_priority(&pair.proxy, handoff::PRIORITY_OUT);
     say(&mut pair.proxy, b"by TCP");
     wait(&pair.app, PollFlags::POLLIN);
-    assert_eq!(waiting(), 0);
+    assert!(matches!(waiting(), 0 | 6));
     hear(&mut pair.app, b"by TCP");
 }
 
