@@ -234,6 +234,8 @@ impl Lane {
         }
         self.redirects.set(false);
         self.proved.set(false);
+        // The wait for an earlier answer may have ended between two messages.
+        self.wait.take();
         // Reads go until EAGAIN from now on; they are this thread's, as asking is.
         if let Some(left) = self.entry.replace(Some(entry)) {
             self.accelerator.forget(left.id());

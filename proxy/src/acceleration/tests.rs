@@ -240,6 +240,29 @@ async fn nothing_is_sent_while_the_agent_decides() {
 }
 
 #[tokio::test]
+async fn every_question_is_waited_for_anew() {
+    let it = connected().await;
+    for (exchanges, refused) in [(EARNED, Some(Refusal::NotAccepted)), (100, None)] {
+        exchange(&it.stream, exchanges);
+        let requests = asked(&it.agent).await;
+        let mut writing = std::pin::pin!(write(&it.stream, MessageSize::Known(2), SMALL));
+        assert!(
+            futures_util::poll!(&mut writing).is_pending(),
+            "{refused:?}"
+        );
+        if let Some(refused) = refused {
+            answer(&it.agent, &requests[0], Some(refused)).await;
+            writing.await;
+            exchange(&it.stream, EARNED);
+            // Longer than an agent may take.
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            tokio::time::resume();
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_agent_that_does_not_answer_is_not_waited_for() {
     let it = connected().await;
     exchange(&it.stream, EARNED);
