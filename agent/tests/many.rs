@@ -170,26 +170,18 @@ fn describe(node: &AgentNode, pods: &[Pod]) {
 }
 
 /// Waits until that many pods are captured and nothing is wrong with them.
-async fn captured(node: &AgentNode, count: usize) {
-    let deadline = tokio::time::Instant::now() + SOON;
-    loop {
+fn captured(node: &AgentNode, count: usize) {
+    let found = agent::wait_for(SOON, async || {
         let answer = node.ask(Method::GET, "/pods", "").await;
         let pods: Vec<PodStatus> = answer
             .and_then(|answer| serde_json::from_slice(&answer.body).ok())
             .unwrap_or_default();
         let good = |pod: &&PodStatus| pod.healthy && pod.capture == CaptureMode::Ebpf;
         let there = pods.iter().filter(good).count();
-        if there == count {
-            return;
-        }
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "{there} of {count}: {pods:#?}\n{}\n{}",
-            node.log("agent"),
-            node.log("broker")
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        let all = (there == count).then_some(());
+        all.ok_or_else(|| format!("{there} of {count}: {pods:#?}"))
+    });
+    found.unwrap_or_else(|error| panic!("{error}\n{}\n{}", node.log("agent"), node.log("broker")));
 }
 
 /// Links of the inbound program: one for each pod that the kernel captures.
@@ -212,7 +204,7 @@ async fn pods_that_come_together_are_all_captured_though_the_broker_is_killed() 
     let _agent = node.agent(&[]);
     let keeper = Keeper::start(node.node.run_dir().join("proxy.sock"));
     describe(&node, &pods[..FIRST]);
-    captured(&node, FIRST).await;
+    captured(&node, FIRST);
 
     describe(&node, &pods[FIRST..]);
     eventually(SOON, "some are adopted", || keeper.pods() > FIRST + 2);
@@ -221,7 +213,7 @@ async fn pods_that_come_together_are_all_captured_though_the_broker_is_killed() 
         keeper.takes(pod);
     }
     let _broker = node.broker();
-    captured(&node, PODS).await;
+    captured(&node, PODS);
     assert_eq!(links(&node), PODS);
     for pod in &pods {
         let _client = pod.connect(direct.local_addr().unwrap()).expect("captured");

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use millrace_runtime::handoff::{Acceleration, CaptureMode};
+use millrace_runtime::handoff::Acceleration;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -85,7 +85,7 @@ impl Accelerator {
     /// setting allows one.
     pub fn lane(&self, pod: &Arc<LocalPod>, side: Side) -> Option<Box<Lane>> {
         let setting = Acceleration::of(&pod.spec);
-        let possible = pod.capture == CaptureMode::Ebpf && setting != Acceleration::Off;
+        let possible = pod.capture.is_by_programs() && setting != Acceleration::Off;
         possible.then(|| Box::new(Lane::new(self.clone(), pod.clone(), side, setting)))
     }
 

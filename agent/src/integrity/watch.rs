@@ -201,7 +201,7 @@ impl Watch {
         };
         for (uid, subject) in subjects.pods.iter().filter(|(_, pod)| pod.settled) {
             let mut broken = compared.pods.get(uid).cloned().unwrap_or_default();
-            if subject.mode == CaptureMode::Ebpf {
+            if subject.mode.is_by_programs() {
                 broken.extend(detached.clone());
             }
             let seen = inspected.get(uid);

@@ -155,10 +155,18 @@ impl AgentNode {
 ///
 /// # Errors
 /// The last one, if there is still one after [`PATIENCE`].
-pub(crate) fn wait<T>(mut attempt: impl AsyncFnMut() -> Result<T, String>) -> anyhow::Result<T> {
+pub(crate) fn wait<T>(attempt: impl AsyncFnMut() -> Result<T, String>) -> anyhow::Result<T> {
+    wait_for(PATIENCE, attempt)
+}
+
+/// As [`wait`], for so long.
+pub(crate) fn wait_for<T>(
+    patience: Duration,
+    mut attempt: impl AsyncFnMut() -> Result<T, String>,
+) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Handle::current();
     tokio::task::block_in_place(|| {
-        millrace_testkit::until(PATIENCE, || runtime.block_on(attempt()))
+        millrace_testkit::until(patience, || runtime.block_on(attempt()))
     })
 }
 

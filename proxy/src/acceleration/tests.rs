@@ -9,8 +9,8 @@ use millrace_runtime::handoff::accel::{
     ACCEL_VERSION, ACCELERATION_ANNOTATION, PRIORITY_NORMAL, PRIORITY_OUT,
 };
 use millrace_runtime::handoff::{
-    AccelCall, AccelReply, BindOptions, Connection, Families, Listener, PodSpec, PromotionRequest,
-    PromotionResult, Refusal,
+    AccelCall, AccelReply, BindOptions, CaptureMode, Connection, Families, Listener, PodSpec,
+    PromotionRequest, PromotionResult, Refusal,
 };
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
