@@ -196,6 +196,11 @@ pub fn pod_listener_name(namespace: &str, pod: &str) -> String {
     format!("pod/{namespace}/{pod}")
 }
 
+/// Namespace and name of the pod that an inbound listener of a node leads into.
+pub fn pod_of_listener(listener: &str) -> Option<(&str, &str)> {
+    listener.strip_prefix("pod/")?.split_once('/')
+}
+
 /// Holds the newest snapshot.
 pub struct Store {
     current: Arc<ArcSwap<Snapshot>>,

@@ -25,6 +25,11 @@ impl Local {
         let own = own.map(|(ns, name)| crate::snapshot::pod_listener_name(ns, name));
         namespaces.chain(own).collect()
     }
+
+    /// Whether this pod is on the node.
+    pub(super) fn has(&self, (namespace, name): (&str, &str)) -> bool {
+        self.pods.contains(&(namespace.to_owned(), name.to_owned()))
+    }
 }
 
 /// Says which pods are local; cheap to clone.

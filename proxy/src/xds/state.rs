@@ -4,8 +4,9 @@
 //! Output: the subscriptions that follow ([`Wanted`]) and the [`Resources`] of the next snapshot.
 //! Pure: no clock, no I/O. A resource serves once everything it refers to does (clusters wait
 //! for endpoints, routes for clusters, listeners for routes), so that no request meets a half
-//! of a change; a removed one serves until nothing that serves refers to it. `xds::client`
-//! drives it.
+//! of a change; a removed one serves until nothing that serves refers to it. The way into a pod
+//! serves as long as the pod is on this node: other nodes hear later that its endpoint is gone, and
+//! what they still send is for the pod to answer. `xds::client` drives it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use super::refs;
 use super::table::{Held, Rejected, Table};
 use crate::dns::names::NameTable;
 use crate::resource::{Cluster, ClusterKind, ClusterName, Endpoints, Listener, RouteConfiguration};
-use crate::snapshot::{Naming, Resources};
+use crate::snapshot::{Naming, Resources, pod_of_listener};
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -368,12 +369,29 @@ impl State {
 
     fn remove(&mut self, type_url: &TypeUrl, name: &str, now: Instant) {
         match type_url {
+            t if *t == TypeUrl::LISTENER && self.leads_into_local_pod(name) => {
+                self.listeners.orphan(name);
+            }
+            t if *t == TypeUrl::CLUSTER && self.orphans_need(name) => self.clusters.orphan(name),
             t if *t == TypeUrl::LISTENER => self.listeners.remove(name, now),
             t if *t == TypeUrl::ROUTE => self.routes.remove(name, now),
             t if *t == TypeUrl::CLUSTER => self.clusters.remove(name, now),
             t if *t == TypeUrl::ENDPOINT => self.endpoints.remove(name, now),
             _ => {}
         }
+    }
+
+    /// Whether a listener is the way into a pod that is on this node; any pod may be while the pods
+    /// are not known yet.
+    fn leads_into_local_pod(&self, listener: &str) -> bool {
+        let local = |pod| self.interest.as_ref().is_none_or(|local| local.has(pod));
+        self.mode == Mode::Node && pod_of_listener(listener).is_some_and(local)
+    }
+
+    /// Whether the way into a pod that the control plane has forgotten leads through a cluster.
+    fn orphans_need(&self, cluster: &str) -> bool {
+        let mut orphans = self.listeners.orphans();
+        orphans.any(|held| refs::clusters_of_listener(&held.value).contains(cluster))
     }
 
     fn note_answers(&mut self, type_url: &TypeUrl, resources: &[RawResource], removed: &[String]) {

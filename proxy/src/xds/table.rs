@@ -131,6 +131,20 @@ impl<T> Table<T> {
         }
     }
 
+    /// The control plane removed it; what is served stays until nobody wants it.
+    pub fn orphan(&mut self, name: &str) {
+        self.absent.insert(name.to_owned());
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.warming = None;
+            entry.rejected = None;
+        }
+    }
+
+    /// What the control plane removed and serves on.
+    pub fn orphans(&self) -> impl Iterator<Item = &Held<T>> {
+        self.absent.iter().filter_map(|name| self.serving(name))
+    }
+
     /// The control plane said nothing of it in time.
     pub fn missing(&mut self, name: &str) {
         if !self.entries.contains_key(name) {

@@ -2,6 +2,7 @@
 //! broker, and when it is the proxy new connections wait.
 
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -299,6 +300,11 @@ fn pods_come_and_go_under_load_and_no_request_fails() -> anyhow::Result<()> {
             );
             Ok(())
         })?;
+        // Who has not heard of it yet asks the pod, and the pod is still there.
+        let direct = SocketAddr::new(more.pod.ip(), Scene::HTTP);
+        let answer = scene.client.get(direct, &direct.to_string(), "/direct")?;
+        let from = answer.headers.first("x-server");
+        assert_eq!(from, Some(more.pod.name()), "{}", answer.text());
         load.more(SOME)?;
     }
     load.stop()?.ensure_flawless()

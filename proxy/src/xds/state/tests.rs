@@ -317,6 +317,41 @@ fn a_removed_listener_goes_at_once_and_takes_its_references_along() {
     assert!(f.last.wanted.clusters.is_empty());
 }
 
+/// Pilot hears of a pod's end before the agent does, and other nodes later still.
+#[test]
+fn the_way_into_a_pod_serves_until_the_pod_is_gone_from_the_node() {
+    let mut f = Fixture::node();
+    let yaml = "
+name: pod/default/a
+address: {socket_address: {address: 0.0.0.0, port_value: 15006}}
+traffic_direction: INBOUND
+default_filter_chain:
+  filters:
+  - name: t
+    typed_config:
+      \"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+      stat_prefix: t
+      cluster: inbound
+";
+    f.give(raw(&TypeUrl::LISTENER, "pod/default/a", yaml, "1"));
+    f.give(cluster("inbound"));
+    f.give(endpoints("inbound", "10.0.0.1"));
+    assert_eq!(f.serving(), "pod/default/a  inbound inbound");
+    f.take(&TypeUrl::LISTENER, "pod/default/a");
+    f.take(&TypeUrl::CLUSTER, "inbound");
+    f.wait(WARMING_TIMEOUT * 2);
+    assert_eq!(f.serving(), "pod/default/a  inbound inbound");
+    // Another pod of its name takes its place.
+    let next = yaml.replace("inbound\n", "next\n");
+    f.give(raw(&TypeUrl::LISTENER, "pod/default/a", &next, "2"));
+    f.give(cluster("next"));
+    f.give(endpoints("next", "10.0.0.2"));
+    assert_eq!(f.serving(), "pod/default/a  next next");
+    f.take(&TypeUrl::LISTENER, "pod/default/a");
+    f.local(&[("default", "b")]);
+    assert_eq!(f.serving(), "   ");
+}
+
 #[test]
 fn the_same_content_again_changes_nothing() {
     let mut f = Fixture::warm();
