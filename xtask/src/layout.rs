@@ -167,6 +167,7 @@ const RESERVED: [Reserved; 5] = [
         places: &[
             "agent/src/pods",
             "controlplane/src/kube",
+            "controlplane/src/registry/kubernetes",
             "controlplane/src/webhook",
             "xtask/testkit/",
         ],

@@ -3,6 +3,7 @@
 
 mod envoy;
 mod kernel;
+mod kubernetes;
 mod linker;
 mod machine;
 mod packages;
@@ -17,6 +18,7 @@ use crate::ui::{self, bold, dim, green, red};
 
 pub(crate) use envoy::find as find_envoy;
 pub(crate) use kernel::{KernelToolchain, find as find_kernel_toolchain};
+pub(crate) use kubernetes::find as find_kubernetes;
 pub(crate) use linker::find as find_linker;
 pub(crate) use machine::{KernelPackage, kernel_package};
 pub(crate) use programs::Programs;
@@ -69,7 +71,7 @@ struct Item {
 }
 
 /// In the order of installation: later ones use earlier ones.
-const ITEMS: [Item; 5] = [
+const ITEMS: [Item; 6] = [
     Item {
         name: "system programs",
         provide: packages::provide,
@@ -89,6 +91,10 @@ const ITEMS: [Item; 5] = [
     Item {
         name: "stock Envoy",
         provide: envoy::provide,
+    },
+    Item {
+        name: "Kubernetes' servers",
+        provide: kubernetes::provide,
     },
 ];
 

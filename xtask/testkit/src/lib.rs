@@ -28,11 +28,15 @@ pub use node::Node;
 mod pod;
 pub use pod::{CLUSTER_DNS, Pod, PodOptions};
 
+pub mod assets;
 mod bin;
 pub use bin::binary;
 mod wait;
 pub use wait::{eventually, until};
 pub mod skip;
+
+#[cfg(feature = "apiserver")]
+pub mod apiserver;
 
 #[cfg(feature = "fuzz")]
 pub mod fuzz;

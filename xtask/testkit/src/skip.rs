@@ -93,7 +93,8 @@ pub fn has_tool(name: &str) -> bool {
 /// Ends the calling test with `SKIP: reason` unless `$condition` holds.
 ///
 /// `require!(root)` and `require!(tool "nft")` name the usual conditions; `require!(cluster)` asks
-/// for all that a [`Cluster`](crate::Cluster) needs.
+/// for all that a [`Cluster`](crate::Cluster) needs, `require!(apiserver)` for the servers of a
+/// Kubernetes control plane.
 #[macro_export]
 macro_rules! require {
     (root) => {
@@ -109,6 +110,13 @@ macro_rules! require {
         $crate::require!(root);
         $crate::require!(tool "ip");
         $crate::require!($crate::cgroup2_mount().is_some(), "no cgroup2 is mounted");
+    };
+    (apiserver) => {
+        $crate::require!(
+            $crate::assets::find().is_some(),
+            "no etcd and kube-apiserver: KUBEBUILDER_ASSETS names no directory that has them, and `cargo xtask setup` \
+             has not built them"
+        )
     };
     ($condition:expr, $reason:expr) => {
         if !$condition {

@@ -147,6 +147,37 @@ fn enter(place: &Place, uid: Option<u32>) -> io::Result<()> {
     Ok(())
 }
 
+/// Starts a process where the caller is, with its log at `<log dir>/<name>.log`; it dies with the caller.
+#[cfg(feature = "apiserver")]
+pub(crate) fn spawn_here(
+    name: &str,
+    mut command: Command,
+    log_dir: &Path,
+) -> anyhow::Result<Process> {
+    let log = log_dir.join(format!("{name}.log"));
+    let out = OpenOptions::new().create(true).append(true).open(&log);
+    let out = out.with_context(|| format!("opening {}", log.display()))?;
+    let err = out.try_clone().context("duplicating the log")?;
+    command.stdin(Stdio::null()).stdout(out).stderr(err);
+    let started = on_spawner(move || {
+        // SAFETY: the closure only makes system calls and allocates nothing on its successful path.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                Ok(())
+            });
+        }
+        command.spawn()
+    })?;
+    Ok(Process {
+        name: name.to_owned(),
+        child: started.with_context(|| format!("starting {name}"))?,
+        log,
+        detached: false,
+    })
+}
+
 /// A running process of a host. It is killed on drop, and its log is shown if the test failed.
 #[derive(Debug)]
 pub struct Process {
