@@ -184,13 +184,14 @@ fn service_json(snapshot: &MeshSnapshot, service: &Service) -> Value {
         ServiceKind::ClusterIp => "ClusterIP".to_owned(),
         ServiceKind::Headless => "headless".to_owned(),
         ServiceKind::ExternalName(name) => format!("ExternalName {name}"),
+        ServiceKind::Entry(entry) => format!("ServiceEntry {}", entry.object),
     };
     let endpoint = |endpoint: &Endpoint| {
         let pod = endpoint
             .workload
             .as_ref()
             .map(|workload| workload.name.to_string());
-        json!({ "address": endpoint.address, "port": endpoint.port, "pod": pod, "zone": endpoint.zone })
+        json!({ "address": endpoint.address, "port": endpoint.port, "pod": pod, "zone": endpoint.locality.zone })
     };
     let ports: Vec<Value> = service
         .ports
@@ -203,7 +204,7 @@ fn service_json(snapshot: &MeshSnapshot, service: &Service) -> Value {
             })
         })
         .collect();
-    json!({ "host": service.hostname.as_str(), "kind": kind, "addresses": service.addresses, "ports": ports })
+    json!({ "host": service.hostname.as_str(), "kind": kind, "addresses": snapshot.addresses_of(service), "ports": ports })
 }
 
 fn config_dump(admin: &Admin, request: &Request) -> Response {

@@ -4,6 +4,7 @@
 //! a [`MeshSnapshot`] on demand. Derived tables (endpoints, hosts, addresses) are kept up to date with
 //! every call, touching only what the object can affect; a property test compares with a rebuild.
 
+mod allocate;
 mod changes;
 
 pub use self::changes::ChangeSet;
@@ -13,8 +14,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::endpoint::{self, EndpointSlice, ServiceEndpoints};
+use crate::model::entry::{ServiceEntry, WorkloadEntry};
 use crate::model::mesh::MeshConfig;
-use crate::model::names::ObjectName;
+use crate::model::names::{Hostname, ObjectName};
 use crate::model::service::{Service, ServiceKind};
 use crate::model::workload::{Workload, selects};
 use crate::model::{Kind, Object, ObjectId};
@@ -76,6 +78,8 @@ impl Index {
             Object::RouteRule(rule) => {
                 self.changes.routes |= put(&mut self.state.route_rules, &name, Some(rule));
             }
+            Object::ServiceEntry(entry) => self.put_service_entry(&name, Some(entry)),
+            Object::WorkloadEntry(entry) => self.put_workload_entry(&name, Some(entry)),
         }
     }
 
@@ -102,6 +106,8 @@ impl Index {
                 self.changes.policies |= put(&mut self.state.destination_rules, name, None);
             }
             Kind::RouteRule => self.changes.routes |= put(&mut self.state.route_rules, name, None),
+            Kind::ServiceEntry => self.put_service_entry(name, None),
+            Kind::WorkloadEntry => self.put_workload_entry(name, None),
         }
     }
 
@@ -121,14 +127,81 @@ impl Index {
             return;
         }
         self.changes.services.insert(name.clone());
-        let hosts = Arc::make_mut(&mut self.state.hosts);
-        if let Some(old) = old {
-            hosts.remove(&old.hostname);
-        }
-        if let Some(service) = service {
-            hosts.insert(service.hostname.clone(), name.clone());
+        let hosts: BTreeSet<Hostname> = old
+            .into_iter()
+            .chain(service)
+            .map(|version| version.hostname.clone())
+            .collect();
+        for host in hosts {
+            self.derive_claims(&host, name);
         }
         self.derive_endpoints(name);
+    }
+
+    /// The services with a host, of which `changed` is new, different or gone.
+    fn derive_claims(&mut self, host: &Hostname, changed: &ObjectName) {
+        let known = self.state.hosts.get(host).into_iter().flatten();
+        let names: BTreeSet<&ObjectName> = known.chain([changed]).collect();
+        let mut services: Vec<&Arc<Service>> = names
+            .into_iter()
+            .filter_map(|name| self.state.services.get(name))
+            .filter(|service| service.hostname == *host)
+            .collect();
+        services.sort_by_key(|service| MeshSnapshot::claim_order(service));
+        let names: Vec<ObjectName> = services
+            .iter()
+            .map(|service| service.name.clone())
+            .collect();
+        put(
+            &mut self.state.hosts,
+            host,
+            (!names.is_empty()).then_some(names),
+        );
+    }
+
+    fn put_service_entry(&mut self, name: &ObjectName, entry: Option<Arc<ServiceEntry>>) {
+        let services_of = |entry: Option<&Arc<ServiceEntry>>| {
+            let services = entry.into_iter().flat_map(|entry| &entry.services);
+            services.cloned().collect::<Vec<_>>()
+        };
+        let old = services_of(self.state.service_entries.get(name));
+        let new = services_of(entry.as_ref());
+        if !put(&mut self.state.service_entries, name, entry) {
+            return;
+        }
+        for gone in old {
+            if new.iter().all(|service| service.name != gone.name) {
+                self.put_service(&gone.name, None);
+            }
+        }
+        for service in new {
+            self.put_service(&service.name.clone(), Some(service));
+        }
+        self.state.allocated = Arc::new(allocate::addresses(&self.state));
+    }
+
+    fn put_workload_entry(&mut self, name: &ObjectName, entry: Option<Arc<WorkloadEntry>>) {
+        let old = self.state.workload_entries.get(name).cloned();
+        if !put(&mut self.state.workload_entries, name, entry.clone()) {
+            return;
+        }
+        let versions: Vec<_> = old.into_iter().chain(entry).collect();
+        let touched: Vec<ObjectName> = self
+            .state
+            .services
+            .values()
+            .filter(|service| service.name.namespace == name.namespace)
+            .filter(|service| {
+                let labels = versions.iter().map(|version| &version.workload.labels);
+                labels
+                    .into_iter()
+                    .any(|labels| selects(&service.selector, labels))
+            })
+            .map(|service| service.name.clone())
+            .collect();
+        for service in touched {
+            self.derive_endpoints(&service);
+        }
     }
 
     fn put_slice(&mut self, kind: Kind, name: &ObjectName, slice: Option<Arc<EndpointSlice>>) {
@@ -223,8 +296,15 @@ impl Index {
             .services
             .get(service)
             .and_then(|service| derive(&self.state, service));
+        let before = self.state.endpoints.get(service).cloned();
+        let names = |endpoints: &ServiceEndpoints| !endpoints.names.is_empty();
+        let by_dns = before.as_deref().is_some_and(names) || derived.as_ref().is_some_and(names);
         if put(&mut self.state.endpoints, service, derived.map(Arc::new)) {
             self.changes.endpoints.insert(service.clone());
+            // Names that DNS resolves stand in the cluster itself.
+            if by_dns {
+                self.changes.services.insert(service.clone());
+            }
         }
     }
 }
@@ -245,16 +325,28 @@ fn derive(state: &MeshSnapshot, service: &Service) -> Option<ServiceEndpoints> {
     if slices.is_empty() {
         slices = in_namespace(&state.legacy_endpoints);
     }
-    let endpoints = if slices.is_empty() {
-        let pods = state.workloads.values().filter(|workload| {
-            workload.name.namespace == service.name.namespace
-                && selects(&service.selector, &workload.labels)
-        });
-        endpoint::from_workloads(service, &pods)
-    } else {
-        endpoint::from_slices(service, &slices.iter().map(|slice| &**slice), state)
+    let pods = state.workloads.values().filter(|workload| {
+        workload.name.namespace == service.name.namespace
+            && selects(&service.selector, &workload.labels)
+    });
+    let entries: Vec<Arc<WorkloadEntry>> = state
+        .workload_entries
+        .values()
+        .filter(|entry| {
+            entry.workload.name.namespace == service.name.namespace
+                && selects(&service.selector, &entry.workload.labels)
+        })
+        .cloned()
+        .collect();
+    let mut endpoints = match service.entry() {
+        Some(entry) => endpoint::from_entry(service, entry, &entries, &pods),
+        None if slices.is_empty() => endpoint::from_workloads(service, &pods),
+        None => endpoint::from_slices(service, &slices.iter().map(|slice| &**slice), state),
     };
-    (!endpoints.ports.is_empty()).then_some(endpoints)
+    if service.entry().is_none() && !entries.is_empty() {
+        endpoint::add_entries(service, &entries, &mut endpoints);
+    }
+    (!endpoints.is_empty()).then_some(endpoints)
 }
 
 /// Sets or removes an entry; says whether anything is different now.

@@ -111,6 +111,8 @@ impl PilotMetrics {
             ("virtual_service", snapshot.virtual_services.len()),
             ("destination_rule", snapshot.destination_rules.len()),
             ("route_rule", snapshot.route_rules.len()),
+            ("service_entry", snapshot.service_entries.len()),
+            ("workload_entry", snapshot.workload_entries.len()),
         ] {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.objects.get_or_create(&KindLabels { kind }).set(count);

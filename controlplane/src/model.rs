@@ -5,6 +5,7 @@
 
 pub mod analyze;
 pub mod endpoint;
+pub mod entry;
 pub mod mesh;
 pub mod names;
 pub mod policy;
@@ -17,6 +18,7 @@ pub mod workload;
 use std::sync::Arc;
 
 use self::endpoint::EndpointSlice;
+use self::entry::{ServiceEntry, WorkloadEntry};
 use self::names::ObjectName;
 use self::policy::DestinationRule;
 use self::route::{RouteRule, VirtualService};
@@ -46,6 +48,10 @@ pub enum Kind {
     DestinationRule,
     /// A seed-era `RouteRule` (`config.istio.io/v1alpha2`).
     RouteRule,
+    /// An Istio `ServiceEntry`.
+    ServiceEntry,
+    /// An Istio `WorkloadEntry`.
+    WorkloadEntry,
 }
 
 impl Kind {
@@ -62,6 +68,8 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::RouteRule => "RouteRule",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
         }
     }
 
@@ -107,6 +115,10 @@ pub enum Object {
     DestinationRule(Arc<DestinationRule>),
     /// Routes of the seed-era form.
     RouteRule(Arc<RouteRule>),
+    /// Services that are not the cluster's own.
+    ServiceEntry(Arc<ServiceEntry>),
+    /// An endpoint that is no pod.
+    WorkloadEntry(Arc<WorkloadEntry>),
 }
 
 impl Object {
@@ -122,6 +134,8 @@ impl Object {
             Self::VirtualService(rule) => (Kind::VirtualService, &rule.name),
             Self::DestinationRule(rule) => (Kind::DestinationRule, &rule.name),
             Self::RouteRule(rule) => (Kind::RouteRule, &rule.name),
+            Self::ServiceEntry(entry) => (Kind::ServiceEntry, &entry.name),
+            Self::WorkloadEntry(entry) => (Kind::WorkloadEntry, &entry.workload.name),
         };
         ObjectId {
             kind,

@@ -4,6 +4,7 @@
 //! Tables are copied only when the index changes one that a snapshot still holds.
 
 mod resolve;
+mod services;
 
 pub use self::resolve::{Policy, ResolvedSubset, claim};
 
@@ -12,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::endpoint::{EndpointSlice, ServiceEndpoints, WorkloadLookup};
+use crate::model::entry::{ServiceEntry, WorkloadEntry};
 use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::policy::DestinationRule;
@@ -33,8 +35,14 @@ pub struct MeshSnapshot {
     pub service_accounts: Table<ObjectName, ()>,
     /// Services by name.
     pub services: Table<ObjectName, Arc<Service>>,
-    /// Services by host.
-    pub hosts: Table<Hostname, ObjectName>,
+    /// Services by host, in the order in which they claim it.
+    pub hosts: Table<Hostname, Vec<ObjectName>>,
+    /// `ServiceEntries` by name; their services are among the others.
+    pub service_entries: Table<ObjectName, Arc<ServiceEntry>>,
+    /// `WorkloadEntries` by name.
+    pub workload_entries: Table<ObjectName, Arc<WorkloadEntry>>,
+    /// Derived: the address of each host that needs one and states none.
+    pub allocated: Table<Hostname, IpAddr>,
     /// Endpoints as registries state them.
     pub slices: Table<ObjectName, Arc<EndpointSlice>>,
     /// Endpoints as `Endpoints` objects state them.
@@ -56,11 +64,6 @@ pub struct MeshSnapshot {
 }
 
 impl MeshSnapshot {
-    /// The service with this host.
-    pub fn service(&self, host: &Hostname) -> Option<&Arc<Service>> {
-        self.services.get(self.hosts.get(host)?)
-    }
-
     /// The endpoints of a service port.
     pub fn endpoints_of(
         &self,

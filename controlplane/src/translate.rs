@@ -17,11 +17,15 @@ mod route_match;
 mod view;
 mod wrap;
 
+use std::sync::Arc;
+
 use millrace_xds::proto;
 use millrace_xds::{EncodedResource, TypeUrl};
 
 pub use self::view::{InvalidView, ProxyView, Scope};
 
+use crate::model::endpoint::ServiceEndpoints;
+use crate::model::names::ClusterName;
 use crate::snapshot::MeshSnapshot;
 
 /// The types that pilot makes.
@@ -90,6 +94,28 @@ impl<'a> Translator<'a> {
             ResourceKind::Route => route::names(self),
             ResourceKind::NameTable => vec![names::NAME.to_owned()],
         }
+    }
+
+    /// What clients of a namespace call a cluster: pods of a node share one, unless this namespace sees
+    /// the service, or the rules for it, in a way of its own.
+    fn cluster_name(&self, namespace: &str, name: &ClusterName) -> String {
+        let own = match (self.view, name) {
+            (ProxyView::Node { .. }, ClusterName::Outbound { port, host, .. }) => {
+                self.snapshot.has_own_cluster(host, *port, namespace)
+            }
+            _ => false,
+        };
+        if own {
+            self.view.join(namespace, &name.to_string())
+        } else {
+            name.to_string()
+        }
+    }
+
+    /// The endpoints that an EDS resource is made from; none where it has none.
+    pub(crate) fn endpoints_behind(&self, name: &str) -> Option<&'a Arc<ServiceEndpoints>> {
+        let service = cluster::source(self, name)?.service;
+        self.snapshot.endpoints.get(&service.name)
     }
 
     /// The names in a collection (`<prefix>/*`) of this proxy: listeners of a namespace or of its pods.

@@ -117,12 +117,56 @@ fn an_address_that_moves_to_another_pod_belongs_to_the_ready_one() {
     assert_eq!(owner(&index), "old");
 }
 
+#[test]
+fn a_workload_entry_is_an_endpoint_of_whatever_selects_it() {
+    let entry = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm}\n\
+                 spec: {address: 10.9.0.1, labels: {app: a}, ports: {http: 81}, weight: 4}\n---\n";
+    let yaml = service("") + &pod("a1", "10.0.0.1", 8080, "True") + entry;
+    let mut index = index_of(&yaml);
+    assert_eq!(addresses(&index, "a", 80), ["10.0.0.1:8080", "10.9.0.1:81"]);
+    index.take_changes();
+    index.delete(&objects(entry)[0].id());
+    assert_eq!(addresses(&index, "a", 80), ["10.0.0.1:8080"]);
+    let changes = index.take_changes();
+    assert!(changes.endpoints.contains(&ObjectName::new("default", "a")));
+}
+
+#[test]
+fn a_host_that_states_no_address_gets_one_that_others_leave_alone() {
+    let entry = |name: &str, host: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\nspec:\n  \
+             hosts: [{host}]\n  ports: [{{number: 80, name: http}}]\n  resolution: DNS\n---\n"
+        )
+    };
+    let mut index = index_of(&entry("a", "a.com"));
+    let of = |index: &Index, host: &str| {
+        let snapshot = index.snapshot();
+        snapshot
+            .allocated
+            .iter()
+            .find(|(known, _)| known.as_str() == host)
+            .map(|(_, address)| address.to_string())
+    };
+    let first = of(&index, "a.com").unwrap();
+    assert!(first.starts_with("240.240."), "{first}");
+    for number in 0..50 {
+        let yaml = entry(&format!("e{number}"), &format!("host-{number}.com"));
+        index.apply(objects(&yaml).remove(0));
+    }
+    assert_eq!(of(&index, "a.com"), Some(first));
+    let all: std::collections::BTreeSet<_> = index.snapshot().allocated.values().copied().collect();
+    assert_eq!(all.len(), 51);
+    index.delete(&objects(&entry("a", "a.com"))[0].id());
+    assert_eq!(of(&index, "a.com"), None);
+}
+
 /// A small world in which objects collide often: names, labels and addresses out of a few.
 fn arbitrary_object() -> impl Strategy<Value = Object> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let namespace = prop::sample::select(vec!["default", "other"]);
     let app = prop::sample::select(vec!["left", "right"]);
-    (0..5u8, name, namespace, app, 1..4u8, any::<bool>()).prop_map(|(kind, name, namespace, app, number, flag)| {
+    (0..8u8, name, namespace, app, 1..4u8, any::<bool>()).prop_map(|(kind, name, namespace, app, number, flag)| {
         let yaml = match kind {
             0 => format!(
                 "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
@@ -145,6 +189,18 @@ fn arbitrary_object() -> impl Strategy<Value = Object> {
                 "apiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}, namespace: {namespace}}}\nsubsets:\n\
                  - addresses: [{{ip: 10.0.0.{number}, targetRef: {{kind: Pod, name: {name}}}}}]\n  \
                  ports: [{{name: http, port: 80}}]\n"
+            ),
+            4 => format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                 metadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  hosts: [{name}.com, h{number}.com]\n  \
+                 ports: [{{number: 80, name: http}}]\n  workloadSelector: {{labels: {{app: {app}}}}}\n  \
+                 resolution: {resolution}\n",
+                resolution = if flag { "DNS" } else { "STATIC" }
+            ),
+            5 => format!(
+                "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+                 metadata: {{name: {name}, namespace: {namespace}}}\n\
+                 spec: {{address: 10.0.1.{number}, labels: {{app: {app}}}, weight: {number}}}\n"
             ),
             _ => format!(
                 "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\

@@ -43,6 +43,12 @@ fn name_of(metadata: &ObjectMeta) -> ObjectName {
     ObjectName::new(namespace, metadata.name.as_deref().unwrap_or_default())
 }
 
+/// When the API server made the object.
+fn created(metadata: &ObjectMeta) -> Option<String> {
+    let time = metadata.creation_timestamp.as_ref()?;
+    serde_json::to_value(time).ok()?.as_str().map(str::to_owned)
+}
+
 /// A port number, which Kubernetes keeps as an `i32`.
 fn port_number(port: i32) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port != 0)

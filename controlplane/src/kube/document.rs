@@ -9,12 +9,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::convert;
-use super::crd;
 use super::yaml::{self, Node, Value};
 use crate::model::names::ObjectName;
 use crate::model::problem::{Finding, Problem, Reason, Severity};
 use crate::model::validate::{self, Validated};
 use crate::model::{Kind, Object, ObjectId};
+
+/// The versions of Istio's networking kinds, which all say the same.
+const ISTIO_VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha3"];
 
 /// Where an object was read, for problems that are found when others are known too.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,58 +166,86 @@ impl FileReader<'_> {
     }
 
     fn identified(&mut self, node: &Node, header: &Header) {
-        match (
-            header.group.as_str(),
-            header.version.as_str(),
-            header.kind.as_str(),
-        ) {
-            ("", "v1", "Namespace") => {
-                self.accept(node, header, Kind::Namespace, convert::namespace);
-            }
-            ("", "v1", "ServiceAccount") => {
+        let version = header.version.as_str();
+        let known = match header.group.as_str() {
+            "" | "discovery.k8s.io" | "apps" if version == "v1" => self.kubernetes(node, header),
+            "networking.istio.io" if ISTIO_VERSIONS.contains(&version) => self.istio(node, header),
+            "config.istio.io" if version == "v1alpha2" => self.seeds(node, header),
+            _ => false,
+        };
+        if !known {
+            self.other_kind(node, header);
+        }
+    }
+
+    /// Kubernetes' own kinds; false for one that pilot does not read.
+    fn kubernetes(&mut self, node: &Node, header: &Header) -> bool {
+        match (header.group.as_str(), header.kind.as_str()) {
+            ("", "Namespace") => self.accept(node, header, Kind::Namespace, convert::namespace),
+            ("", "ServiceAccount") => {
                 self.accept(node, header, Kind::ServiceAccount, convert::service_account);
             }
-            ("", "v1", "Service") => self.accept(node, header, Kind::Service, convert::service),
-            ("", "v1", "Endpoints") => {
-                self.accept(node, header, Kind::Endpoints, convert::endpoints);
-            }
-            ("", "v1", "Pod") => self.accept(node, header, Kind::Pod, convert::pod),
-            ("discovery.k8s.io", "v1", "EndpointSlice") => {
+            ("", "Service") => self.accept(node, header, Kind::Service, convert::service),
+            ("", "Endpoints") => self.accept(node, header, Kind::Endpoints, convert::endpoints),
+            ("", "Pod") => self.accept(node, header, Kind::Pod, convert::pod),
+            ("discovery.k8s.io", "EndpointSlice") => {
                 self.accept(node, header, Kind::EndpointSlice, convert::endpoint_slice);
             }
-            ("apps", "v1", "Deployment") => {
+            ("apps", "Deployment") => {
                 self.accept(node, header, Kind::Deployment, convert::deployment);
             }
-            ("networking.istio.io", "v1" | "v1beta1" | "v1alpha3", "VirtualService") => {
-                self.accept(
+            _ => return false,
+        }
+        true
+    }
+
+    /// Istio's kinds; false for one that pilot does not read.
+    fn istio(&mut self, node: &Node, header: &Header) -> bool {
+        match header.kind.as_str() {
+            "VirtualService" => {
+                self.judge(
                     node,
                     header,
                     Kind::VirtualService,
-                    |object: crd::VirtualService, domain| {
-                        validate::virtual_service(&object, domain)
-                    },
+                    validate::virtual_service,
                 );
             }
-            ("networking.istio.io", "v1" | "v1beta1" | "v1alpha3", "DestinationRule") => {
-                self.accept(
+            "DestinationRule" => {
+                self.judge(
                     node,
                     header,
                     Kind::DestinationRule,
-                    |object: crd::DestinationRule, domain| {
-                        validate::destination_rule(&object, domain)
-                    },
+                    validate::destination_rule,
                 );
             }
-            ("config.istio.io", "v1alpha2", "RouteRule") => {
-                self.accept(
-                    node,
-                    header,
-                    Kind::RouteRule,
-                    |object: crd::RouteRule, domain| validate::route_rule(&object, domain),
-                );
+            "ServiceEntry" => self.judge(node, header, Kind::ServiceEntry, validate::service_entry),
+            "WorkloadEntry" => {
+                self.judge(node, header, Kind::WorkloadEntry, validate::workload_entry);
             }
-            _ => self.other_kind(node, header),
+            _ => return false,
         }
+        true
+    }
+
+    /// Kinds of the seeds' time; false for one that pilot does not read.
+    fn seeds(&mut self, node: &Node, header: &Header) -> bool {
+        match header.kind.as_str() {
+            "RouteRule" => self.judge(node, header, Kind::RouteRule, validate::route_rule),
+            _ => return false,
+        }
+        true
+    }
+
+    fn judge<T: DeserializeOwned>(
+        &mut self,
+        node: &Node,
+        header: &Header,
+        kind: Kind,
+        judge: fn(&T, &str) -> Validated<Object>,
+    ) {
+        self.accept(node, header, kind, |object: T, domain| {
+            judge(&object, domain)
+        });
     }
 
     fn other_kind(&mut self, node: &Node, header: &Header) {
@@ -342,6 +372,8 @@ fn other_kind(header: &Header) -> Option<Finding> {
         "VirtualService",
         "DestinationRule",
         "RouteRule",
+        "ServiceEntry",
+        "WorkloadEntry",
         "EndpointSlice",
         "Deployment",
         "Service",

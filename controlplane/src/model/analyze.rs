@@ -5,11 +5,12 @@
 //! routes are served all the same, and answer 503 where their target is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::policy::DestinationRule;
 use crate::model::problem::{Finding, Reason};
-use crate::model::route::{Destination, HttpAction, HttpRoute, SubsetRef};
+use crate::model::route::{Destination, ExportTo, HttpAction, HttpRoute, SubsetRef};
 use crate::model::service::{Service, ServiceKind};
 use crate::model::{Kind, ObjectId};
 use crate::snapshot::MeshSnapshot;
@@ -24,6 +25,7 @@ pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
     analysis.route_rules();
     analysis.destination_rules();
     analysis.services();
+    analysis.claims();
     analysis.found
 }
 
@@ -284,9 +286,9 @@ impl Analysis<'_> {
         self.warn(Kind::DestinationRule, &rule.name, reason, field, message);
     }
 
-    /// Whether the rule has a service to work on, and works on it for everybody.
+    /// Whether the rule has a service to work on.
     fn destination_rule_of_a_host(&mut self, rule: &DestinationRule) {
-        let Some(service) = self.snapshot.service(&rule.host) else {
+        if self.snapshot.service(&rule.host).is_none() {
             let message = format!(
                 "no service {} is known, so the rule has no effect",
                 rule.host
@@ -297,17 +299,51 @@ impl Analysis<'_> {
                 "spec.host".to_owned(),
                 message,
             );
-            return;
-        };
-        let own = rule.name.namespace == service.name.namespace;
-        let root = *rule.name.namespace == *self.snapshot.mesh.root_namespace;
-        if !own && !root {
-            let message = format!(
-                "pods of a node share clusters, so only sidecars use a rule outside {} and {}",
-                service.name.namespace, self.snapshot.mesh.root_namespace
-            );
-            let field = "metadata.namespace".to_owned();
-            self.warn_rule(rule, Reason::NotExecuted, field, message);
+        }
+    }
+
+    /// Ports of a host that two objects claim for the same clients.
+    fn claims(&mut self) {
+        for host in self.snapshot.hosts.iter().filter(|(_, all)| all.len() > 1) {
+            let services: Vec<_> = self.snapshot.services_with(host.0).collect();
+            for (at, service) in services.iter().enumerate() {
+                let Some(entry) = service.entry() else {
+                    continue;
+                };
+                for port in &service.ports {
+                    let meets = |other: &&&Arc<Service>| {
+                        other.port(port.port).is_some()
+                            && (other.name.namespace == service.name.namespace
+                                || (other.export_to == ExportTo::Everyone
+                                    && service.export_to == ExportTo::Everyone))
+                    };
+                    let Some(winner) = services[..at].iter().find(meets) else {
+                        continue;
+                    };
+                    let by = match winner.entry() {
+                        Some(entry) => format!("ServiceEntry {}", entry.object),
+                        None => format!("Service {}", winner.name),
+                    };
+                    let message = format!(
+                        "port {} of {} is already served by {by}, which wins{}",
+                        port.port,
+                        host.0,
+                        if winner.name.namespace == service.name.namespace {
+                            ""
+                        } else {
+                            " outside this namespace"
+                        }
+                    );
+                    let id = (Kind::ServiceEntry, entry.object.clone());
+                    self.warn(
+                        id.0,
+                        &id.1,
+                        Reason::Conflict,
+                        "spec.ports".to_owned(),
+                        message,
+                    );
+                }
+            }
         }
     }
 

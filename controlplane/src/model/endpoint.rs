@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Kind;
+use super::entry::{Entry, EntryAddress, Resolution, WorkloadEntry};
 use super::names::ObjectName;
-use super::service::{Service, TargetPort};
+use super::service::{Service, ServicePort, TargetPort};
 use super::workload::Workload;
 
 /// An `EndpointSlice`, or an Endpoints object with its subsets as groups.
@@ -70,6 +71,59 @@ pub struct SliceEndpoint {
 pub struct ServiceEndpoints {
     /// For each service port that has endpoints, those endpoints sorted by address.
     pub ports: Vec<(u16, Vec<Endpoint>)>,
+    /// For each port of a service whose endpoints DNS finds, the names to ask for.
+    pub names: Vec<(u16, Vec<NamedEndpoint>)>,
+}
+
+/// Where an endpoint runs, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Locality {
+    /// The region.
+    pub region: String,
+    /// The zone in it.
+    pub zone: String,
+    /// The part of the zone.
+    pub sub_zone: String,
+}
+
+impl Locality {
+    /// A zone of a region that is not known.
+    pub fn zone(zone: Option<&str>) -> Self {
+        Self {
+            zone: zone.unwrap_or_default().to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+impl std::str::FromStr for Locality {
+    type Err = std::convert::Infallible;
+
+    /// Reads `region/zone/sub-zone`, of which the later parts may be missing.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.splitn(3, '/').map(str::to_owned);
+        let mut next = || parts.next().unwrap_or_default();
+        Ok(Self {
+            region: next(),
+            zone: next(),
+            sub_zone: next(),
+        })
+    }
+}
+
+/// A host and port that DNS knows the addresses of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedEndpoint {
+    /// Where it runs.
+    pub locality: Locality,
+    /// The name, or an address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Its share among its locality's endpoints.
+    pub weight: u32,
+    /// Its labels.
+    pub labels: super::workload::Labels,
 }
 
 /// One address and port that receives a service port's traffic.
@@ -81,13 +135,28 @@ pub struct Endpoint {
     pub port: u16,
     /// Its label under a headless service.
     pub hostname: Option<String>,
-    /// The zone it is in.
-    pub zone: Option<String>,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Its share among its locality's endpoints.
+    pub weight: u32,
     /// The pod behind it, where known.
     pub workload: Option<Arc<Workload>>,
 }
 
 impl ServiceEndpoints {
+    /// Whether there is none at all.
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty() && self.names.is_empty()
+    }
+
+    /// The names behind one service port.
+    pub fn names_of_port(&self, port: u16) -> &[NamedEndpoint] {
+        self.names
+            .iter()
+            .find(|(number, _)| *number == port)
+            .map_or(&[], |(_, names)| names.as_slice())
+    }
+
     /// The endpoints of one service port.
     pub fn of_port(&self, port: u16) -> &[Endpoint] {
         self.ports
@@ -133,7 +202,8 @@ pub fn from_slices<'a>(
                         address: stated.address,
                         port: number,
                         hostname: stated.hostname.clone(),
-                        zone: stated.zone.clone(),
+                        locality: Locality::zone(stated.zone.as_deref()),
+                        weight: 1,
                         workload,
                     });
                 }
@@ -164,7 +234,8 @@ pub fn from_workloads<'a>(
                     address: *address,
                     port: number,
                     hostname: subdomain_hostname(service, workload),
-                    zone: None,
+                    locality: Locality::default(),
+                    weight: 1,
                     workload: Some(Arc::clone(workload)),
                 });
             }
@@ -172,6 +243,125 @@ pub fn from_workloads<'a>(
         push_port(&mut result, port.port, endpoints);
     }
     result
+}
+
+/// Adds `WorkloadEntries` that a service's selector matches to its endpoints.
+pub fn add_entries(
+    service: &Service,
+    entries: &[Arc<WorkloadEntry>],
+    endpoints: &mut ServiceEndpoints,
+) {
+    for port in &service.ports {
+        let at = endpoints
+            .ports
+            .iter()
+            .position(|(number, _)| *number == port.port);
+        let mut all = at.map_or_else(Vec::new, |at| endpoints.ports.remove(at).1);
+        all.extend(entries.iter().filter_map(|entry| stated(port, entry)));
+        push_port(endpoints, port.port, all);
+    }
+    endpoints.ports.sort_by_key(|(port, _)| {
+        service
+            .ports
+            .iter()
+            .position(|declared| declared.port == *port)
+    });
+}
+
+/// Endpoints of a service that a `ServiceEntry` made: those it lists, else those that its selector
+/// matches, else, where DNS finds them, its host.
+pub fn from_entry<'a>(
+    service: &Service,
+    entry: &Entry,
+    entries: &[Arc<WorkloadEntry>],
+    pods: &(impl Iterator<Item = &'a Arc<Workload>> + Clone),
+) -> ServiceEndpoints {
+    match entry.resolution {
+        Resolution::None => ServiceEndpoints::default(),
+        Resolution::Static => {
+            let mut result = from_workloads(service, pods);
+            add_entries(service, &entry.endpoints, &mut result);
+            add_entries(service, entries, &mut result);
+            result
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin => by_dns(service, entry, entries, pods),
+    }
+}
+
+fn by_dns<'a>(
+    service: &Service,
+    entry: &Entry,
+    entries: &[Arc<WorkloadEntry>],
+    pods: &(impl Iterator<Item = &'a Arc<Workload>> + Clone),
+) -> ServiceEndpoints {
+    let mut result = ServiceEndpoints::default();
+    for port in &service.ports {
+        let stated = entry.endpoints.iter().chain(entries);
+        let mut names: Vec<NamedEndpoint> = stated
+            .map(|entry| NamedEndpoint {
+                locality: entry.locality.clone(),
+                host: entry.address.host(),
+                port: entry_port(port, entry),
+                weight: entry.weight,
+                labels: entry.workload.labels.clone(),
+            })
+            .collect();
+        for pod in pods.clone().filter(|pod| pod.ready) {
+            let number = target_port(&port.target, pod).unwrap_or(port.port);
+            names.extend(pod.addresses.iter().map(|address| NamedEndpoint {
+                locality: Locality::default(),
+                host: address.to_string(),
+                port: number,
+                weight: 1,
+                labels: pod.labels.clone(),
+            }));
+        }
+        if entry.endpoints.is_empty() && service.selector.is_empty() {
+            names.push(NamedEndpoint {
+                locality: Locality::default(),
+                host: service.hostname.to_string(),
+                port: match port.target {
+                    TargetPort::Number(number) => number,
+                    TargetPort::Name(_) => port.port,
+                },
+                weight: 1,
+                labels: super::workload::Labels::new(),
+            });
+        }
+        names.sort();
+        names.dedup_by(|one, other| (&one.host, one.port) == (&other.host, other.port));
+        if entry.resolution == Resolution::DnsRoundRobin {
+            names.truncate(1);
+        }
+        if !names.is_empty() {
+            result.names.push((port.port, names));
+        }
+    }
+    result
+}
+
+/// A stated endpoint as one of a service port; none where only DNS knows its address.
+fn stated(port: &ServicePort, entry: &Arc<WorkloadEntry>) -> Option<Endpoint> {
+    let EntryAddress::Ip(address) = entry.address else {
+        return None;
+    };
+    Some(Endpoint {
+        address,
+        port: entry_port(port, entry),
+        hostname: None,
+        locality: entry.locality.clone(),
+        weight: entry.weight,
+        workload: Some(Arc::clone(&entry.workload)),
+    })
+}
+
+/// The port of a stated endpoint: by the service port's name, by its target's, else the target itself.
+fn entry_port(port: &ServicePort, entry: &WorkloadEntry) -> u16 {
+    let named = |name: &String| entry.ports.get(name).copied();
+    named(&port.name).unwrap_or_else(|| match &port.target {
+        TargetPort::Number(number) => *number,
+        TargetPort::Name(name) => named(name).unwrap_or(port.port),
+    })
 }
 
 /// The number that a service port's target has on this pod; none when it has no port of that name.

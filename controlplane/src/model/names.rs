@@ -63,6 +63,15 @@ impl Hostname {
         Ok(Self::service(host, namespace, domain))
     }
 
+    /// A host that stands for itself, also without a dot.
+    ///
+    /// # Errors
+    /// When the text cannot be a host.
+    pub fn literal(host: &str) -> Result<Self, InvalidHostname> {
+        check_host(host)?;
+        Ok(Self(host.to_ascii_lowercase().into()))
+    }
+
     /// The fully qualified host of a Kubernetes service.
     pub fn service(name: &str, namespace: &str, domain: &str) -> Self {
         Self(

@@ -48,6 +48,20 @@ pub enum ExportTo {
 }
 
 impl ExportTo {
+    /// What `exportTo` of an object of `namespace` says: `.` is that namespace, `*` all of them, `~`
+    /// none, and nothing at all is all of them.
+    pub fn of(names: &[String], namespace: &str) -> Self {
+        if names.is_empty() || names.iter().any(|name| name == "*") {
+            return Self::Everyone;
+        }
+        let names = names.iter().filter(|name| *name != "~");
+        let names = names.map(|name| match name.as_str() {
+            "." => namespace.to_owned(),
+            name => name.to_owned(),
+        });
+        Self::Namespaces(names.collect())
+    }
+
     /// Whether clients of `namespace` may use the object.
     pub fn includes(&self, namespace: &str) -> bool {
         match self {

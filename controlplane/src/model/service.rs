@@ -5,14 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use super::entry::Entry;
 use super::names::{Hostname, ObjectName};
+use super::route::ExportTo;
 
 /// A service that pods of the mesh can call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Namespace and name.
+    /// Namespace and name; what a `ServiceEntry` makes is named `<entry>/<host>`.
     pub name: ObjectName,
+    /// When its object was created, as RFC 3339 text; sorts before the name where two claim a host.
+    pub created: Option<String>,
     /// The fully qualified host.
     pub hostname: Hostname,
     /// How clients reach it.
@@ -25,6 +30,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Whether pods that are not ready are endpoints too.
     pub publish_not_ready: bool,
+    /// The namespaces whose pods may use it.
+    pub export_to: ExportTo,
 }
 
 /// How a service is reached.
@@ -36,6 +43,8 @@ pub enum ServiceKind {
     Headless,
     /// By another name outside the mesh.
     ExternalName(String),
+    /// As a `ServiceEntry` says.
+    Entry(Arc<Entry>),
 }
 
 /// One port of a service.
@@ -127,6 +136,22 @@ impl Protocol {
 }
 
 impl Service {
+    /// What its `ServiceEntry` says, where one made it.
+    pub fn entry(&self) -> Option<&Entry> {
+        match &self.kind {
+            ServiceKind::Entry(entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// The name that people know it by: of a `ServiceEntry` the host.
+    pub fn short_name(&self) -> &str {
+        match self.kind {
+            ServiceKind::Entry(_) => self.hostname.as_str(),
+            _ => &self.name.name,
+        }
+    }
+
     /// The declared port with this number.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.port == number)

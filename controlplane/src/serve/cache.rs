@@ -13,7 +13,6 @@ use parking_lot::Mutex;
 use super::Published;
 use crate::metrics::PilotMetrics;
 use crate::model::endpoint::ServiceEndpoints;
-use crate::model::names::ClusterName;
 use crate::push::scope::Stamp;
 use crate::translate::{ProxyView, ResourceKind, Scope, Translator};
 
@@ -50,14 +49,11 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn of(published: &Published, kind: ResourceKind, name: &str) -> Self {
+    fn of(published: &Published, view: &ProxyView, kind: ResourceKind, name: &str) -> Self {
         let stamp = published.revisions.stamp(kind);
         let endpoints = || {
-            let Ok(ClusterName::Outbound { host, .. }) = name.parse() else {
-                return None;
-            };
-            let service = published.snapshot.hosts.get(&host)?;
-            published.snapshot.endpoints.get(service).cloned()
+            let translator = Translator::new(&published.snapshot, view);
+            translator.endpoints_behind(name).cloned()
         };
         let endpoints = (kind == ResourceKind::Endpoints).then(endpoints).flatten();
         Self { stamp, endpoints }
@@ -95,7 +91,7 @@ impl Cache {
             scope: view.scope(kind, name),
             name: name.to_owned(),
         };
-        let inputs = Inputs::of(published, kind, name);
+        let inputs = Inputs::of(published, view, kind, name);
         let short_name = kind.type_url();
         if let Some(entry) = self
             .entries

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::MeshSnapshot;
-use crate::model::names::{ClusterName, Hostname};
+use crate::model::names::{ClusterName, Hostname, ObjectName};
 use crate::model::policy::{DestinationRule, Subset, TrafficPolicy};
 use crate::model::route::{Destination, HttpAction, RouteRule, SubsetRef, VirtualService};
 use crate::model::service::Service;
@@ -70,11 +70,13 @@ impl MeshSnapshot {
         let root = self.mesh.root_namespace.as_str();
         for namespace in client.into_iter().chain([own, root]) {
             let covers = |rule: &&Arc<DestinationRule>| {
-                &*rule.name.namespace == namespace
-                    && rule.host.covers(&service.hostname)
+                rule.host.covers(&service.hostname)
                     && (client == Some(namespace) || rule.export_to.includes(client.unwrap_or(own)))
             };
-            let mut rules: Vec<_> = self.destination_rules.values().filter(covers).collect();
+            let mut rules: Vec<_> = self
+                .destination_rules_in(namespace)
+                .filter(covers)
+                .collect();
             let Some(longest) = rules.iter().map(|rule| specificity(&rule.host)).max() else {
                 continue;
             };
@@ -89,6 +91,39 @@ impl MeshSnapshot {
             return rules;
         }
         Vec::new()
+    }
+
+    /// The `DestinationRules` of a namespace, by name.
+    fn destination_rules_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<DestinationRule>> {
+        let first = ObjectName::new(namespace, "");
+        let namespace = Arc::clone(&first.namespace);
+        self.destination_rules
+            .range(first..)
+            .take_while(move |(name, _)| name.namespace == namespace)
+            .map(|(_, rule)| rule)
+    }
+
+    /// Whether clients of a namespace have a cluster of their own for a host's port: they mean another
+    /// service than the mesh at large, or are under other `DestinationRules`.
+    pub fn has_own_cluster(&self, host: &Hostname, port: u16, client: &str) -> bool {
+        let own = self.service_on(host, port, Some(client));
+        let shared = self.service_on(host, port, None);
+        let (own, shared) = match (own, shared) {
+            (Some(own), Some(shared)) => (own, shared),
+            // What these clients may not use must not be reached through what others may.
+            (None, Some(_)) => return true,
+            (_, None) => return false,
+        };
+        if own.name != shared.name {
+            return true;
+        }
+        let rules = |client| self.destination_rules_for(own, client);
+        let (mine, all) = (rules(Some(client)), rules(None));
+        mine.len() != all.len()
+            || mine
+                .iter()
+                .zip(all)
+                .any(|(one, other)| one.name != other.name)
     }
 
     /// What `DestinationRules` say about a service.
@@ -118,12 +153,9 @@ impl MeshSnapshot {
         listener_port: u16,
         client: Option<&str>,
     ) -> ClusterName {
-        let service = self.service(&to.host);
-        let only_port = service.and_then(|service| match &service.ports[..] {
-            [only] => Some(only.port),
-            _ => None,
-        });
-        let port = to.port.or(only_port).unwrap_or(listener_port);
+        let port = to.port.or_else(|| self.only_port(&to.host, client));
+        let port = port.unwrap_or(listener_port);
+        let service = self.service_on(&to.host, port, client);
         let subset = match &to.subset {
             SubsetRef::All => String::new(),
             SubsetRef::Named(name) => name.clone(),
@@ -133,6 +165,20 @@ impl MeshSnapshot {
             },
         };
         ClusterName::outbound(port, &subset, &to.host)
+    }
+}
+
+impl MeshSnapshot {
+    /// The one port of a host that has no other.
+    fn only_port(&self, host: &Hostname, client: Option<&str>) -> Option<u16> {
+        let services = self.services_with(host);
+        let visible =
+            services.filter(|service| client.is_none_or(|client| self.may_use(client, service)));
+        let mut ports = visible
+            .flat_map(|service| &service.ports)
+            .map(|port| port.port);
+        let first = ports.next()?;
+        ports.all(|port| port == first).then_some(first)
     }
 }
 

@@ -1,23 +1,32 @@
 //! CDS: clusters of services and their subsets, of the pod's own ports, and the fixed ones.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use indexmap::IndexSet;
 use millrace_xds::proto::envoy::config::cluster::v3 as proto;
 use millrace_xds::proto::envoy::config::core::v3 as core;
 use millrace_xds::proto::envoy::config::endpoint::v3 as endpoint;
 use millrace_xds::proto::envoy::extensions::upstreams::http::v3 as http;
 use millrace_xds::proto::{Cluster, ClusterLoadAssignment, pack};
 
-use proto::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy};
+use proto::cluster::{
+    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
+};
 
-use super::listener::any_addresses;
-use super::wrap::{ads, duration, list, named_socket, nested, object, socket_address, text, uint};
+use super::endpoint::locality_endpoints;
+use super::listener::{self, any_addresses};
+use super::wrap::{
+    ads, duration, list, named_socket, nested, object, socket_address, text, uint, yes,
+};
 use super::{ProxyView, Translator, canonical, inbound};
+use crate::model::endpoint::{Locality, NamedEndpoint};
+use crate::model::entry::Resolution;
 use crate::model::names::ClusterName;
 use crate::model::policy::{ConnectionPool, Keepalive, LoadBalancer, TrafficPolicy};
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
-use crate::model::workload::Labels;
+use crate::model::workload::{Labels, has_all};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// `Cluster.metadata`'s field number.
@@ -25,6 +34,8 @@ const METADATA_TAG: u64 = 25;
 /// Circuit breakers of services, for both priorities, where no `DestinationRule` says otherwise.
 const MAX_CONNECTIONS: u32 = 1024;
 const MAX_RETRIES: u32 = 3;
+/// Istio's `dnsRefreshRate`, where a record says no time of its own.
+const DNS_REFRESH: Duration = Duration::from_mins(1);
 /// Where a sidecar's deliveries come from, by which Istio's iptables rules know them.
 const DELIVERY_V4: &str = "127.0.0.6";
 /// The same for IPv6; `millrace-agent init` gives it to the loopback device.
@@ -36,30 +47,35 @@ pub(super) struct Source<'a> {
     pub(super) port: &'a ServicePort,
     /// Labels of the subset; empty for the whole service.
     pub(super) labels: Labels,
+    subset: String,
     policy: TrafficPolicy,
 }
 
 impl Source<'_> {
     pub(super) fn uses_eds(&self) -> bool {
-        self.service.kind == ServiceKind::ClusterIp
-            && self.policy.load_balancer != Some(LoadBalancer::Passthrough)
+        let known = match &self.service.kind {
+            ServiceKind::ClusterIp => true,
+            ServiceKind::Entry(entry) => entry.resolution == Resolution::Static,
+            ServiceKind::Headless | ServiceKind::ExternalName(_) => false,
+        };
+        known && self.policy.load_balancer != Some(LoadBalancer::Passthrough)
     }
 }
 
 /// All clusters that a proxy is meant to have without asking by name.
 pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
-    let mut names = Vec::new();
-    for service in translator.snapshot.services.values() {
-        let policy = translator
-            .snapshot
-            .policy_of(service, translator.view.policy_namespace());
-        let subsets = policy.subsets();
-        for port in &service.ports {
+    let mut names = IndexSet::new();
+    for namespace in listener::namespaces(translator) {
+        for (service, port) in translator.snapshot.ports_for(namespace) {
+            let policy = translator.snapshot.policy_of(service, Some(namespace));
+            let subsets = policy.subsets();
             for subset in std::iter::once("").chain(subsets.keys().map(String::as_str)) {
-                names.push(ClusterName::outbound(port.port, subset, &service.hostname).to_string());
+                let name = ClusterName::outbound(port.port, subset, &service.hostname);
+                names.insert(translator.cluster_name(namespace, &name));
             }
         }
     }
+    let mut names: Vec<String> = names.into_iter().collect();
     for port in inbound::own_ports(translator) {
         names.push(ClusterName::Inbound { port }.to_string());
     }
@@ -73,32 +89,32 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
 }
 
 /// The service, port and subset that an outbound cluster's name means.
-pub(super) fn source<'a>(translator: &Translator<'a>, name: &ClusterName) -> Option<Source<'a>> {
+pub(super) fn source<'a>(translator: &Translator<'a>, name: &str) -> Option<Source<'a>> {
+    let (client, name) = translator.view.split_cluster(name)?;
     let ClusterName::Outbound { port, subset, host } = name else {
         return None;
     };
-    let service = translator.snapshot.service(host)?;
-    let policy = translator
-        .snapshot
-        .policy_of(service, translator.view.policy_namespace());
+    let service = translator.snapshot.service_on(&host, port, client)?;
+    let policy = translator.snapshot.policy_of(service, client);
     let found = if subset.is_empty() {
         None
     } else {
-        Some(policy.subsets().remove(subset)?)
+        Some(policy.subsets().remove(&subset)?)
     };
-    let traffic = policy.on_port(*port, found.as_ref().and_then(|found| found.subset));
+    let traffic = policy.on_port(port, found.as_ref().and_then(|found| found.subset));
     let labels = found.map(|found| found.labels).unwrap_or_default();
     Some(Source {
         service,
-        port: service.port(*port)?,
+        port: service.port(port)?,
         labels,
+        subset,
         policy: traffic,
     })
 }
 
 /// An encoded cluster.
 pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>> {
-    let name: ClusterName = text.parse().ok()?;
+    let (_, name) = translator.view.split_cluster(text)?;
     let timeout = duration(translator.snapshot.mesh.connect_timeout);
     let mut cluster = Cluster {
         name: text.to_owned(),
@@ -106,14 +122,10 @@ pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>
         ..Default::default()
     };
     match &name {
-        ClusterName::Outbound { subset, .. } => {
-            let source = source(translator, &name)?;
-            outbound(
-                &mut cluster,
-                &source,
-                translator.snapshot.mesh.connect_timeout,
-            );
-            return Some(encode(&cluster, &source, subset));
+        ClusterName::Outbound { .. } => {
+            let source = source(translator, text)?;
+            outbound(translator, &mut cluster, &source);
+            return Some(encode(&cluster, &source));
         }
         ClusterName::Inbound { .. } | ClusterName::InboundPassthrough => {
             to_original_dst(&mut cluster);
@@ -167,18 +179,20 @@ fn delivery_source(view: &ProxyView) -> core::BindConfig {
 }
 
 /// The cluster with metadata that says which service it is, in Istio's form.
-fn encode(cluster: &Cluster, source: &Source<'_>, subset: &str) -> Vec<u8> {
+fn encode(cluster: &Cluster, source: &Source<'_>) -> Vec<u8> {
     let service = nested([
         ("host", text(source.service.hostname.as_str())),
-        ("name", text(&*source.service.name.name)),
+        ("name", text(source.service.short_name())),
         ("namespace", text(&*source.service.name.namespace)),
     ]);
-    let services = ("services", list(vec![service]));
-    let fields = if subset.is_empty() {
-        object([services])
-    } else {
-        object([services, ("subset", text(subset))])
-    };
+    let mut fields = vec![("services", list(vec![service]))];
+    if !source.subset.is_empty() {
+        fields.push(("subset", text(source.subset.as_str())));
+    }
+    if source.service.entry().is_some_and(|entry| entry.external) {
+        fields.push(("external", yes()));
+    }
+    let fields = object(fields);
     let mut body = pack(cluster).value;
     canonical::append(
         &mut body,
@@ -188,7 +202,8 @@ fn encode(cluster: &Cluster, source: &Source<'_>, subset: &str) -> Vec<u8> {
     body
 }
 
-fn outbound(cluster: &mut Cluster, source: &Source<'_>, default_timeout: Duration) {
+fn outbound(translator: &Translator<'_>, cluster: &mut Cluster, source: &Source<'_>) {
+    let default_timeout = translator.snapshot.mesh.connect_timeout;
     let Source {
         service,
         port,
@@ -203,14 +218,22 @@ fn outbound(cluster: &mut Cluster, source: &Source<'_>, default_timeout: Duratio
             cluster.load_assignment = Some(external(&cluster.name, target, port.port));
             DiscoveryType::StrictDns
         }
-        ServiceKind::ClusterIp if source.uses_eds() => {
+        _ if source.uses_eds() => {
             cluster.eds_cluster_config = Some(EdsClusterConfig {
                 eds_config: ads(),
                 service_name: cluster.name.clone(),
             });
             DiscoveryType::Eds
         }
-        ServiceKind::ClusterIp | ServiceKind::Headless => {
+        ServiceKind::Entry(entry)
+            if matches!(
+                entry.resolution,
+                Resolution::Dns | Resolution::DnsRoundRobin
+            ) =>
+        {
+            by_dns(translator, cluster, source, entry.resolution)
+        }
+        ServiceKind::ClusterIp | ServiceKind::Headless | ServiceKind::Entry(_) => {
             cluster.lb_policy = LbPolicy::ClusterProvided.into();
             DiscoveryType::OriginalDst
         }
@@ -225,6 +248,56 @@ fn outbound(cluster: &mut Cluster, source: &Source<'_>, default_timeout: Duratio
     cluster.upstream_connection_options = pool.keepalive.map(keepalive);
     cluster.typed_extension_protocol_options =
         http_options(upstream_http(port.protocol, pool), pool);
+}
+
+/// The names that DNS resolves, as Istio has them asked for. A cluster by DNS must name something, so
+/// one without any name is a static one without endpoints.
+#[expect(
+    deprecated,
+    reason = "these are how DNS clusters are written for every proxy"
+)]
+fn by_dns(
+    translator: &Translator<'_>,
+    cluster: &mut Cluster,
+    source: &Source<'_>,
+    resolution: Resolution,
+) -> DiscoveryType {
+    let endpoints = translator.snapshot.endpoints.get(&source.service.name);
+    let names = endpoints.map_or(&[][..], |endpoints| {
+        endpoints.names_of_port(source.port.port)
+    });
+    let mut localities: BTreeMap<&Locality, Vec<&NamedEndpoint>> = BTreeMap::new();
+    for name in names
+        .iter()
+        .filter(|name| has_all(&source.labels, &name.labels))
+    {
+        localities.entry(&name.locality).or_default().push(name);
+    }
+    let found = !localities.is_empty();
+    let endpoints = localities.into_iter().map(|(locality, names)| {
+        let weight = names.iter().map(|name| name.weight).sum();
+        let weighed = |name: &NamedEndpoint| endpoint::LbEndpoint {
+            load_balancing_weight: uint(name.weight),
+            ..named_endpoint(&name.host, name.port)
+        };
+        let names = names.into_iter().map(weighed).collect();
+        locality_endpoints(locality, weight, names)
+    });
+    cluster.load_assignment = Some(ClusterLoadAssignment {
+        cluster_name: cluster.name.clone(),
+        endpoints: endpoints.collect(),
+        ..Default::default()
+    });
+    if !found {
+        return DiscoveryType::Static;
+    }
+    cluster.dns_refresh_rate = duration(DNS_REFRESH);
+    cluster.respect_dns_ttl = true;
+    cluster.dns_lookup_family = DnsLookupFamily::V4Preferred.into();
+    match resolution {
+        Resolution::DnsRoundRobin => DiscoveryType::LogicalDns,
+        _ => DiscoveryType::StrictDns,
+    }
 }
 
 fn to_original_dst(cluster: &mut Cluster) {
@@ -370,19 +443,23 @@ fn http_options(version: Option<UpstreamHttp>, pool: &ConnectionPool) -> Protoco
 
 /// The one DNS name of an `ExternalName` service.
 fn external(cluster: &str, target: &str, port: u16) -> ClusterLoadAssignment {
-    let host = endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
-        address: Some(named_socket(target, port)),
-        ..Default::default()
-    });
     ClusterLoadAssignment {
         cluster_name: cluster.to_owned(),
         endpoints: vec![endpoint::LocalityLbEndpoints {
-            lb_endpoints: vec![endpoint::LbEndpoint {
-                host_identifier: Some(host),
-                ..Default::default()
-            }],
+            lb_endpoints: vec![named_endpoint(target, port)],
             ..Default::default()
         }],
+        ..Default::default()
+    }
+}
+
+fn named_endpoint(host: &str, port: u16) -> endpoint::LbEndpoint {
+    let host = endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
+        address: Some(named_socket(host, port)),
+        ..Default::default()
+    });
+    endpoint::LbEndpoint {
+        host_identifier: Some(host),
         ..Default::default()
     }
 }

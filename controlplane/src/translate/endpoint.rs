@@ -10,8 +10,7 @@ use millrace_xds::proto::envoy::config::endpoint::v3 as proto;
 use super::Translator;
 use super::cluster::{self, Source};
 use super::wrap::{istio_metadata, object, socket, text, uint};
-use crate::model::endpoint::Endpoint;
-use crate::model::names::ClusterName;
+use crate::model::endpoint::{Endpoint, Locality};
 use crate::model::service::Service;
 use crate::model::workload::{Workload, has_all};
 
@@ -31,7 +30,7 @@ pub(super) fn assignment(translator: &Translator<'_>, name: &str) -> Option<Clus
     let endpoints = translator
         .snapshot
         .endpoints_of(&source.service.name, source.port.port);
-    let mut zones: BTreeMap<&str, Vec<proto::LbEndpoint>> = BTreeMap::new();
+    let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in once_per_pod(source.service, endpoints) {
         let fits = source.labels.is_empty()
             || endpoint
@@ -39,27 +38,42 @@ pub(super) fn assignment(translator: &Translator<'_>, name: &str) -> Option<Clus
                 .as_ref()
                 .is_some_and(|workload| has_all(&source.labels, &workload.labels));
         if fits {
-            let zone = endpoint.zone.as_deref().unwrap_or_default();
-            zones.entry(zone).or_default().push(lb_endpoint(endpoint));
+            let locality = &endpoint.locality;
+            localities.entry(locality).or_default().push(endpoint);
         }
     }
-    let endpoints = zones
-        .into_iter()
-        .map(|(zone, lb_endpoints)| proto::LocalityLbEndpoints {
-            locality: Some(core::Locality {
-                zone: zone.to_owned(),
-                ..Default::default()
-            }),
-            // Envoy spreads over localities by this, so it is the number of endpoints in each.
-            load_balancing_weight: uint(u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX)),
-            lb_endpoints,
-            ..Default::default()
-        });
+    let endpoints = localities.into_iter().map(|(locality, endpoints)| {
+        let weight = endpoints.iter().map(|endpoint| endpoint.weight).sum();
+        locality_endpoints(
+            locality,
+            weight,
+            endpoints.into_iter().map(lb_endpoint).collect(),
+        )
+    });
     Some(ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         endpoints: endpoints.collect(),
         ..Default::default()
     })
+}
+
+/// The endpoints of a locality. Envoy spreads over localities by their weight, so it is the sum of what
+/// the endpoints in it weigh.
+pub(super) fn locality_endpoints(
+    locality: &Locality,
+    weight: u32,
+    lb_endpoints: Vec<proto::LbEndpoint>,
+) -> proto::LocalityLbEndpoints {
+    proto::LocalityLbEndpoints {
+        locality: Some(core::Locality {
+            region: locality.region.clone(),
+            zone: locality.zone.clone(),
+            sub_zone: locality.sub_zone.clone(),
+        }),
+        load_balancing_weight: uint(weight),
+        lb_endpoints,
+        ..Default::default()
+    }
 }
 
 /// A pod of two families stands once, in the family of the service's first address as kube-proxy
@@ -79,8 +93,7 @@ fn once_per_pod<'a>(
 }
 
 fn source<'a>(translator: &Translator<'a>, name: &str) -> Option<Source<'a>> {
-    let name: ClusterName = name.parse().ok()?;
-    let source = cluster::source(translator, &name)?;
+    let source = cluster::source(translator, name)?;
     source.uses_eds().then_some(source)
 }
 
@@ -91,7 +104,7 @@ fn lb_endpoint(endpoint: &Endpoint) -> proto::LbEndpoint {
             .workload
             .as_deref()
             .map(|workload| istio_metadata(object([("workload", text(describe(workload)))]))),
-        load_balancing_weight: uint(1),
+        load_balancing_weight: uint(endpoint.weight),
         host_identifier: Some(proto::lb_endpoint::HostIdentifier::Endpoint(
             proto::Endpoint {
                 address: Some(socket(endpoint.address, endpoint.port)),

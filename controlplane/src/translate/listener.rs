@@ -1,13 +1,14 @@
 //! LDS: what is listened for on the way out of a pod, in Istio's shape.
 //!
 //! `virtualOutbound` receives everything and hands each connection to the listener of its original
-//! destination: `0.0.0.0_<port>` for HTTP ports of all services, `<address>_<port>` where only the
-//! address tells the service. Inbound listeners are in [`super::inbound`].
+//! destination: `0.0.0.0_<port>` for what is told by what clients say ([`wildcard`]), `<address>_<port>`
+//! where only the address tells the service. Inbound listeners are in [`super::inbound`].
+
+mod wildcard;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use millrace_xds::proto::envoy::config::core::v3 as core;
 use millrace_xds::proto::envoy::config::listener::v3 as proto;
@@ -33,28 +34,36 @@ const HTTP_PROTOCOLS: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 
 /// The listeners of a sidecar, or those of all pods of a node with the namespaces they are in.
 pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
+    let outbound = namespaces(translator)
+        .into_iter()
+        .flat_map(|namespace| outbound_names(translator, namespace));
+    let mut names: Vec<String> = outbound.collect();
     match translator.view {
-        ProxyView::Sidecar { namespace, .. } => {
-            let mut names = outbound_names(translator, namespace);
-            names.push(inbound::VIRTUAL_INBOUND.to_owned());
-            names
-        }
+        ProxyView::Sidecar { .. } => names.push(inbound::VIRTUAL_INBOUND.to_owned()),
         ProxyView::Node { name } => {
-            let on_node = |pod: &&Arc<Workload>| inbound::is_on_node(pod, name);
-            let pods: Vec<_> = translator
-                .snapshot
-                .workloads
-                .values()
-                .filter(on_node)
-                .collect();
-            let namespaces: BTreeSet<&str> = pods.iter().map(|pod| &*pod.name.namespace).collect();
-            let outbound = namespaces
-                .into_iter()
-                .flat_map(|namespace| outbound_names(translator, namespace));
-            let inbound = pods.iter().map(|pod| inbound::name_of(&pod.name));
-            outbound.chain(inbound).collect()
+            let pods = pods_of(translator, name);
+            names.extend(pods.map(|pod| inbound::name_of(&pod.name)));
         }
     }
+    names
+}
+
+/// The namespaces of the clients behind a proxy.
+pub(super) fn namespaces<'a>(translator: &Translator<'a>) -> BTreeSet<&'a str> {
+    match translator.view {
+        ProxyView::Sidecar { namespace, .. } => [namespace.as_str()].into(),
+        ProxyView::Node { name } => pods_of(translator, name)
+            .map(|pod| &*pod.name.namespace)
+            .collect(),
+    }
+}
+
+fn pods_of<'a>(
+    translator: &Translator<'a>,
+    node: &'a str,
+) -> impl Iterator<Item = &'a Arc<Workload>> {
+    let pods = translator.snapshot.workloads.values();
+    pods.filter(move |pod| inbound::is_on_node(pod, node))
 }
 
 /// The listeners in `<namespace>/*` or `pod/<namespace>/*`.
@@ -92,66 +101,74 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
         namespace,
         name,
     };
-    let mut services = translator.snapshot.services.values();
     if address.is_unspecified() {
-        let any = services.any(|service| {
-            service
-                .port(port)
-                .is_some_and(|port| by_host(service, port))
-        });
-        return any.then(|| maker.http(port));
+        return wildcard::Ports::of(translator, namespace, port).listener(&maker);
     }
     // Two services with one address is a mistake; the first by name has it.
-    services.find_map(|service| {
-        let port = service.port(port).filter(|port| !by_host(service, port))?;
-        addresses(translator, service, port)
-            .contains(&address)
-            .then(|| maker.service(address, service, port))
+    let mut ports = translator.snapshot.ports_for(namespace);
+    ports.find_map(|(service, declared)| {
+        let here =
+            declared.port == port && addresses(translator, service, declared).contains(&address);
+        here.then(|| maker.service(address, service, declared))
     })
 }
 
 fn outbound_names(translator: &Translator<'_>, namespace: &str) -> Vec<String> {
     let mut own = BTreeSet::new();
-    for service in translator.snapshot.services.values() {
-        for port in &service.ports {
-            if by_host(service, port) {
-                own.insert(wildcard_name(port.port));
-            } else {
-                let addresses = addresses(translator, service, port);
-                own.extend(
-                    addresses
-                        .iter()
-                        .map(|address| format!("{address}_{}", port.port)),
-                );
-            }
+    for (service, port) in translator.snapshot.ports_for(namespace) {
+        if wildcard::is_on_any_address(translator, service, port) {
+            own.insert(wildcard_name(port.port));
         }
+        let addresses = addresses(translator, service, port);
+        own.extend(
+            addresses
+                .iter()
+                .map(|address| format!("{address}_{}", port.port)),
+        );
     }
     let all = std::iter::once(VIRTUAL_OUTBOUND.to_owned()).chain(own);
     all.map(|name| translator.view.join(namespace, &name))
         .collect()
 }
 
-/// Whether a port's service is told by the request's host. What is not HTTP for sure needs an address;
-/// without one HTTP is the only thing that can work.
+/// Whether a port's service is told by the request's host. What is not HTTP for sure needs an address
+/// that the service states; without one HTTP is the first thing to try.
 pub(super) fn by_host(service: &Service, port: &ServicePort) -> bool {
     if port.protocol.is_http() {
         return true;
     }
-    let addressless = match service.kind {
+    let addressless = match &service.kind {
         ServiceKind::ClusterIp => service.addresses.is_empty(),
         ServiceKind::Headless => false,
         ServiceKind::ExternalName(_) => true,
+        ServiceKind::Entry(entry) => service.addresses.is_empty() && entry.networks.is_empty(),
     };
     addressless && port.protocol == Protocol::Auto
 }
 
-/// The addresses that clients of a port connect to.
+/// Whether a port has listeners of its own in which HTTP is told from other bytes.
+pub(super) fn is_sniffed(
+    translator: &Translator<'_>,
+    service: &Service,
+    port: &ServicePort,
+) -> bool {
+    let in_networks = service
+        .entry()
+        .is_some_and(|entry| !entry.networks.is_empty());
+    port.protocol == Protocol::Auto
+        && (in_networks || !addresses(translator, service, port).is_empty())
+}
+
+/// The addresses at which a port has a listener of its own.
 fn addresses(translator: &Translator<'_>, service: &Service, port: &ServicePort) -> Vec<IpAddr> {
+    if port.protocol.is_http() {
+        return Vec::new();
+    }
     if service.kind == ServiceKind::Headless {
         let endpoints = translator.snapshot.endpoints_of(&service.name, port.port);
         return endpoints.iter().map(|endpoint| endpoint.address).collect();
     }
-    service.addresses.clone()
+    translator.snapshot.addresses_of(service)
 }
 
 fn wildcard_name(port: u16) -> String {
@@ -295,22 +312,6 @@ impl Maker<'_> {
         }
     }
 
-    /// HTTP of every service with this port. Other bytes on it are for no service.
-    fn http(&self, port: u16) -> Listener {
-        let (address, second) = any_addresses(self.translator.view);
-        let mut listener = self.base(address, port);
-        also_on(&mut listener, second, port);
-        listener.listener_filters = vec![http_inspector()];
-        // The port is declared: a client that thinks before it speaks still speaks HTTP.
-        listener.listener_filters_timeout = duration(Duration::ZERO);
-        listener.continue_on_listener_filters_timeout = true;
-        let prefix = format!("outbound_{}", wildcard_name(port));
-        listener.filter_chains =
-            vec![self.route_chain(&port.to_string(), &prefix, Some(plain_http()))];
-        listener.default_filter_chain = Some(unknown(self.translator, "PassthroughFilterChain"));
-        listener
-    }
-
     fn service(&self, address: IpAddr, service: &Service, port: &ServicePort) -> Listener {
         let mut listener = self.base(address, port.port);
         let tcp = self.tcp_chain(service, port);
@@ -332,14 +333,15 @@ impl Maker<'_> {
     /// Bytes to the service, by the first TCP route for the port if there is one.
     fn tcp_chain(&self, service: &Service, port: &ServicePort) -> proto::FilterChain {
         let snapshot = self.translator.snapshot;
-        let client = self.translator.view.policy_namespace();
+        let client = Some(self.namespace);
         let rule = claim(
             &snapshot.virtual_services_for(self.namespace),
             &service.hostname,
         );
         let fits = |ports: &Vec<u16>| ports.is_empty() || ports.contains(&port.port);
         let route = rule.and_then(|rule| rule.tcp.iter().find(|route| fits(&route.ports)));
-        let own = ClusterName::outbound(port.port, "", &service.hostname).to_string();
+        let own = ClusterName::outbound(port.port, "", &service.hostname);
+        let own = self.translator.cluster_name(self.namespace, &own);
         let clusters = match route {
             None => vec![(own.clone(), 100)],
             Some(route) => route
@@ -347,10 +349,9 @@ impl Maker<'_> {
                 .iter()
                 .filter(|to| to.weight > 0)
                 .map(|to| {
-                    (
-                        snapshot.cluster_of(to, port.port, client).to_string(),
-                        to.weight,
-                    )
+                    let name = snapshot.cluster_of(to, port.port, client);
+                    let name = self.translator.cluster_name(self.namespace, &name);
+                    (name, to.weight)
                 })
                 .collect(),
         };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use millrace_xds::proto::nds::{NameInfo, NameTable};
 
 use super::Translator;
+use crate::model::names::Hostname;
 use crate::model::service::{Service, ServiceKind};
 use crate::snapshot::MeshSnapshot;
 
@@ -15,10 +16,41 @@ pub(super) const NAME: &str = "nametable";
 /// `shortname` and `namespace`, since one table serves pods of all namespaces.
 pub(super) fn table(translator: &Translator<'_>) -> NameTable {
     let mut table = BTreeMap::new();
-    for service in translator.snapshot.services.values() {
-        service_names(translator.snapshot, service, &mut table);
+    let snapshot = translator.snapshot;
+    for host in snapshot.hosts.keys() {
+        let Some(service) = snapshot.service(host) else {
+            continue;
+        };
+        match service.entry() {
+            Some(_) => entry_names(snapshot, host, &mut table),
+            None => service_names(snapshot, service, &mut table),
+        }
     }
     NameTable { table }
+}
+
+/// The host of `ServiceEntries`, with the addresses of all that have it.
+fn entry_names(snapshot: &MeshSnapshot, host: &Hostname, table: &mut BTreeMap<String, NameInfo>) {
+    let mut ips: Vec<String> = Vec::new();
+    let mut namespace = String::new();
+    for service in snapshot.services_with(host) {
+        for address in snapshot.addresses_of(service) {
+            let address = address.to_string();
+            if !ips.contains(&address) {
+                ips.push(address);
+            }
+        }
+        namespace = service.name.namespace.to_string();
+    }
+    if !ips.is_empty() {
+        let info = NameInfo {
+            ips,
+            registry: "External".to_owned(),
+            namespace,
+            ..NameInfo::default()
+        };
+        table.insert(host.to_string(), info);
+    }
 }
 
 fn service_names(
@@ -27,7 +59,9 @@ fn service_names(
     table: &mut BTreeMap<String, NameInfo>,
 ) {
     let mut ips: Vec<String> = match service.kind {
-        ServiceKind::ClusterIp => service.addresses.iter().map(ToString::to_string).collect(),
+        ServiceKind::ClusterIp | ServiceKind::Entry(_) => {
+            service.addresses.iter().map(ToString::to_string).collect()
+        }
         ServiceKind::Headless => Vec::new(),
         // The name it stands for is outside the mesh, where the real DNS knows it.
         ServiceKind::ExternalName(_) => return,

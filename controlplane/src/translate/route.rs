@@ -15,7 +15,7 @@ use super::{Translator, listener, route_action, route_match};
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::{ClusterName, Hostname};
 use crate::model::route::{HttpMatch, HttpRoute, VirtualService};
-use crate::model::service::{Protocol, Service, ServicePort};
+use crate::model::service::{Service, ServicePort};
 use crate::snapshot::claim;
 
 /// The port on which hosts are routed that no service has.
@@ -24,26 +24,18 @@ const PLAIN_HTTP_PORT: u16 = 80;
 /// The route configurations that the listeners of this view ask for.
 pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
     let mut own = BTreeSet::new();
-    for service in translator.snapshot.services.values() {
-        for port in &service.ports {
+    for namespace in listener::namespaces(translator) {
+        for (service, port) in translator.snapshot.ports_for(namespace) {
+            let mut add = |name: &str| own.insert(translator.view.join(namespace, name));
             if listener::by_host(service, port) {
-                own.insert(port.port.to_string());
-            } else if port.protocol == Protocol::Auto {
-                own.insert(format!("{}:{}", service.hostname, port.port));
+                add(&port.port.to_string());
+            }
+            if listener::is_sniffed(translator, service, port) {
+                add(&format!("{}:{}", service.hostname, port.port));
             }
         }
     }
-    let namespaces: BTreeSet<String> = listener::names(translator)
-        .iter()
-        .filter_map(|name| Some(translator.view.split(name)?.0.to_owned()))
-        .filter(|namespace| namespace != "pod")
-        .collect();
-    let join = |namespace: &String| {
-        own.iter()
-            .map(|name| translator.view.join(namespace, name))
-            .collect::<Vec<_>>()
-    };
-    namespaces.iter().flat_map(join).collect()
+    own.into_iter().collect()
 }
 
 /// A route configuration by its name.
@@ -92,36 +84,26 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn services_on(&mut self, port: u16) {
-        for service in self.translator.snapshot.services.values() {
-            if let Some(port) = service
-                .port(port)
-                .filter(|port| listener::by_host(service, port))
-            {
-                let domains = service_domains(service, port.port, self.namespace);
-                self.push(
-                    service.hostname.as_str(),
-                    port.port,
-                    domains,
-                    self.routes_of(service, port),
-                );
+    fn services_on(&mut self, number: u16) {
+        for (service, port) in self.translator.snapshot.ports_for(self.namespace) {
+            if port.port == number && listener::by_host(service, port) {
+                let domains = self.service_domains(service, port.port);
+                let routes = self.routes_of(service, port);
+                self.push(service.hostname.as_str(), port.port, domains, routes);
             }
         }
     }
 
     /// The only service behind a listener takes any host: its address has already told which it is.
     fn one_service(&mut self, host: &str, port: u16) -> Option<()> {
-        let host = Hostname::resolve(host, self.namespace, "").ok()?;
-        let service = self.translator.snapshot.service(&host)?;
+        let host = Hostname::literal(host).ok()?;
+        let snapshot = self.translator.snapshot;
+        let service = snapshot.service_on(&host, port, Some(self.namespace))?;
         let port = service.port(port)?;
-        let mut domains = service_domains(service, port.port, self.namespace);
+        let mut domains = self.service_domains(service, port.port);
         domains.push("*".to_owned());
-        self.push(
-            service.hostname.as_str(),
-            port.port,
-            domains,
-            self.routes_of(service, port),
-        );
+        let routes = self.routes_of(service, port);
+        self.push(service.hostname.as_str(), port.port, domains, routes);
         Some(())
     }
 
@@ -176,7 +158,8 @@ impl Builder<'_> {
         // The seeds' rules are additions to a service that works without them.
         if !routes.iter().any(is_unconditional) {
             let cluster = ClusterName::outbound(port.port, "", &service.hostname);
-            routes.push(route_action::default_route(&cluster, operation));
+            let cluster = self.translator.cluster_name(self.namespace, &cluster);
+            routes.push(route_action::default_route(cluster, operation));
         }
         routes
     }
@@ -193,6 +176,7 @@ impl Builder<'_> {
         let make = |condition: Option<&HttpMatch>| {
             let maker = route_action::Maker {
                 translator: self.translator,
+                namespace: self.namespace,
                 port,
                 operation,
             };
@@ -215,39 +199,43 @@ impl Builder<'_> {
             .map(|condition| make(Some(condition)))
             .collect()
     }
+
+    /// All names of a service, each with the port first: the short ones only of the cluster's own
+    /// services, and the shortest only within its own namespace.
+    fn service_domains(&self, service: &Service, port: u16) -> Vec<String> {
+        let (name, namespace) = (&*service.name.name, &*service.name.namespace);
+        let full = service.hostname.as_str();
+        let mut names = Vec::new();
+        if service.entry().is_none() {
+            if namespace == self.namespace {
+                names.push(name.to_owned());
+            }
+            names.push(format!("{name}.{namespace}"));
+            names.push(format!("{name}.{namespace}.svc"));
+            // `cluster` of `cluster.local`: resolvers complete this one too.
+            if let Some((stem, _)) = full
+                .rsplit_once('.')
+                .filter(|(stem, _)| stem.len() > names[names.len() - 1].len())
+            {
+                names.push(stem.to_owned());
+            }
+        }
+        names.push(full.to_owned());
+        let addresses = self.translator.snapshot.addresses_of(service);
+        names.extend(addresses.iter().map(|address| match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        }));
+        names
+            .into_iter()
+            .flat_map(|name| [format!("{name}:{port}"), name])
+            .collect()
+    }
 }
 
 /// Whether nothing can come after a route.
 fn is_unconditional(route: &proto::Route) -> bool {
     route.r#match.as_ref() == Some(&route_match::everything())
-}
-
-/// All names of a service, each with the port first: the short one only within its own namespace.
-fn service_domains(service: &Service, port: u16, client_namespace: &str) -> Vec<String> {
-    let (name, namespace) = (&*service.name.name, &*service.name.namespace);
-    let mut names = Vec::new();
-    if namespace == client_namespace {
-        names.push(name.to_owned());
-    }
-    names.push(format!("{name}.{namespace}"));
-    names.push(format!("{name}.{namespace}.svc"));
-    // `cluster` of `cluster.local`: resolvers complete this one too.
-    let full = service.hostname.as_str();
-    if let Some((stem, _)) = full
-        .rsplit_once('.')
-        .filter(|(stem, _)| stem.len() > names[names.len() - 1].len())
-    {
-        names.push(stem.to_owned());
-    }
-    names.push(full.to_owned());
-    names.extend(service.addresses.iter().map(|address| match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    }));
-    names
-        .into_iter()
-        .flat_map(|name| [format!("{name}:{port}"), name])
-        .collect()
 }
 
 /// Requests for hosts that no service has.

@@ -28,9 +28,9 @@ const DEFAULT_RETRIES: u32 = 2;
 const HOST_SELECTION_ATTEMPTS: i64 = 5;
 
 /// A route to the service itself.
-pub(super) fn default_route(cluster: &ClusterName, operation: String) -> proto::Route {
+pub(super) fn default_route(cluster: String, operation: String) -> proto::Route {
     let action = proto::RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
         timeout: duration(Duration::ZERO),
         retry_policy: Some(retry_policy(None)),
         ..Default::default()
@@ -69,6 +69,8 @@ pub(super) fn refuse() -> Action {
 /// Makes the routes of one virtual host.
 pub(super) struct Maker<'a> {
     pub(super) translator: &'a Translator<'a>,
+    /// The clients' namespace.
+    pub(super) namespace: &'a str,
     pub(super) port: u16,
     pub(super) operation: &'a str,
 }
@@ -145,11 +147,11 @@ impl Maker<'_> {
     }
 
     fn cluster(&self, to: &Destination) -> String {
-        let client = self.translator.view.policy_namespace();
-        self.translator
+        let name = self
+            .translator
             .snapshot
-            .cluster_of(to, self.port, client)
-            .to_string()
+            .cluster_of(to, self.port, Some(self.namespace));
+        self.translator.cluster_name(self.namespace, &name)
     }
 
     fn weight(&self, to: &Destination) -> proto::weighted_cluster::ClusterWeight {

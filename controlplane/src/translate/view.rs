@@ -80,12 +80,20 @@ impl ProxyView {
         }
     }
 
-    /// The client namespace by which `DestinationRules` are chosen; none where pods of many namespaces
-    /// share clusters.
-    pub(crate) fn policy_namespace(&self) -> Option<&str> {
+    /// Reads a cluster's name: the client namespace that it is for, and what it names. Pods of a node
+    /// share a cluster without a namespace before it.
+    pub(crate) fn split_cluster<'n>(
+        &'n self,
+        name: &'n str,
+    ) -> Option<(Option<&'n str>, ClusterName)> {
         match self {
-            Self::Node { .. } => None,
-            Self::Sidecar { namespace, .. } => Some(namespace),
+            Self::Sidecar { namespace, .. } => Some((Some(namespace), name.parse().ok()?)),
+            Self::Node { .. } => match name.split_once('/') {
+                Some((namespace, own)) if !namespace.contains('|') => {
+                    Some((Some(namespace), own.parse().ok()?))
+                }
+                _ => Some((None, name.parse().ok()?)),
+            },
         }
     }
 

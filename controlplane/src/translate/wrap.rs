@@ -65,6 +65,12 @@ pub(super) fn text(value: impl Into<String>) -> google::Value {
     }
 }
 
+pub(super) fn yes() -> google::Value {
+    google::Value {
+        kind: Some(google::value::Kind::BoolValue(true)),
+    }
+}
+
 pub(super) fn list(values: Vec<google::Value>) -> google::Value {
     google::Value {
         kind: Some(google::value::Kind::ListValue(google::ListValue { values })),

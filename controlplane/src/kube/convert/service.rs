@@ -4,12 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{name_of, port_number};
+use super::{created, name_of, port_number};
 use crate::model::Object;
 use crate::model::names::Hostname;
 use crate::model::problem::Finding;
+use crate::model::route::ExportTo;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
 use crate::model::validate::Validated;
 
@@ -35,6 +37,8 @@ pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
         ));
     }
     let service = Service {
+        created: created(&object.metadata),
+        export_to: export_to(&object.metadata),
         hostname: Hostname::service(&name.name, &name.namespace, domain),
         name,
         kind,
@@ -44,6 +48,19 @@ pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
     };
     Validated::judged(Object::Service(Arc::new(service)), findings)
+}
+
+/// The annotation by which a service says which namespaces may use it.
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
+fn export_to(metadata: &ObjectMeta) -> ExportTo {
+    let annotations = metadata.annotations.as_ref();
+    let text = annotations.and_then(|annotations| annotations.get(EXPORT_TO));
+    let Some(text) = text else {
+        return ExportTo::Everyone;
+    };
+    let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    ExportTo::of(&names, metadata.namespace.as_deref().unwrap_or("default"))
 }
 
 /// The virtual addresses. One that is `None` means headless; none at all, a file without the address

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::kube::crd;
 use crate::model::names::Hostname;
-use crate::model::problem::Finding;
+use crate::model::problem::{Finding, Reason};
 use crate::model::route::{
     Destination, ExportTo, HeaderChanges, HeaderOperations, Retries, Rewrite, StringMatch,
     SubsetRef, ValueMatch,
@@ -30,6 +30,24 @@ impl<'a> Judge<'a> {
 
     pub(super) fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.findings.push(Finding::error(field, message));
+    }
+
+    /// Reports a value that is served and surely not meant.
+    pub(super) fn warn_invalid(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.findings
+            .push(Finding::warning(Reason::Invalid, field, message));
+    }
+
+    /// A port number; 1 and a finding where it is none.
+    pub(super) fn port(&mut self, number: u32, field: &str) -> u16 {
+        match u16::try_from(number) {
+            Ok(port) if port != 0 => port,
+            _ => {
+                let message = format!("{number} is not a port, which is 1 to 65535");
+                self.error(field, message);
+                1
+            }
+        }
     }
 
     /// Reports a field that is set and that nothing executes.
@@ -66,21 +84,22 @@ impl<'a> Judge<'a> {
     }
 
     pub(super) fn export_to(&mut self, export_to: &[String]) -> ExportTo {
-        if export_to.is_empty() || export_to.iter().any(|name| name == "*") {
-            return ExportTo::Everyone;
+        for (index, name) in export_to.iter().enumerate() {
+            let field = format!("spec.exportTo[{index}]");
+            let is_name = |name: &str| {
+                let fits =
+                    |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+                (1..=63).contains(&name.len()) && name.bytes().all(fits)
+            };
+            if ![".", "*", "~"].contains(&name.as_str()) && !is_name(name) {
+                let message = format!("{name:?} is not a namespace, \".\", \"*\" or \"~\"");
+                self.error(field, message);
+            } else if export_to.len() > 1 && ["*", "~"].contains(&name.as_str()) {
+                let message = format!("{name:?} stands alone: it already says it all");
+                self.error(field, message);
+            }
         }
-        let names = export_to.iter().filter(|name| *name != "~");
-        ExportTo::Namespaces(
-            names
-                .map(|name| {
-                    if name == "." {
-                        self.namespace.to_owned()
-                    } else {
-                        name.clone()
-                    }
-                })
-                .collect(),
-        )
+        ExportTo::of(export_to, self.namespace)
     }
 
     pub(super) fn string_match(

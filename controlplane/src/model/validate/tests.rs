@@ -1,5 +1,7 @@
 //! What is said of each kind of mistake, by field.
 
+mod entries;
+
 use std::time::Duration;
 
 use super::parse_duration;
