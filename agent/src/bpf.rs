@@ -39,4 +39,4 @@ pub use pins::ensure_bpffs;
 pub use policy::{CapturePolicy, ListenerPorts, OnCaptureLoss};
 pub use probe::{Capabilities, Feature, Verdict, probe};
 pub use sys::{netns_cookie, program_name};
-pub use verify::is_steered;
+pub use verify::{Listing, Steering};

@@ -141,6 +141,12 @@ impl Integrity {
         state.pods.get(uid)?.problem()
     }
 
+    /// What of the pod's capture is broken now.
+    fn broken(&self, uid: &PodUid) -> Vec<Cause> {
+        let state = self.state.lock();
+        state.pods.get(uid).map(Record::causes).unwrap_or_default()
+    }
+
     /// Something is being repaired.
     pub fn repaired(&self) {
         self.state.lock().repaired = true;

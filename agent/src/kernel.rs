@@ -39,7 +39,7 @@ type Counted = (Instant, Vec<MapOccupancy>);
 pub struct Compared {
     /// Programs that are not attached to the node's cgroup.
     pub detached: Vec<&'static str>,
-    /// What is broken of each pod that eBPF captures.
+    /// What is broken of pods that eBPF captures.
     pub pods: BTreeMap<PodUid, Vec<Breakage>>,
     /// Programs of others that choose sockets in its namespace.
     pub foreign: BTreeMap<PodUid, Vec<ForeignProgram>>,
@@ -135,13 +135,16 @@ impl Kernel {
                 detached: bpf.detached()?,
                 ..Compared::default()
             };
-            let listeners = bpf.listener_elements()?;
+            let listing = bpf.listing()?;
             let by_ebpf = |pod: &&Subject| pod.mode.is_by_programs() && pod.settled;
             for pod in subjects.pods.values().filter(by_ebpf) {
-                let broken = bpf.verify(pod.cookie, pod.netns.as_fd(), &listeners)?;
-                let foreign = bpf.foreign_lookups(pod.netns.as_fd())?;
-                compared.pods.insert(pod.uid.clone(), broken);
-                compared.foreign.insert(pod.uid.clone(), foreign);
+                let (broken, foreign) = bpf.verify(pod.cookie, pod.netns.as_fd(), &listing)?;
+                if !broken.is_empty() {
+                    compared.pods.insert(pod.uid.clone(), broken);
+                }
+                if !foreign.is_empty() {
+                    compared.foreign.insert(pod.uid.clone(), foreign);
+                }
             }
             Ok(compared)
         });
@@ -154,12 +157,12 @@ impl Kernel {
         })
     }
 
-    /// Programs of others at the hooks of capture.
+    /// Programs of others at the hooks of capture; with `whole` nothing of it is of before.
     ///
     /// # Errors
     /// Says why they cannot be looked for.
-    pub fn foreign(&self) -> Result<Vec<ForeignProgram>, String> {
-        self.with(|bpf| bpf.foreign())
+    pub fn foreign(&self, whole: bool) -> Result<Vec<ForeignProgram>, String> {
+        self.with(|bpf| bpf.foreign(whole))
     }
 
     /// Attaches programs that were detached.

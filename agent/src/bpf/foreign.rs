@@ -4,9 +4,11 @@
 //! attaching, unless an attachment asked to be first (kernel 6.17). The kernel's own list of what runs for a
 //! cgroup is in that order, so nothing is guessed here.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -17,8 +19,8 @@ use super::programs::{CGROUP_PROGRAMS, CgroupProgram};
 use super::sys::{self, Attached};
 use super::{BpfError, pins};
 
-/// Most directories below the cgroup that are looked at: several per pod of a full node.
-const MOST_DIRECTORIES: usize = 4096;
+/// Directories below the cgroup that are looked at each time.
+const PART: usize = 200;
 
 /// Whether a program of somebody else's runs before Millrace's.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -57,18 +59,21 @@ pub struct ForeignProgram {
 }
 
 impl Bpf {
-    /// Programs of others that run for pods: at our cgroup, above and below it.
+    /// Programs of others that run for pods: at our cgroup, above and below it. A node has several cgroups for
+    /// each pod: of those below a part is looked at, and of the others it is told what was found before; the
+    /// `whole` of it only where something is known to have changed.
     ///
     /// # Errors
     ///
     /// If our own cgroup cannot be asked.
-    pub fn foreign(&self) -> Result<Vec<ForeignProgram>, BpfError> {
+    pub fn foreign(&mut self, whole: bool) -> Result<Vec<ForeignProgram>, BpfError> {
         let mut own = Vec::new();
         for (_, fd) in &self.programs {
             own.extend(sys::program_id(fd.as_fd()));
         }
         own.extend(pins::attached_ids(self.pins.root()));
-        scan(&self.cgroup, &own).map_err(|source| BpfError::Cgroup {
+        let most = if whole { usize::MAX } else { PART };
+        scan(&self.cgroup, &own, &mut self.search, most).map_err(|source| BpfError::Cgroup {
             path: self.cgroup.clone(),
             source,
         })
@@ -81,7 +86,7 @@ impl Bpf {
 ///
 /// If the cgroup cannot be asked.
 pub fn foreign_at(cgroup: &Path) -> io::Result<Vec<ForeignProgram>> {
-    scan(cgroup, &[])
+    scan(cgroup, &[], &mut Search::default(), usize::MAX)
 }
 
 /// When the program runs, by the list of all that do.
@@ -94,50 +99,106 @@ pub(super) fn place(effective: &[u32], id: u32, own: &[u32]) -> Order {
     }
 }
 
-fn scan(cgroup: &Path, own: &[u32]) -> io::Result<Vec<ForeignProgram>> {
+fn scan(
+    cgroup: &Path,
+    own: &[u32],
+    search: &mut Search,
+    most: usize,
+) -> io::Result<Vec<ForeignProgram>> {
     let mut found = Vec::new();
-    let below = File::open(cgroup)?;
+    let ours = File::open(cgroup)?;
     for directory in ancestors(cgroup) {
         // What is attached above us runs for our cgroup.
-        look(&directory, below.as_fd(), own, &mut found)?;
+        let above = File::open(&directory)?;
+        found.extend(look(&directory, &above, ours.as_fd(), own)?);
     }
-    let mut waiting = vec![cgroup.to_owned()];
-    let mut seen = 0;
-    while let Some(directory) = waiting.pop() {
-        seen += 1;
-        if seen > MOST_DIRECTORIES {
-            tracing::warn!(
-                directories = seen,
-                "too many cgroups, foreign programs below are not looked for"
-            );
-            break;
-        }
-        // A cgroup that goes away meanwhile has no programs.
-        if let Ok(file) = File::open(&directory) {
-            look(&directory, file.as_fd(), own, &mut found).or_else(ignore_gone)?;
-        }
-        waiting.extend(children(&directory));
-    }
+    found.extend(look(cgroup, &ours, ours.as_fd(), own)?);
+    search.part(cgroup, most, |directory, file| {
+        look(directory, file, file.as_fd(), own).or_else(ignore_gone)
+    })?;
+    found.extend(search.found.values().flatten().cloned());
     Ok(found)
 }
 
-fn ignore_gone(error: io::Error) -> io::Result<()> {
+/// Programs of others in the directories below one, which are looked at a part at a time, in the order of their
+/// paths.
+#[derive(Debug, Default)]
+pub(super) struct Search {
+    found: BTreeMap<PathBuf, Vec<ForeignProgram>>,
+    /// Where the next part begins, if not with the first.
+    next: Option<PathBuf>,
+}
+
+impl Search {
+    /// Looks at as many as `most`, from where the part before ended.
+    fn part(
+        &mut self,
+        root: &Path,
+        most: usize,
+        mut look: impl FnMut(&Path, &File) -> io::Result<Vec<ForeignProgram>>,
+    ) -> io::Result<()> {
+        let from = if most == usize::MAX {
+            None
+        } else {
+            self.next.take()
+        };
+        let is_before = |path: &Path| from.as_ref().is_some_and(|from| path < from);
+        let leads_on = |path: &PathBuf| {
+            let from = from.as_ref();
+            !is_before(path) || from.is_some_and(|from| from.starts_with(path))
+        };
+        let mut waiting = children(root);
+        let mut end = None;
+        let mut looked = 0;
+        let mut found = BTreeMap::new();
+        while let Some(directory) = waiting.pop() {
+            if looked == most {
+                end = Some(directory);
+                break;
+            }
+            // A cgroup that goes away meanwhile has no programs.
+            let Ok(file) = File::open(&directory) else {
+                continue;
+            };
+            if !is_before(&directory) {
+                looked += 1;
+                let here = look(&directory, &file)?;
+                if !here.is_empty() {
+                    found.insert(directory.clone(), here);
+                }
+            }
+            // Each directory within has a link to the one that it is in.
+            if file.metadata().is_ok_and(|meta| meta.nlink() != 2) {
+                waiting.extend(children(&directory).into_iter().filter(leads_on));
+            }
+        }
+        let is_after = |path: &Path| end.as_ref().is_some_and(|end| path >= end);
+        self.found
+            .retain(|path, _| is_before(path) || is_after(path));
+        self.found.append(&mut found);
+        self.next = end;
+        Ok(())
+    }
+}
+
+fn ignore_gone(error: io::Error) -> io::Result<Vec<ForeignProgram>> {
     let gone = [libc::ENODEV, libc::ENOENT].map(Some);
     if gone.contains(&error.raw_os_error()) {
-        Ok(())
+        Ok(Vec::new())
     } else {
         Err(error)
     }
 }
 
-/// Adds what is attached to `directory`; the order is that of the programs that run for `runs_for`.
+/// What is attached to `directory`, which is open as `file`; the order is that of the programs that run for
+/// `runs_for`.
 fn look(
     directory: &Path,
+    file: &File,
     runs_for: BorrowedFd<'_>,
     own: &[u32],
-    found: &mut Vec<ForeignProgram>,
-) -> io::Result<()> {
-    let file = File::open(directory)?;
+) -> io::Result<Vec<ForeignProgram>> {
+    let mut found = Vec::new();
     for CgroupProgram { attach_type, .. } in CGROUP_PROGRAMS {
         let here = sys::query(file.as_fd(), attach_type, Attached::Here)?;
         let others: Vec<u32> = here.into_iter().filter(|id| !own.contains(id)).collect();
@@ -152,7 +213,7 @@ fn look(
             order: place(&effective, *id, own),
         }));
     }
-    Ok(())
+    Ok(found)
 }
 
 /// The cgroups above, up to the root of the hierarchy.
@@ -163,12 +224,15 @@ fn ancestors(cgroup: &Path) -> Vec<PathBuf> {
     above.take_while(is_cgroup).map(Path::to_owned).collect()
 }
 
+/// The directories in one, the last first.
 fn children(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
+    let mut paths: Vec<PathBuf> = entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())
-        .collect()
+        .collect();
+    paths.sort_unstable_by(|a, b| b.cmp(a));
+    paths
 }
 
 #[cfg(test)]
@@ -185,5 +249,42 @@ mod tests {
             "an older one of ours"
         );
         assert_eq!(place(&[7], 7, &[1]), Order::Alone);
+    }
+
+    #[test]
+    fn directories_are_looked_at_in_parts_each_in_its_turn() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a/1", "a/2", "b", "c/1"] {
+            fs::create_dir_all(root.path().join(name)).unwrap();
+        }
+        let mut search = Search::default();
+        let part = |search: &mut Search, most| {
+            let mut looked = Vec::new();
+            let look = |at: &Path, _: &File| {
+                let name = at.strip_prefix(root.path()).unwrap();
+                looked.push(name.display().to_string());
+                let program = ForeignProgram {
+                    id: 7,
+                    hook: "connect4",
+                    at: Some(at.to_owned()),
+                    order: Order::After,
+                };
+                Ok(Some(program)
+                    .filter(|_| name == Path::new("a/1"))
+                    .into_iter()
+                    .collect())
+            };
+            search.part(root.path(), most, look).unwrap();
+            looked
+        };
+        assert_eq!(part(&mut search, 4), ["a", "a/1", "a/2", "b"]);
+        assert_eq!(part(&mut search, 4), ["c", "c/1"]);
+        assert_eq!(search.found.len(), 1, "it was not looked at in this part");
+        assert_eq!(part(&mut search, 2), ["a", "a/1"]);
+        fs::remove_dir(root.path().join("a/1")).unwrap();
+        assert_eq!(part(&mut search, 1), ["a/2"]);
+        assert_eq!(part(&mut search, usize::MAX), ["a", "a/2", "b", "c", "c/1"]);
+        assert!(search.found.is_empty());
+        assert_eq!(part(&mut search, 1), ["a"]);
     }
 }

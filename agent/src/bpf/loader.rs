@@ -13,6 +13,7 @@ use millrace_ebpf_abi::{ABI_VERSION, LogLevel, NodeConfig};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::accel::AccelPrograms;
+use super::foreign::Search;
 use super::log::Logs;
 use super::maps::{MapOccupancy, Maps, occupancy};
 use super::object::{self, Loaded};
@@ -76,6 +77,8 @@ pub struct Bpf {
     pub(super) adoption: Adoption,
     /// What this agent has written for each pod, by the cookie of its namespace.
     pub(super) decided: HashMap<u64, Decided>,
+    /// Programs of others below the cgroup, as far as they have been looked for.
+    pub(super) search: Search,
     older: Vec<PathBuf>,
     logs: Option<Logs>,
 }
@@ -111,6 +114,7 @@ impl Bpf {
             accel,
             adoption: Adoption::default(),
             decided: HashMap::new(),
+            search: Search::default(),
             logs: Some(logs),
         };
         bpf.start(config)?;

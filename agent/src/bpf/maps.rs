@@ -3,7 +3,7 @@
 //! The loader opens them all; `enrolment` writes them; `metrics` and `status` read counters and telemetry.
 
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
@@ -16,8 +16,8 @@ use millrace_ebpf_abi::{
     PodAcceleration, PodPolicy, PodTelemetry, PortKey, SockTuple, TelemetryKey,
 };
 
-use super::BpfError;
 use super::pins::Pins;
+use super::{BpfError, sys};
 
 /// Every map of the object that is pinned; aya-log's ring is one of them.
 pub(super) const NAMES: [&str; 17] = [
@@ -58,8 +58,8 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, BpfError> {
         Ok(Self {
             node: Node(open(pins, "NODE")?),
-            policies: Policies(open(pins, "POLICIES")?),
-            addresses: Addresses(open(pins, "ADDRESSES")?),
+            policies: Policies(open(pins, "POLICIES")?, open_fd(pins, "POLICIES")?),
+            addresses: Addresses(open(pins, "ADDRESSES")?, open_fd(pins, "ADDRESSES")?),
             rules: Rules {
                 ports: open(pins, "PORT_RULES")?,
                 cidrs: open(pins, "CIDR_RULES")?,
@@ -89,7 +89,7 @@ impl Node {
 }
 
 /// `POLICIES`: who is captured. One write here starts or ends a pod's capture.
-pub(super) struct Policies(HashMap<MapData, u64, PodPolicy>);
+pub(super) struct Policies(HashMap<MapData, u64, PodPolicy>, OwnedFd);
 
 impl Policies {
     pub(super) fn get(&self, netns_cookie: u64) -> Result<Option<PodPolicy>, BpfError> {
@@ -107,10 +107,7 @@ impl Policies {
     }
 
     pub(super) fn all(&self) -> Result<Vec<(u64, PodPolicy)>, BpfError> {
-        self.0
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(BpfError::map("POLICIES", "listed"))
+        listed_at_once(&self.1).map_err(BpfError::map("POLICIES", "listed"))
     }
 }
 
@@ -138,7 +135,7 @@ impl Trusted {
 }
 
 /// `ADDRESSES`: which pod an inbound packet is for.
-pub(super) struct Addresses(HashMap<MapData, Addr, u64>);
+pub(super) struct Addresses(HashMap<MapData, Addr, u64>, OwnedFd);
 
 impl Addresses {
     /// Gives the address to the pod, whoever had it before.
@@ -158,17 +155,13 @@ impl Addresses {
             .collect())
     }
 
-    /// Whose address this is.
-    pub(super) fn owner(&self, ip: IpAddr) -> Result<Option<u64>, BpfError> {
-        found(self.0.get(&Addr::from(ip), 0)).map_err(BpfError::map("ADDRESSES", "read"))
-    }
-
     pub(super) fn all(&self) -> Result<Vec<(IpAddr, u64)>, BpfError> {
-        self.0
-            .iter()
-            .map(|element| element.map(|(addr, cookie)| (IpAddr::from(addr), cookie)))
-            .collect::<Result<_, _>>()
-            .map_err(BpfError::map("ADDRESSES", "listed"))
+        let all: Vec<(Addr, u64)> =
+            listed_at_once(&self.1).map_err(BpfError::map("ADDRESSES", "listed"))?;
+        Ok(all
+            .into_iter()
+            .map(|(addr, cookie)| (IpAddr::from(addr), cookie))
+            .collect())
     }
 
     /// Takes an address back, unless another pod has it by now.
@@ -439,6 +432,19 @@ fn open<T: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> R
             map: name,
             source: Box::new(source),
         })
+}
+
+/// Another descriptor of a pinned map, for what aya has no function for.
+fn open_fd(pins: &Pins, name: &'static str) -> Result<OwnedFd, BpfError> {
+    let path = pins.map(name);
+    sys::get(&path).map_err(BpfError::bpffs("opening", path))
+}
+
+/// Every element of a hash map, by few calls.
+fn listed_at_once<K: Pod + Default, V: Pod + Default>(
+    map: &OwnedFd,
+) -> Result<Vec<(K, V)>, MapError> {
+    sys::elements(map.as_fd()).map_err(MapError::IoError)
 }
 
 /// A missing key is an answer, not an error.

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::Pod;
+
 const MAP_CREATE: libc::c_long = 0;
 const MAP_DELETE: libc::c_long = 3;
 const MAP_NEXT_KEY: libc::c_long = 4;
@@ -23,6 +25,7 @@ const PROG_TEST_RUN: libc::c_long = 10;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -171,7 +174,7 @@ pub(super) fn query(
     attach_type: u32,
     which: Attached,
 ) -> io::Result<Vec<u32>> {
-    let mut ids = vec![0_u32; MOST_PROGRAMS];
+    let mut ids = [0_u32; MOST_PROGRAMS];
     let mut attr = ProgramQuery {
         target: number(target),
         attach_type,
@@ -181,8 +184,8 @@ pub(super) fn query(
         ..ProgramQuery::default()
     };
     bpf(PROG_QUERY, &mut attr)?;
-    ids.truncate(usize::try_from(attr.count).map_err(io::Error::other)?);
-    Ok(ids)
+    let count = usize::try_from(attr.count).map_err(io::Error::other)?;
+    Ok(ids[..count.min(MOST_PROGRAMS)].to_vec())
 }
 
 #[derive(Default)]
@@ -372,6 +375,58 @@ struct Object {
     flags: u32,
 }
 
+#[derive(Default)]
+#[repr(C)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Elements that one call returns at most, and the most that a bucket of a map may hold.
+const BATCH: usize = 1024;
+
+/// Every element of a hash map, in few calls; one that is there all the while is among them.
+pub(super) fn elements<K: Pod + Default, V: Pod + Default>(
+    map: BorrowedFd<'_>,
+) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut keys = vec![K::default(); BATCH];
+    let mut values = vec![V::default(); BATCH];
+    // The number of a bucket (`__htab_map_lookup_and_delete_batch`).
+    let (mut from, mut to) = (None, 0_u32);
+    loop {
+        let mut attr = Batch {
+            from: from
+                .as_ref()
+                .map_or(0, |from: &u32| std::ptr::from_ref(from) as u64),
+            to: std::ptr::from_mut(&mut to) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(BATCH).map_err(io::Error::other)?,
+            map: number(map),
+            ..Batch::default()
+        };
+        let result = bpf(MAP_LOOKUP_BATCH, &mut attr);
+        let is_last = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        let count = usize::try_from(attr.count).map_err(io::Error::other)?;
+        all.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+        if is_last {
+            return Ok(all);
+        }
+        from = Some(to);
+    }
+}
+
 /// Gives `object` a name under bpffs, which keeps it alive.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
@@ -472,4 +527,53 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use millrace_testkit::require;
+
+    use super::*;
+
+    const MAP_TYPE_HASH: u32 = 1;
+    const MAP_UPDATE: libc::c_long = 2;
+
+    #[derive(Default)]
+    #[repr(C)]
+    struct Update {
+        map: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+
+    #[test]
+    fn elements_come_at_once_however_many_there_are() -> anyhow::Result<()> {
+        require!(root);
+        for count in [0, 1, 3 * BATCH as u64 + 1] {
+            let mut attr = MapCreate {
+                kind: MAP_TYPE_HASH,
+                key_size: 8,
+                value_size: 8,
+                max_entries: 8192,
+            };
+            let map = bpf(MAP_CREATE, &mut attr).and_then(own)?;
+            for key in 0..count {
+                let value = key * 2;
+                let mut attr = Update {
+                    map: number(map.as_fd()),
+                    key: (&raw const key) as u64,
+                    value: (&raw const value) as u64,
+                    ..Update::default()
+                };
+                bpf(MAP_UPDATE, &mut attr)?;
+            }
+            let all: BTreeMap<u64, u64> = elements(map.as_fd())?.into_iter().collect();
+            assert!(all.into_iter().eq((0..count).map(|key| (key, key * 2))));
+        }
+        Ok(())
+    }
 }

@@ -27,6 +27,15 @@ pub(super) struct Decided {
     listeners: usize,
 }
 
+/// What the maps hold of all pods, and the program that is to choose sockets in each.
+pub struct Listing {
+    own_lookup: u32,
+    /// How many elements each pod has in `LISTENERS`.
+    listeners: HashMap<u64, usize>,
+    policies: HashMap<u64, PodPolicy>,
+    addresses: HashMap<IpAddr, u64>,
+}
+
 impl Decided {
     pub(super) fn of(pod: &PodEnrolment<'_>, policy: PodPolicy) -> Self {
         let slots = usize::from(LISTENER_SLOTS);
@@ -94,79 +103,63 @@ impl Bpf {
         hooks.iter().try_for_each(|hook| self.attach_first(hook))
     }
 
-    /// How many elements each pod has in `LISTENERS`, for [`Self::verify`]: listing is done once for all.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn listener_elements(&self) -> Result<HashMap<u64, usize>, BpfError> {
-        let mut counts = HashMap::new();
-        for cookie in self.maps.listeners.cookies()? {
-            *counts.entry(cookie).or_default() += 1;
-        }
-        Ok(counts)
-    }
-
-    /// What of an enrolled pod's capture is not as it was written; nothing for a pod that this agent has not
-    /// enrolled.
+    /// What the maps hold of all pods, for [`Self::verify`]: listing is done once for all.
     ///
     /// # Errors
     ///
     /// If a map cannot be read.
+    pub fn listing(&self) -> Result<Listing, BpfError> {
+        let mut listeners = HashMap::new();
+        for cookie in self.maps.listeners.cookies()? {
+            *listeners.entry(cookie).or_default() += 1;
+        }
+        Ok(Listing {
+            own_lookup: sys::program_id(self.lookup.as_fd())
+                .map_err(|source| unreadable(source, LOOKUP))?,
+            listeners,
+            policies: self.maps.policies.all()?.into_iter().collect(),
+            addresses: self.maps.addresses.all()?.into_iter().collect(),
+        })
+    }
+
+    /// What of an enrolled pod's capture is not as it was written, nothing for a pod that this agent has not
+    /// enrolled; and programs of others that choose sockets in its namespace.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read, or the namespace not be asked.
     pub fn verify(
         &self,
         netns_cookie: u64,
         netns: BorrowedFd<'_>,
-        listeners: &HashMap<u64, usize>,
-    ) -> Result<Vec<Breakage>, BpfError> {
-        let Some(decided) = self.decided.get(&netns_cookie) else {
-            return Ok(Vec::new());
-        };
-        let mut broken = Vec::new();
-        if !self.lookup_ids(netns)?.1 {
-            broken.push(Breakage {
-                cause: Cause::Lookup,
-                detail: format!("program {LOOKUP} is not attached to the pod's namespace"),
-            });
-        }
-        if let Some(detail) = self.difference(netns_cookie, decided, listeners)? {
-            broken.push(Breakage {
-                cause: Cause::Enrolment,
-                detail,
-            });
-        }
-        Ok(broken)
-    }
-
-    /// Programs of others that choose sockets in a pod's namespace.
-    ///
-    /// # Errors
-    ///
-    /// If the namespace cannot be asked.
-    pub fn foreign_lookups(&self, netns: BorrowedFd<'_>) -> Result<Vec<ForeignProgram>, BpfError> {
-        let (ids, _) = self.lookup_ids(netns)?;
-        let own = self.lookup_id()?;
-        let others = ids.iter().filter(|id| **id != own);
-        Ok(others
-            .map(|id| ForeignProgram {
-                id: *id,
-                hook: hook_name(SK_LOOKUP_ATTACH_TYPE),
-                at: None,
-                order: place(&ids, *id, &[own]),
-            })
-            .collect())
-    }
-
-    fn lookup_id(&self) -> Result<u32, BpfError> {
-        sys::program_id(self.lookup.as_fd()).map_err(|source| unreadable(source, LOOKUP))
-    }
-
-    /// The namespace's programs in order, and whether ours is among them.
-    fn lookup_ids(&self, netns: BorrowedFd<'_>) -> Result<(Vec<u32>, bool), BpfError> {
+        listing: &Listing,
+    ) -> Result<(Vec<Breakage>, Vec<ForeignProgram>), BpfError> {
         let ids = sys::query(netns, SK_LOOKUP_ATTACH_TYPE, Attached::Here)
             .map_err(|source| unreadable(source, LOOKUP))?;
-        let ours = ids.contains(&self.lookup_id()?);
-        Ok((ids, ours))
+        let own = listing.own_lookup;
+        let others = ids.iter().filter(|id| **id != own);
+        let foreign = others.map(|id| ForeignProgram {
+            id: *id,
+            hook: hook_name(SK_LOOKUP_ATTACH_TYPE),
+            at: None,
+            order: place(&ids, *id, &[own]),
+        });
+        let mut broken = Vec::new();
+        if let Some(decided) = self.decided.get(&netns_cookie) {
+            if !ids.contains(&own) {
+                broken.push(Breakage {
+                    cause: Cause::Lookup,
+                    detail: format!("program {LOOKUP} is not attached to the pod's namespace"),
+                });
+            }
+            if let Some(detail) = self.difference(netns_cookie, decided, listing)? {
+                broken.push(Breakage {
+                    cause: Cause::Enrolment,
+                    detail,
+                });
+            }
+        }
+        Ok((broken, foreign.collect()))
     }
 
     /// The first thing in the maps that is not as it was written.
@@ -174,21 +167,21 @@ impl Bpf {
         &self,
         cookie: u64,
         decided: &Decided,
-        listeners: &HashMap<u64, usize>,
+        listing: &Listing,
     ) -> Result<Option<String>, BpfError> {
-        match self.maps.policies.get(cookie)? {
+        match listing.policies.get(&cookie) {
             None => return Ok(Some("its element of POLICIES is gone".to_owned())),
-            Some(policy) if plain(policy) != plain(decided.policy) => {
+            Some(policy) if plain(*policy) != plain(decided.policy) => {
                 return Ok(Some("its element of POLICIES was altered".to_owned()));
             }
             Some(_) => {}
         }
         for ip in &decided.ips {
-            if self.maps.addresses.owner(*ip)? != Some(cookie) {
+            if listing.addresses.get(&ip.to_canonical()) != Some(&cookie) {
                 return Ok(Some(format!("ADDRESSES does not give {ip} to the pod")));
             }
         }
-        let there = listeners.get(&cookie).copied().unwrap_or_default();
+        let there = listing.listeners.get(&cookie).copied().unwrap_or_default();
         if there < decided.listeners {
             return Ok(Some(format!(
                 "LISTENERS has {there} of its {} sockets",
@@ -215,16 +208,26 @@ impl Bpf {
     }
 }
 
-/// Whether inbound connections of a namespace are steered by a program of Millrace's, of whatever version.
-///
-/// # Errors
-///
-/// If the namespace cannot be asked.
-pub fn is_steered(netns: BorrowedFd<'_>) -> io::Result<bool> {
-    let ids = sys::query(netns, SK_LOOKUP_ATTACH_TYPE, Attached::Here)?;
-    // One that went meanwhile has no name.
-    let ours = |id: &u32| sys::program_name(*id).is_ok_and(|name| name == LOOKUP);
-    Ok(ids.iter().any(ours))
+/// Which programs that choose sockets are Millrace's, of whatever version; each is asked for its name once. To be
+/// kept no longer than one round over the pods takes: a number means another program some day.
+#[derive(Debug, Default)]
+pub struct Steering(HashMap<u32, bool>);
+
+impl Steering {
+    /// Whether inbound connections of a namespace are steered by one of them.
+    ///
+    /// # Errors
+    ///
+    /// If the namespace cannot be asked.
+    pub fn is_steered(&mut self, netns: BorrowedFd<'_>) -> io::Result<bool> {
+        let ids = sys::query(netns, SK_LOOKUP_ATTACH_TYPE, Attached::Here)?;
+        // One that went meanwhile has no name.
+        let is_ours = |id: u32| sys::program_name(id).is_ok_and(|name| name == LOOKUP);
+        let mut known = ids
+            .iter()
+            .map(|id| *self.0.entry(*id).or_insert_with(|| is_ours(*id)));
+        Ok(known.any(|ours| ours))
+    }
 }
 
 /// Acceleration may be suspended meanwhile.

@@ -23,6 +23,7 @@ use super::routes;
 use super::sockets::{self, LabelledListener, SocketError};
 use super::state::{Pod, State};
 use super::{capture, guard};
+use crate::bpf::Steering;
 
 /// How long the first adoptions wait for a running proxy to return its sockets.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -225,7 +226,7 @@ impl Hub {
                     ..
                 }) = &applied
                 {
-                    steered.tell(inside.as_fd());
+                    steered.tell(inside.as_fd(), &mut Steering::default());
                 }
                 applied
             })
@@ -426,8 +427,9 @@ impl Hub {
             let told = |pod: &Pod| Some((Arc::clone(&pod.netns), pod.steered.clone()?));
             state.pods.values().filter_map(told).collect()
         };
+        let mut programs = Steering::default();
         for (netns, steered) in told {
-            steered.tell(netns.as_fd());
+            steered.tell(netns.as_fd(), &mut programs);
         }
     }
 

@@ -135,6 +135,10 @@ impl Record {
         self.now.clone()
     }
 
+    pub(super) fn causes(&self) -> Vec<Cause> {
+        self.now.broken.iter().map(|broken| broken.cause).collect()
+    }
+
     pub(super) fn problem(&self) -> Option<String> {
         let broken: Vec<String> = self.now.broken.iter().map(describe).collect();
         (!broken.is_empty()).then(|| format!("capture is not intact: {}", broken.join("; ")))

@@ -162,13 +162,9 @@ impl Watch {
             self.tell(Notice::Programs);
         }
         for (uid, subject) in &subjects.pods {
-            let broken = self.integrity.pod(uid).broken;
-            let causes: Vec<Cause> = broken
-                .iter()
-                .map(|breakage| breakage.cause)
-                // Those have notices of their own.
-                .filter(|cause| ![Cause::Program, Cause::Canary].contains(cause))
-                .collect();
+            let mut causes = self.integrity.broken(uid);
+            // Those have notices of their own.
+            causes.retain(|cause| ![Cause::Program, Cause::Canary].contains(cause));
             if subject.settled && !causes.is_empty() {
                 self.tell(Notice::Pod(uid.clone(), causes));
             }
@@ -234,9 +230,9 @@ impl Watch {
         if self.searched.is_some_and(|at| at.elapsed() < SEARCH) {
             return false;
         }
-        self.searched = Some(Instant::now());
+        let whole = self.searched.replace(Instant::now()).is_none();
         let kernel = self.kernel.clone();
-        let found = tokio::task::spawn_blocking(move || kernel.foreign()).await;
+        let found = tokio::task::spawn_blocking(move || kernel.foreign(whole)).await;
         let found = match found {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {

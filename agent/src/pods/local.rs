@@ -142,7 +142,7 @@ impl LocalSource {
         let mut problems = Vec::new();
         match list(&self.dir) {
             Ok(paths) => {
-                files.retain(|path, _| paths.contains(path));
+                files.retain(|path, _| paths.binary_search(path).is_ok());
                 for path in paths {
                     let stamp = Stamp::at(&path, now);
                     let known = files.get(&path).and_then(|file| file.stamp);
@@ -294,6 +294,7 @@ fn problem(path: &Path, malformed: Malformed, last_good_kept: bool) -> SourcePro
     }
 }
 
+/// The descriptions in a directory, in the order of their paths.
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))

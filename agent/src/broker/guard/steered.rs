@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 
 use super::script::STEERED_BIT;
+use crate::bpf::Steering;
 
 /// Port of the datagrams: discard.
 const DISCARD: u16 = 9;
@@ -53,9 +54,9 @@ impl Steered {
         })
     }
 
-    /// Tells it, if a program of Millrace's is attached to `netns`.
-    pub fn tell(&self, netns: BorrowedFd<'_>) {
-        match crate::bpf::is_steered(netns) {
+    /// Tells it, if one of the programs is attached to `netns`.
+    pub fn tell(&self, netns: BorrowedFd<'_>, programs: &mut Steering) {
+        match programs.is_steered(netns) {
             Ok(true) => {}
             Ok(false) => return,
             // A kernel that does not say is believed to have it: strangers are then judged by the programs alone.
