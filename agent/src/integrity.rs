@@ -12,6 +12,7 @@ mod inside;
 mod metrics;
 mod record;
 mod rules;
+mod ruleset;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use tokio::sync::{Notify, mpsc};
 
 pub use canary::Way;
 pub use generation::{Generation, Generations};
-pub use inside::{Found, canary_sockets, look};
+pub use inside::{Found, Seen, canary_sockets, look};
 pub use metrics::register;
 pub use record::{Canaries, ForeignStatus, NodeIntegrity, PodIntegrity, WayStatus};
 pub use watch::Watch;

@@ -22,4 +22,4 @@ pub use apply::{
 pub use check::{Drift, intact, rules_of};
 pub use pulse::{BEAT, HELD, Pulse, held};
 pub use rules::{CHAINS, Ruleset, rulesets, rulesets_at};
-pub use tables::has_table;
+pub use tables::{has_any_legacy, has_table};

@@ -163,6 +163,11 @@ impl Plan {
             .or_else(|missing| iptables::verify(&plain).map_err(|_| missing))
     }
 
+    /// Whether there shall be nat rules.
+    pub fn has_rules(&self) -> bool {
+        self.rules.is_some()
+    }
+
     /// Whether there shall be a guard that refuses.
     pub fn is_guarded(&self) -> bool {
         self.guard.as_ref().is_some_and(|guard| guard.closed)
@@ -170,7 +175,7 @@ impl Plan {
 
     /// The addresses that the namespace really has: rules send connections there, and those to
     /// any other would leave the pod.
-    fn present(&self) -> Vec<IpAddr> {
+    pub fn present(&self) -> Vec<IpAddr> {
         let binds = |address: &&IpAddr| UdpSocket::bind((**address, 0)).is_ok();
         self.addresses.iter().filter(binds).copied().collect()
     }

@@ -19,8 +19,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::creator;
 use crate::iptables;
-pub(crate) use script::STEERED;
 use script::{PROOF_BIT, Wanted};
+pub(crate) use script::{STEERED, UNHELD};
 pub use steered::Steered;
 
 /// The name of the guard's tables.
@@ -190,14 +190,11 @@ fn is_known(mark: u32) -> bool {
     refused(v4) || refused(sent(Domain::IPV6, (Ipv6Addr::LOCALHOST, discard).into()))
 }
 
-/// A device of the calling thread's namespace on which packet sockets would pass this guard, as the kernel lists
-/// its tables, although it could hold them there: one that came later.
-pub fn unheld(inet: &str, netdev: &str) -> Option<String> {
-    if inet.contains(&format!("chain {} {{", script::UNHELD)) {
-        return None;
-    }
+/// A device of the calling thread's namespace on which packet sockets would pass this guard, although it could hold
+/// them there: one that came later than those on which they are `held`. None where it `says` that it cannot.
+pub fn unheld(says: bool, held: &[String]) -> Option<String> {
     let mut devices = devices().into_iter();
-    devices.find(|device| !script::holds(netdev, device))
+    devices.find(|device| !says && !held.contains(device))
 }
 
 /// Every device of the calling thread's namespace but loopback.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::capture::Applied;
-use super::inspect::Watched;
+use super::inspect::{Looked, Watched};
 use super::netns::{Namespace, NetnsError};
 use super::routes;
 use super::sockets::{self, LabelledListener, SocketError};
@@ -218,17 +218,13 @@ impl Hub {
             return Ok(applied);
         }
         let (applying, inside) = (plan.clone(), Arc::clone(&netns));
-        let applied = netns
+        let (applied, looked) = netns
             .run_async(move || {
-                let applied = applying.apply();
-                if let Ok(Applied {
-                    steered: Some(steered),
-                    ..
-                }) = &applied
-                {
+                let applied = applying.apply()?;
+                if let Some(steered) = &applied.steered {
                     steered.tell(inside.as_fd(), &mut Steering::default());
                 }
-                applied
+                Ok((applied, Looked::now(&applying)))
             })
             .await
             .map_err(in_pod(uid))?
@@ -242,7 +238,7 @@ impl Hub {
             pod.capture = mode;
             pod.on_loss = on_loss;
             pod.iptables = rules;
-            pod.watched.put(plan, applied.clone());
+            pod.watched.put(plan, applied.clone(), looked);
             pod.pulse.clone_from(&applied.pulse);
             pod.steered.clone_from(&applied.steered);
             if changed {
@@ -547,7 +543,7 @@ impl Hub {
         match applied {
             Ok(Ok(applied)) => {
                 if let Some(pod) = self.state.lock().pods.get_mut(uid) {
-                    pod.watched.put(then, applied.clone());
+                    pod.watched.put(then, applied.clone(), None);
                     pod.pulse.clone_from(&applied.pulse);
                 }
                 tracing::info!(%uid, detail = applied.detail, "rules follow the proxy");

@@ -1,26 +1,30 @@
 //! What of a pod is not as the broker left it, for the agent's watch over capture.
 //!
-//! Cheap as long as nothing changes: a few questions to sockets that are held anyway. Only where the rule set
-//! of a namespace has changed, or has not been looked at for a while (legacy iptables tells nobody), is it
-//! entered and read (`integrity::inside`).
+//! Cheap as long as nothing changes: one call asks all pods' sockets at once, those that listen and those on which
+//! the kernel tells of changed rules. Only a pod in which something stirs, or that has not been asked for a
+//! while (legacy iptables tells nobody), is asked by itself; only where its rule set has changed is its
+//! namespace entered and read (`integrity::inside`).
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_runtime::handoff::{Breakage, CanarySocket, Cause, Inspection, PodUid, ProgramName};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::time::Instant;
 
 use super::capture::{Applied, Plan};
 use super::hub::{Hub, HubError, in_pod};
 use super::netns::NetnsError;
-use crate::integrity::{Found, Generation, Generations, canary_sockets, look};
+use super::sockets::LabelledListener;
+use super::state::{Pod, State};
+use crate::integrity::{Found, Generation, Generations, Seen, canary_sockets, look};
 
 /// Longest time between two readings of a namespace whose changes are counted ...
 const READ_AGAIN: Duration = Duration::from_mins(10);
-/// ... and of one with legacy tables.
+/// ... and of one with legacy tables; and longest time in which a pod is not asked by itself.
 const READ_UNCOUNTED: Duration = Duration::from_secs(30);
-/// Most readings for one answer that nothing calls for but time.
+/// Most readings for one answer that take a tool and that nothing calls for but time.
 const READINGS: usize = 16;
 /// Pods in one answer to `Inspect`: with all that can be said of each it stays below the largest message.
 const PAGE: usize = 8;
@@ -33,11 +37,38 @@ const LONGEST: usize = 400;
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     generations: Option<Arc<Generations>>,
-    /// Generation and time of the last reading that found everything in place.
+    /// Generation and time of the last reading that found everything in place ...
     intact: Option<(Generation, Instant)>,
+    /// ... and what the rules were like.
+    seen: Option<Seen>,
     found: Found,
+    /// When it was last asked for its generation.
+    asked: Option<Instant>,
     /// What the broker put there last, and what came of it.
     put: Option<(Plan, Applied)>,
+}
+
+/// What was found in a namespace right after it was brought in line.
+#[derive(Debug)]
+pub(super) struct Looked {
+    generations: Arc<Generations>,
+    generation: Generation,
+    found: Found,
+}
+
+impl Looked {
+    /// In the calling thread's namespace, if it can be read without a tool.
+    pub(super) fn now(plan: &Plan) -> Option<Self> {
+        let generations = Generations::open();
+        // Before reading: a change meanwhile is then heard of.
+        let generation = generations.now();
+        let found = look(plan, None, false)?;
+        Some(Self {
+            generations: Arc::new(generations),
+            generation,
+            found,
+        })
+    }
 }
 
 /// Whether a namespace has to be read.
@@ -52,14 +83,42 @@ impl Watched {
     /// The broker itself has changed the rules: what they are like now counts.
     pub(super) fn forget(&mut self) {
         self.intact = None;
-        self.found.guard = None;
+        self.seen = None;
         self.put = None;
     }
 
-    /// The same, and this is what it put there.
-    pub(super) fn put(&mut self, plan: Plan, applied: Applied) {
+    /// The same, and this is what it put there and found there then.
+    pub(super) fn put(&mut self, plan: Plan, applied: Applied, looked: Option<Looked>) {
         self.forget();
         self.put = Some((plan, applied));
+        if let Some(looked) = looked {
+            self.generations = Some(looked.generations);
+            self.asked = Some(Instant::now());
+            self.keep(looked.generation, looked.found);
+        }
+    }
+
+    fn keep(&mut self, generation: Generation, mut found: Found) {
+        if found.broken.is_empty() {
+            self.intact = Some((generation, Instant::now()));
+            self.seen = found.seen.take();
+        } else {
+            // What the rules are like counts only while they are intact.
+            self.intact = None;
+        }
+        self.found = found;
+    }
+
+    /// Whether the pod is to be asked although nothing is heard of it.
+    fn is_due(&self) -> bool {
+        let known = self.generations.as_ref().and_then(|known| known.notices());
+        let asked = self.asked.is_some_and(|at| at.elapsed() < READ_UNCOUNTED);
+        known.is_none() || self.intact.is_none() || !asked
+    }
+
+    /// Whether there is something to say of the pod.
+    fn has_findings(&self) -> bool {
+        !self.found.broken.is_empty() || !self.found.foreign.is_empty()
     }
 
     /// What is in the namespace, if that is known to be all of `plan`: nobody has changed a rule since it was
@@ -94,18 +153,11 @@ impl Hub {
         &self,
         after: Option<&PodUid>,
     ) -> (Vec<Inspection>, Option<PodUid>) {
-        let uids: Vec<PodUid> = {
-            let state = self.state.lock();
-            let rest = state
-                .pods
-                .keys()
-                .filter(|uid| after.is_none_or(|a| *uid > a));
-            rest.cloned().collect()
-        };
+        let uids = rest_to_look_at(&self.state.lock(), after);
         let mut page = Vec::new();
         let mut readings = READINGS;
-        for uid in uids {
-            if let Some(inspection) = self.inspect_one(&uid, &mut readings).await {
+        for (uid, stirs) in uids {
+            if let Some(inspection) = self.inspect_one(&uid, stirs, &mut readings).await {
                 page.push(inspection);
             }
             if page.len() == PAGE {
@@ -115,9 +167,18 @@ impl Hub {
         (page, None)
     }
 
-    async fn inspect_one(&self, uid: &PodUid, readings: &mut usize) -> Option<Inspection> {
+    async fn inspect_one(
+        &self,
+        uid: &PodUid,
+        stirs: bool,
+        readings: &mut usize,
+    ) -> Option<Inspection> {
         let mut broken = self.dead_listeners(uid)?;
-        let read = self.read_rules(uid, readings).await;
+        let read = if stirs {
+            self.read_rules(uid, readings).await
+        } else {
+            Ok(())
+        };
         let state = self.state.lock();
         let found = &state.pods.get(uid)?.watched.found;
         if let Err(error) = read {
@@ -179,25 +240,38 @@ impl Hub {
                     .map_err(in_pod(uid))?,
             ),
         };
-        // Before reading: a change meanwhile is then seen the next time.
+        // Before reading: a change meanwhile is then heard of.
+        generations.take_notices();
         let generation = generations.now();
         let need = self.with_pod(uid, |pod| {
             pod.watched.generations = Some(generations);
+            pod.watched.asked = Some(Instant::now());
             pod.watched.need(&generation)
         });
-        match need {
-            Some(Need::Now) => {}
-            Some(Need::Sometime) if *readings > 0 => *readings -= 1,
-            _ => return Ok(()),
+        let need = need.unwrap_or(Need::No);
+        if need == Need::No || self.read_now(uid, &generation, false).await? {
+            return Ok(());
         }
-        self.read_now(uid, generation).await
+        if need == Need::Sometime {
+            let Some(left) = readings.checked_sub(1) else {
+                return Ok(());
+            };
+            *readings = left;
+        }
+        self.read_now(uid, &generation, true).await.map(drop)
     }
 
-    async fn read_now(&self, uid: &PodUid, generation: Generation) -> Result<(), HubError> {
+    /// Reads the pod's rules; false where that takes a tool and none may be run.
+    async fn read_now(
+        &self,
+        uid: &PodUid,
+        generation: &Generation,
+        may_run_tools: bool,
+    ) -> Result<bool, HubError> {
         // Not while the broker itself is writing them.
         let _turn = self.turn(uid).await;
         let lost = self.state.lock().lost;
-        let Some((netns, plan, guard)) = self.with_pod(uid, |pod| {
+        let Some((netns, plan, then)) = self.with_pod(uid, |pod| {
             let plan = Plan::new(
                 pod.capture,
                 pod.on_loss,
@@ -205,27 +279,19 @@ impl Hub {
                 pod.spec.ips.clone(),
                 lost,
             );
-            let guard = pod.watched.found.guard.clone();
-            (Arc::clone(&pod.netns), plan, guard)
+            (Arc::clone(&pod.netns), plan, pod.watched.seen.clone())
         }) else {
-            return Ok(());
+            return Ok(true);
         };
-        let known = guard.clone();
-        let mut found = netns
-            .run_async(move || look(&plan, known.as_deref()))
+        let found = netns
+            .run_async(move || look(&plan, then.as_ref(), may_run_tools))
             .await
             .map_err(in_pod(uid))?;
-        self.with_pod(uid, |pod| {
-            if found.broken.is_empty() {
-                pod.watched.intact = Some((generation, Instant::now()));
-            } else {
-                // What the guard is like counts only while it is intact.
-                found.guard = guard;
-                pod.watched.intact = None;
-            }
-            pod.watched.found = found;
-        });
-        Ok(())
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        self.with_pod(uid, |pod| pod.watched.keep(generation.clone(), found));
+        Ok(true)
     }
 
     /// Makes the sockets of one canary.
@@ -246,13 +312,52 @@ impl Hub {
             })
     }
 
-    fn with_pod<T>(
-        &self,
-        uid: &PodUid,
-        work: impl FnOnce(&mut super::state::Pod) -> T,
-    ) -> Option<T> {
+    fn with_pod<T>(&self, uid: &PodUid, work: impl FnOnce(&mut Pod) -> T) -> Option<T> {
         self.state.lock().pods.get_mut(uid).map(work)
     }
+}
+
+/// Pods after this one of which there is something to say, or that have to be asked, which is the second.
+fn rest_to_look_at(state: &State, after: Option<&PodUid>) -> Vec<(PodUid, bool)> {
+    let is_rest = |(uid, _): &(&PodUid, &Pod)| after.is_none_or(|after| *uid > after);
+    let pods: Vec<(&PodUid, &Pod)> = state.pods.iter().filter(is_rest).collect();
+    let mut stirs: Vec<bool> = pods.iter().map(|(_, pod)| pod.watched.is_due()).collect();
+    let mut asked = Vec::new();
+    let mut owners = Vec::new();
+    for (at, (_, pod)) in pods.iter().enumerate() {
+        let streams = pod.listeners.iter().filter(|l| !l.label.role.is_datagram());
+        // That one is no longer listening is always told.
+        let listening =
+            streams.map(|l| PollFd::from_borrowed_fd(l.socket.as_fd(), PollFlags::empty()));
+        let notices = pod
+            .watched
+            .generations
+            .iter()
+            .filter_map(|known| known.notices());
+        let notices = notices
+            .flatten()
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        asked.extend(listening.chain(notices));
+        owners.resize(asked.len(), at);
+    }
+    if let Err(error) = poll(&mut asked, Some(&Timespec::default())) {
+        tracing::debug!(%error, "every pod is asked by itself");
+        stirs.fill(true);
+    }
+    for (_, at) in asked
+        .iter()
+        .zip(owners)
+        .filter(|(fd, _)| !fd.revents().is_empty())
+    {
+        stirs[at] = true;
+    }
+    let is_dead = |socket: &LabelledListener| socket.label.role.is_datagram() && !socket.is_alive();
+    let has_dead = |pod: &Pod| pod.listeners.iter().any(is_dead);
+    pods.into_iter()
+        .zip(stirs)
+        .filter(|((_, pod), stirs)| *stirs || pod.watched.has_findings() || has_dead(pod))
+        .map(|((uid, _), stirs)| (uid.clone(), stirs))
+        .collect()
 }
 
 /// Names of loaded programs; those that are gone are left out.
@@ -271,3 +376,6 @@ fn shorten(text: &mut String) {
         text.push('…');
     }
 }
+
+#[cfg(test)]
+mod tests;

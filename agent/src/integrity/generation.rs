@@ -3,14 +3,19 @@
 //! nftables counts its changes, by whatever tool, iptables' nft variant included: asking for the number costs
 //! one message, reading rules a process. Legacy iptables counts nothing; it is known only which tables exist.
 //! Devices count too: one that is new is not among those on which the guard holds packet sockets.
+//!
+//! The kernel also says so by itself when rules or devices change ([`Generations::notices`]), so that nothing at all
+//! is asked of a namespace in which nothing happens.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
+use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    socket,
 };
 
 use crate::broker::guard;
@@ -20,6 +25,11 @@ const GET: u16 = 10 << 8 | 16;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`.
 const NEW: u16 = 10 << 8 | 15;
 const NLM_F_REQUEST: u16 = 1;
+/// Groups that hear of changes: `NFNLGRP_NFTABLES`, and `RTNLGRP_LINK`.
+const OF_RULES: u32 = 1 << 6;
+const OF_DEVICES: u32 = 1;
+/// Most notices that are taken at once; more are left for the next time.
+const NOTICES: usize = 1024;
 /// Header, then `struct nfgenmsg`, then attributes: length, kind, value.
 const REQUEST: usize = 16 + 4;
 /// Most that is read of a file: hundreds of devices.
@@ -51,17 +61,16 @@ pub struct Generations {
     netlink: Option<OwnedFd>,
     legacy: Vec<File>,
     devices: Option<File>,
+    notices: Option<[OwnedFd; 2]>,
 }
 
 impl Generations {
     /// For the calling thread's namespace.
     pub fn open() -> Self {
-        let netlink = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::NetlinkNetFilter,
-        );
+        // Before anything is asked, so that no change falls in between.
+        let notices = listen(SockProtocol::NetlinkNetFilter, OF_RULES)
+            .and_then(|rules| Ok([rules, listen(SockProtocol::NetlinkRoute, OF_DEVICES)?]));
+        let netlink = talk(SockProtocol::NetlinkNetFilter);
         let names = ["ip_tables_names", "ip6_tables_names"];
         let legacy = names
             .iter()
@@ -70,6 +79,29 @@ impl Generations {
             netlink: netlink.ok(),
             legacy: legacy.collect(),
             devices: File::open("/proc/thread-self/net/dev").ok(),
+            notices: notices.ok(),
+        }
+    }
+
+    /// Descriptors of which one becomes readable when rules or devices change, or fails when there were too many
+    /// changes to tell; `None` where the kernel does not say. Legacy tables change in silence.
+    pub fn notices(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        self.notices
+            .as_ref()
+            .map(|notices| notices.each_ref().map(AsFd::as_fd))
+    }
+
+    /// Takes the notices that there are. What they are about has happened before [`Self::now`] is asked next.
+    pub fn take_notices(&self) {
+        let mut notice = [0_u8; 1];
+        for notices in self.notices.iter().flatten() {
+            for _ in 0..NOTICES {
+                let taken = recv(notices.as_raw_fd(), &mut notice, MsgFlags::empty());
+                // What they say is asked for anyway, and also where some were lost.
+                if taken == Err(Errno::EAGAIN) {
+                    break;
+                }
+            }
         }
     }
 
@@ -85,6 +117,21 @@ impl Generations {
             devices: guard::names(&self.devices.as_ref().map(read).unwrap_or_default()),
         }
     }
+}
+
+fn talk(protocol: SockProtocol) -> nix::Result<OwnedFd> {
+    socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        protocol,
+    )
+}
+
+fn listen(protocol: SockProtocol, groups: u32) -> nix::Result<OwnedFd> {
+    let netlink = talk(protocol)?;
+    bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(netlink)
 }
 
 /// A file of `/proc` from its beginning, as far as it can be read and is of a sensible length.

@@ -6,9 +6,11 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
 use millrace_runtime::handoff::{Breakage, CanarySocket, Cause, Families, Family};
+use sha2::{Digest as _, Sha256};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::rules;
+use super::ruleset::{Digest, Ruleset, Table};
 use crate::broker::capture::Plan;
 use crate::broker::guard;
 use crate::iptables::{self, IptablesError};
@@ -20,61 +22,100 @@ pub struct Found {
     pub broken: Vec<Breakage>,
     /// Rules of others that capture or mark.
     pub foreign: Vec<String>,
-    /// The guard as the kernel lists it, to compare with later.
-    pub guard: Option<String>,
+    /// What the rules were like, to compare with later; `None` where the kernel does not tell.
+    pub seen: Option<Seen>,
 }
 
-/// Compares the namespace with `plan`; `guard` is what the guard was like when it was intact.
-pub fn look(plan: &Plan, guard: Option<&str>) -> Found {
-    let mut found = Found::default();
-    if let Err(error) = plan.verify() {
-        let detail = match error {
-            IptablesError::NotThere { missing, .. } => format!("missing: {missing}"),
-            other => crate::broker::chain(&other),
-        };
-        found.broken.push(Breakage {
-            cause: Cause::Rules,
-            detail,
-        });
+/// Rules that were looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The guard.
+    guard: Digest,
+    /// Every rule there is, and what shall be there.
+    whole: Digest,
+    /// Those of others that capture or mark.
+    foreign: Vec<String>,
+}
+
+/// Compares the namespace with `plan`; `then` is what its rules were like when everything was in place. As long as
+/// they are the same, and while there are no others but the guard, no tool is run; `None` where one would have to be
+/// but `may_run_tools` says that it may not.
+pub fn look(plan: &Plan, then: Option<&Seen>, may_run_tools: bool) -> Option<Found> {
+    let ruleset = Ruleset::read();
+    let whole = ruleset.as_ref().ok().map(|now| identify(plan, now));
+    let uncounted = iptables::has_any_legacy();
+    let same = then.filter(|then| !uncounted && Some(then.whole) == whole);
+    let others = uncounted || ruleset.as_ref().map_or(true, |now| now.has_others);
+    if same.is_none() && !may_run_tools && (others || plan.has_rules()) {
+        return None;
     }
-    let all = nft(&["-s", "list", "ruleset"]);
+    let mut found = Found::default();
+    if let Some(same) = same {
+        found.foreign.clone_from(&same.foreign);
+    } else {
+        found.broken.extend(rules_missing(plan));
+        if others && let Ok(listing) = nft(&["-s", "list", "ruleset"]) {
+            found.foreign = rules::foreign(&listing, &iptables::listings());
+        }
+    }
     if plan.is_guarded() {
-        let detail = match &all {
-            Ok(listing) => compare(listing, guard, &mut found),
-            // A pod without a guard for want of `nft` says so by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        let wrong = match &ruleset {
+            Ok(now) => wrong_with_guard(now, then),
             Err(error) => Some(format!("its rules cannot be read: {error}")),
         };
-        found.broken.extend(detail.map(|detail| Breakage {
-            cause: Cause::Guard,
-            detail,
-        }));
+        // A pod without a guard for want of `nft` says so by itself.
+        found
+            .broken
+            .extend(wrong.filter(|_| has_nft()).map(|detail| Breakage {
+                cause: Cause::Guard,
+                detail,
+            }));
     }
-    if let Ok(listing) = &all {
-        found.foreign = rules::foreign(listing, &iptables::listings());
-    }
-    found
+    found.seen = ruleset.ok().zip(whole).map(|(now, whole)| Seen {
+        guard: now.guard,
+        whole,
+        foreign: found.foreign.clone(),
+    });
+    Some(found)
 }
 
-/// What the guard is like now, and what is wrong with it.
-fn compare(listing: &str, then: Option<&str>, found: &mut Found) -> Option<String> {
-    let table = |family: &str| rules::table(listing, &format!("{family} {}", guard::TABLE));
-    let Some(inet) = table("inet") else {
-        return Some(format!("table inet {} is gone", guard::TABLE));
+/// The rules there are, and what the plan makes of them.
+fn identify(plan: &Plan, now: &Ruleset) -> Digest {
+    let mut digest = Sha256::new();
+    digest.update(now.whole);
+    digest.update(format!("{plan:?} {:?}", plan.present()));
+    digest.finalize().into()
+}
+
+fn rules_missing(plan: &Plan) -> Option<Breakage> {
+    let detail = match plan.verify().err()? {
+        IptablesError::NotThere { missing, .. } => format!("missing: {missing}"),
+        other => crate::broker::chain(&other),
     };
-    // The second is where the kernel can have it.
-    let netdev = table("netdev").unwrap_or_default();
-    let unheld = guard::unheld(&inet, &netdev);
-    let now = inet + &netdev;
-    let wrong = if then.is_some_and(|then| then != now) {
-        Some(format!("table inet {} was altered", guard::TABLE))
-    } else if !now.contains("hook output") {
-        Some(format!("table inet {} is empty", guard::TABLE))
-    } else {
-        unheld.map(|device| format!("packet sockets are not held on {device}, which is new"))
-    };
-    found.guard = Some(now);
-    wrong
+    Some(Breakage {
+        cause: Cause::Rules,
+        detail,
+    })
+}
+
+fn wrong_with_guard(now: &Ruleset, then: Option<&Seen>) -> Option<String> {
+    let table = guard::TABLE;
+    let altered = then.is_some_and(|then| then.guard != now.guard);
+    match now.table {
+        Table::Gone => return Some(format!("table inet {table} is gone")),
+        _ if altered => return Some(format!("table inet {table} was altered")),
+        Table::Empty => return Some(format!("table inet {table} is empty")),
+        Table::Judges => {}
+    }
+    let unheld = guard::unheld(now.says_unheld, &now.held)?;
+    Some(format!(
+        "packet sockets are not held on {unheld}, which is new"
+    ))
+}
+
+fn has_nft() -> bool {
+    let asked = nft(&["--version"]);
+    !asked.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Runs `nft`; an error where it is not installed or refuses.

@@ -43,25 +43,6 @@ pub(super) fn foreign(nft: &str, saved: &[Listing]) -> Vec<String> {
     found
 }
 
-/// One table of a rule set, without the rest; `None` if it is not there.
-pub(super) fn table(nft: &str, name: &str) -> Option<String> {
-    let head = format!("table {name} {{");
-    let mut lines = nft.lines().skip_while(|line| **line != head).peekable();
-    lines.peek()?;
-    let body = lines.take_while(|line| *line != "}");
-    // What a set holds for a while says nothing about the rules.
-    let mut timed = false;
-    let lasting = body.filter(|line| {
-        timed = match line.trim() {
-            "}" => false,
-            set if set == format!("set {} {{", guard::STEERED) => true,
-            _ => timed,
-        };
-        !(timed && line.trim().starts_with("elements"))
-    });
-    Some(lasting.collect::<Vec<_>>().join("\n"))
-}
-
 fn of_nft(nft: &str, saved: &[Listing]) -> Vec<String> {
     let mut found = Vec::new();
     let (mut table, mut chain, mut hook) = ("", "", String::new());
@@ -296,20 +277,5 @@ table inet lb {\n\tchain early {\n\t\ttype nat hook output priority dstnat - 10;
         for (line, word) in found.iter().zip(named) {
             assert!(line.contains(word), "{line}");
         }
-    }
-
-    #[test]
-    fn a_table_is_cut_out_of_the_rule_set() {
-        let guard = table(RULESET, "inet millrace_guard").expect("there");
-        assert!(guard.contains("reject") && !guard.contains("lb"), "{guard}");
-        assert_eq!(table(RULESET, "inet millrace"), None);
-        let sets = |elements| {
-            let set = format!("\tset steered {{\n\t\ttypeof meta nfproto\n{elements}\t}}\n");
-            let older = "\tset older4 {\n\t\telements = { 10.0.0.1 . 1 . 2 }\n\t}\n";
-            table(&format!("table inet g {{\n{set}{older}}}\n"), "inet g").expect("there")
-        };
-        let empty = sets("");
-        assert_eq!(sets("\t\telements = { ipv4, ipv6 }\n"), empty);
-        assert!(empty.contains("10.0.0.1"), "{empty}");
     }
 }

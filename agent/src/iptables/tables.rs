@@ -34,6 +34,11 @@ fn any_nft(family: Family, tables: &[&str]) -> bool {
     tables.iter().any(exists)
 }
 
+/// Whether tables of the legacy form exist, of any family.
+pub fn has_any_legacy() -> bool {
+    [Family::V4, Family::V6].into_iter().any(has_legacy)
+}
+
 /// Whether tables of the legacy form exist.
 pub(super) fn has_legacy(family: Family) -> bool {
     let names = match family {

@@ -37,7 +37,7 @@ const OLDER: [(&str, &str, &str); 2] = [
     ("older6", "ip6", "ipv6_addr"),
 ];
 /// An empty chain which says that packet sockets are not held, since the kernel cannot do it.
-pub(super) const UNHELD: &str = "unheld";
+pub(crate) const UNHELD: &str = "unheld";
 const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
 /// What the script says.
@@ -351,18 +351,6 @@ fn packet_sockets(script: &mut Script, devices: &[String]) {
     script.line(format_args!("table netdev {TABLE} {{"));
     script.chain("leaving", Some(&hook), &rules);
     script.line(format_args!("}}"));
-}
-
-/// Whether a table `netdev` as the kernel lists it holds this device.
-pub(super) fn holds(netdev: &str, device: &str) -> bool {
-    let quoted = format!("\"{device}\"");
-    let words = |line: &str| {
-        line.split([' ', ','])
-            .any(|word| word == quoted || word == device)
-    };
-    netdev
-        .lines()
-        .any(|line| line.contains("hook egress") && words(line))
 }
 
 /// The command that adds a cgroup to those whose sockets are the proxy's.

@@ -6,7 +6,7 @@ use millrace_testkit::{Cluster, Node, Pod, require};
 
 use super::*;
 use crate::broker::capture::Plan;
-use crate::integrity::{Generations, look};
+use crate::integrity::{Generations, Seen, look};
 use millrace_runtime::handoff::OnCaptureLoss;
 
 /// An answer that the guard refuses never comes.
@@ -74,7 +74,10 @@ fn a_device_that_comes_later_is_noticed_and_held() -> anyhow::Result<()> {
     require!(cluster);
     require!(tool "nft");
     let scene = Scene::new()?;
-    let found = |guard: Option<String>| scene.pod.run(|| Ok(look(&closed(), guard.as_deref())));
+    let found = |then: Option<Seen>| {
+        let looked = || Ok(look(&closed(), then.as_ref(), false));
+        anyhow::Ok(scene.pod.run(looked)?.expect("no tool is needed"))
+    };
     let generations = scene.pod.run(|| Ok(Generations::open()))?;
     let hold = scene.pod.run(|| Ok(closed().apply()?))?.detail;
     if hold.contains("not held") {
@@ -92,7 +95,7 @@ fn a_device_that_comes_later_is_noticed_and_held() -> anyhow::Result<()> {
         ],
     )?;
     assert_ne!(generations.now(), intact, "rules are read again");
-    let broken = found(before.guard)?.broken;
+    let broken = found(before.seen)?.broken;
     assert_eq!(broken.len(), 1, "{broken:?}");
     assert!(broken[0].detail.contains("not held on"), "{broken:?}");
 
