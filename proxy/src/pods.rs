@@ -155,6 +155,14 @@ impl LocalPods {
         pods
     }
 
+    /// Every pool of every pod, in no order.
+    pub fn each_pool(&self, mut work: impl FnMut(&SocketPool)) {
+        let table = self.table.load();
+        for pod in table.by_uid.values() {
+            pod.pools().for_each(&mut work);
+        }
+    }
+
     /// Adds a pod or replaces the one of its uid. Where two pods have one address (one is
     /// leaving, the next got its address), the newer one has it.
     pub fn insert(&self, pod: &Arc<LocalPod>) {

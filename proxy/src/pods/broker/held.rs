@@ -186,16 +186,12 @@ impl<L: Listening> Held<L> {
 
     /// About once a second.
     pub(super) fn tick(&self) {
-        for pod in self.pods.all() {
-            pod.pools().for_each(SocketPool::tick);
-        }
+        self.pods.each_pool(SocketPool::tick);
     }
 
     /// A new session: pools ask anew.
     pub(super) fn reconnected(&self) {
-        for pod in self.pods.all() {
-            pod.pools().for_each(SocketPool::reconnected);
-        }
+        self.pods.each_pool(SocketPool::reconnected);
     }
 
     /// Lets all listening sockets go: who connects now waits in the broker's duplicates.
