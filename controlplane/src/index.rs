@@ -13,10 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::delegate;
 use crate::model::endpoint::{self, EndpointSlice, ServiceEndpoints};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
 use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::route::{HttpAction, VirtualService};
 use crate::model::service::{Service, ServiceKind};
 use crate::model::workload::{Workload, selects};
 use crate::model::{Kind, Object, ObjectId};
@@ -70,7 +72,7 @@ impl Index {
                 put(&mut self.state.templates, &name, Some(template));
             }
             Object::VirtualService(rule) => {
-                self.changes.routes |= put(&mut self.state.virtual_services, &name, Some(rule));
+                self.put_virtual_service(&name, Some(rule));
             }
             Object::DestinationRule(rule) => {
                 self.changes.policies |= put(&mut self.state.destination_rules, &name, Some(rule));
@@ -80,6 +82,9 @@ impl Index {
             }
             Object::ServiceEntry(entry) => self.put_service_entry(&name, Some(entry)),
             Object::WorkloadEntry(entry) => self.put_workload_entry(&name, Some(entry)),
+            Object::Sidecar(sidecar) => {
+                self.changes.scopes |= put(&mut self.state.sidecars, &name, Some(sidecar));
+            }
         }
     }
 
@@ -100,7 +105,7 @@ impl Index {
                 put(&mut self.state.templates, name, None);
             }
             Kind::VirtualService => {
-                self.changes.routes |= put(&mut self.state.virtual_services, name, None);
+                self.put_virtual_service(name, None);
             }
             Kind::DestinationRule => {
                 self.changes.policies |= put(&mut self.state.destination_rules, name, None);
@@ -108,6 +113,7 @@ impl Index {
             Kind::RouteRule => self.changes.routes |= put(&mut self.state.route_rules, name, None),
             Kind::ServiceEntry => self.put_service_entry(name, None),
             Kind::WorkloadEntry => self.put_workload_entry(name, None),
+            Kind::Sidecar => self.changes.scopes |= put(&mut self.state.sidecars, name, None),
         }
     }
 
@@ -157,6 +163,30 @@ impl Index {
             host,
             (!names.is_empty()).then_some(names),
         );
+    }
+
+    /// Keeps the rules with hosts resolved: this one, or those that delegate to it.
+    fn put_virtual_service(&mut self, name: &ObjectName, rule: Option<Arc<VirtualService>>) {
+        if !put(&mut self.state.virtual_services, name, rule) {
+            return;
+        }
+        self.changes.routes = true;
+        let delegates_here = |rule: &&Arc<VirtualService>| {
+            rule.http
+                .iter()
+                .any(|route| matches!(&route.action, HttpAction::Delegate(to) if to == name))
+        };
+        let others = self.state.virtual_services.values().filter(delegates_here);
+        let touched: BTreeSet<ObjectName> = others
+            .map(|rule| rule.name.clone())
+            .chain([name.clone()])
+            .collect();
+        for root in touched {
+            let rules = &self.state.virtual_services;
+            let rule = rules.get(&root).filter(|rule| !rule.hosts.is_empty());
+            let resolved = rule.map(|rule| delegate::resolve(rule, |name| rules.get(name)).0);
+            put(&mut self.state.routed, &root, resolved);
+        }
     }
 
     fn put_service_entry(&mut self, name: &ObjectName, entry: Option<Arc<ServiceEntry>>) {

@@ -113,6 +113,7 @@ impl PilotMetrics {
             ("route_rule", snapshot.route_rules.len()),
             ("service_entry", snapshot.service_entries.len()),
             ("workload_entry", snapshot.workload_entries.len()),
+            ("sidecar", snapshot.sidecars.len()),
         ] {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.objects.get_or_create(&KindLabels { kind }).set(count);

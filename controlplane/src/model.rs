@@ -4,6 +4,7 @@
 //! index stores and the translation reads. Nothing here does I/O.
 
 pub mod analyze;
+pub mod delegate;
 pub mod endpoint;
 pub mod entry;
 pub mod mesh;
@@ -12,6 +13,7 @@ pub mod policy;
 pub mod problem;
 pub mod route;
 pub mod service;
+pub mod sidecar;
 pub mod validate;
 pub mod workload;
 
@@ -23,6 +25,7 @@ use self::names::ObjectName;
 use self::policy::DestinationRule;
 use self::route::{RouteRule, VirtualService};
 use self::service::Service;
+use self::sidecar::Sidecar;
 use self::workload::{Workload, WorkloadTemplate};
 
 /// The kinds of object that the index holds.
@@ -52,6 +55,8 @@ pub enum Kind {
     ServiceEntry,
     /// An Istio `WorkloadEntry`.
     WorkloadEntry,
+    /// An Istio `Sidecar`.
+    Sidecar,
 }
 
 impl Kind {
@@ -70,6 +75,7 @@ impl Kind {
             Self::RouteRule => "RouteRule",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::Sidecar => "Sidecar",
         }
     }
 
@@ -119,6 +125,8 @@ pub enum Object {
     ServiceEntry(Arc<ServiceEntry>),
     /// An endpoint that is no pod.
     WorkloadEntry(Arc<WorkloadEntry>),
+    /// What pods see of the mesh.
+    Sidecar(Arc<Sidecar>),
 }
 
 impl Object {
@@ -136,6 +144,7 @@ impl Object {
             Self::RouteRule(rule) => (Kind::RouteRule, &rule.name),
             Self::ServiceEntry(entry) => (Kind::ServiceEntry, &entry.name),
             Self::WorkloadEntry(entry) => (Kind::WorkloadEntry, &entry.workload.name),
+            Self::Sidecar(sidecar) => (Kind::Sidecar, &sidecar.name),
         };
         ObjectId {
             kind,

@@ -5,6 +5,7 @@
 
 mod resolve;
 mod services;
+mod sidecar;
 
 pub use self::resolve::{Policy, ResolvedSubset, claim};
 
@@ -19,6 +20,7 @@ use crate::model::names::{Hostname, ObjectName};
 use crate::model::policy::DestinationRule;
 use crate::model::route::{RouteRule, VirtualService};
 use crate::model::service::Service;
+use crate::model::sidecar::Sidecar;
 use crate::model::workload::{Workload, WorkloadTemplate};
 
 /// A table of the mesh, shared until it changes.
@@ -55,6 +57,10 @@ pub struct MeshSnapshot {
     pub templates: Table<ObjectName, Arc<WorkloadTemplate>>,
     /// `VirtualServices` by name.
     pub virtual_services: Table<ObjectName, Arc<VirtualService>>,
+    /// Derived: those that have hosts, with the routes of those that they delegate to.
+    pub routed: Table<ObjectName, Arc<VirtualService>>,
+    /// `Sidecars` by name.
+    pub sidecars: Table<ObjectName, Arc<Sidecar>>,
     /// `DestinationRules` by name.
     pub destination_rules: Table<ObjectName, Arc<DestinationRule>>,
     /// `RouteRules` by name.

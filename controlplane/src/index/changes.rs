@@ -5,6 +5,10 @@ use std::collections::BTreeSet;
 use crate::model::names::ObjectName;
 
 /// What changed.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a table of its own, and any of them may have changed"
+)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangeSet {
     /// Services added, removed or changed.
@@ -17,6 +21,8 @@ pub struct ChangeSet {
     pub routes: bool,
     /// Whether any `DestinationRule` changed.
     pub policies: bool,
+    /// Whether any `Sidecar` changed.
+    pub scopes: bool,
     /// Whether the mesh's settings changed.
     pub mesh: bool,
 }
@@ -34,6 +40,7 @@ impl ChangeSet {
         self.workloads.extend(other.workloads);
         self.routes |= other.routes;
         self.policies |= other.policies;
+        self.scopes |= other.scopes;
         self.mesh |= other.mesh;
     }
 }

@@ -6,6 +6,7 @@
 mod destination_rule;
 mod route_rule;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 pub use self::destination_rule::*;
 pub use self::route_rule::*;
 pub use self::service_entry::*;
+pub use self::sidecar::*;
 pub use self::virtual_service::*;
 
 /// The part of an object's metadata that pilot reads.

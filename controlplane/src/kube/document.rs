@@ -218,6 +218,7 @@ impl FileReader<'_> {
                     validate::destination_rule,
                 );
             }
+            "Sidecar" => self.judge(node, header, Kind::Sidecar, validate::sidecar),
             "ServiceEntry" => self.judge(node, header, Kind::ServiceEntry, validate::service_entry),
             "WorkloadEntry" => {
                 self.judge(node, header, Kind::WorkloadEntry, validate::workload_entry);
@@ -374,6 +375,7 @@ fn other_kind(header: &Header) -> Option<Finding> {
         "RouteRule",
         "ServiceEntry",
         "WorkloadEntry",
+        "Sidecar",
         "EndpointSlice",
         "Deployment",
         "Service",

@@ -7,10 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::model::delegate;
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::policy::DestinationRule;
 use crate::model::problem::{Finding, Reason};
-use crate::model::route::{Destination, ExportTo, HttpAction, HttpRoute, SubsetRef};
+use crate::model::route::{
+    Destination, ExportTo, HttpAction, HttpRoute, SubsetRef, VirtualService,
+};
 use crate::model::service::{Service, ServiceKind};
 use crate::model::{Kind, ObjectId};
 use crate::snapshot::MeshSnapshot;
@@ -26,6 +29,7 @@ pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
     analysis.destination_rules();
     analysis.services();
     analysis.claims();
+    analysis.sidecars();
     analysis.found
 }
 
@@ -67,6 +71,7 @@ impl Analysis<'_> {
             )
         });
         for rule in rules {
+            self.delegates(rule);
             for (index, host) in rule.hosts.iter().enumerate() {
                 if let Some(winner) = claimed.get(host) {
                     let message =
@@ -91,8 +96,18 @@ impl Analysis<'_> {
                     &format!("spec.http[{index}].route"),
                 );
             }
-            for (index, route) in rule.tcp.iter().enumerate() {
-                let field = format!("spec.tcp[{index}].route");
+            let tcp = rule
+                .tcp
+                .iter()
+                .enumerate()
+                .map(|(at, route)| ("tcp", at, route));
+            let tls = rule
+                .tls
+                .iter()
+                .enumerate()
+                .map(|(at, route)| ("tls", at, route));
+            for (member, index, route) in tcp.chain(tls) {
+                let field = format!("spec.{member}[{index}].route");
                 self.destinations(
                     Kind::VirtualService,
                     &rule.name,
@@ -101,6 +116,18 @@ impl Analysis<'_> {
                 );
             }
         }
+    }
+
+    /// What comes of the routes that a rule leaves to others.
+    fn delegates(&mut self, rule: &Arc<VirtualService>) {
+        let rules = &self.snapshot.virtual_services;
+        let (_, findings) = delegate::resolve(rule, |name| rules.get(name));
+        let id = ObjectId {
+            kind: Kind::VirtualService,
+            name: rule.name.clone(),
+        };
+        self.found
+            .extend(findings.into_iter().map(|finding| (id.clone(), finding)));
     }
 
     fn route_rules(&mut self) {
@@ -302,6 +329,28 @@ impl Analysis<'_> {
         }
     }
 
+    /// Several for all pods of one namespace, of which the oldest counts.
+    fn sidecars(&mut self) {
+        let all = self.snapshot.sidecars.values();
+        for sidecar in all.filter(|sidecar| sidecar.selector.is_empty()) {
+            let winner = self.snapshot.sidecar_of(&sidecar.name.namespace);
+            if let Some(winner) = winner.filter(|winner| winner.name != sidecar.name) {
+                let message = format!(
+                    "Sidecar {} is for all pods of {} too, and wins",
+                    winner.name, sidecar.name.namespace
+                );
+                let field = "spec.workloadSelector".to_owned();
+                self.warn(
+                    Kind::Sidecar,
+                    &sidecar.name,
+                    Reason::Conflict,
+                    field,
+                    message,
+                );
+            }
+        }
+    }
+
     /// Ports of a host that two objects claim for the same clients.
     fn claims(&mut self) {
         for host in self.snapshot.hosts.iter().filter(|(_, all)| all.len() > 1) {
@@ -367,3 +416,6 @@ impl Analysis<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

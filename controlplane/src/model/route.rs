@@ -12,7 +12,7 @@ pub struct VirtualService {
     pub name: ObjectName,
     /// When it was created, as RFC 3339 text; sorts before the name where two objects claim a host.
     pub created: Option<String>,
-    /// The hosts it routes, fully qualified or wildcards.
+    /// The hosts it routes, fully qualified or wildcards; none for one that others delegate to.
     pub hosts: Vec<Hostname>,
     /// Whether it applies to traffic between workloads, not only to named gateways.
     pub for_mesh: bool,
@@ -22,6 +22,8 @@ pub struct VirtualService {
     pub http: Vec<HttpRoute>,
     /// TCP routes, first match wins.
     pub tcp: Vec<TcpRoute>,
+    /// Routes of TLS by server name, first match wins.
+    pub tls: Vec<TcpRoute>,
 }
 
 /// A seed-era `RouteRule`.
@@ -104,6 +106,8 @@ pub enum HttpAction {
         /// The body.
         body: Option<Vec<u8>>,
     },
+    /// Another `VirtualService` says; resolved before anything is translated.
+    Delegate(ObjectName),
 }
 
 /// Conditions that must all hold.
@@ -251,11 +255,41 @@ pub struct HeaderChanges {
     pub remove: Vec<String>,
 }
 
-/// One TCP route.
+/// One route of connections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpRoute {
-    /// Any of these ports; empty means every port.
-    pub ports: Vec<u16>,
+    /// Any of these; empty means every connection.
+    pub matches: Vec<TcpMatch>,
     /// Where connections go, by weight.
     pub destinations: Vec<Destination>,
+}
+
+/// Conditions on a connection that must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TcpMatch {
+    /// The server names of a TLS client, possibly wildcards; empty for routes that do not look at them.
+    pub sni_hosts: Vec<String>,
+    /// The port the client connected to.
+    pub port: Option<u16>,
+    /// The client's namespace.
+    pub source_namespace: Option<String>,
+}
+
+impl TcpMatch {
+    /// Whether it may hold for a connection of this namespace to this port, as far as that says.
+    pub fn fits(&self, port: u16, namespace: &str) -> bool {
+        self.port.is_none_or(|wanted| wanted == port)
+            && self
+                .source_namespace
+                .as_deref()
+                .is_none_or(|wanted| wanted == namespace)
+    }
+}
+
+impl TcpRoute {
+    /// Whether it routes connections of this namespace to this port, whatever they ask for.
+    pub fn fits(&self, port: u16, namespace: &str) -> bool {
+        let mut matches = self.matches.iter();
+        self.matches.is_empty() || matches.any(|condition| condition.fits(port, namespace))
+    }
 }

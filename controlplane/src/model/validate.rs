@@ -8,12 +8,14 @@ mod destination_rule;
 mod fields;
 mod route_rule;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 
 pub use self::destination_rule::destination_rule;
 pub use self::fields::{DEFAULT_RETRY_ON, parse_duration};
 pub use self::route_rule::route_rule;
 pub use self::service_entry::{service_entry, workload_entry};
+pub use self::sidecar::sidecar;
 pub use self::virtual_service::virtual_service;
 
 use crate::model::problem::{Finding, Severity};

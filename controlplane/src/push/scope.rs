@@ -22,13 +22,15 @@ pub struct Revisions {
     pub routes: Generation,
     /// `DestinationRules`.
     pub policies: Generation,
+    /// `Sidecars`.
+    pub scopes: Generation,
     /// The mesh's settings.
     pub mesh: Generation,
 }
 
 /// The generations of the parts that a resource was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp([Generation; 5]);
+pub struct Stamp([Generation; 6]);
 
 impl Revisions {
     /// Notes what a generation changed.
@@ -39,6 +41,7 @@ impl Revisions {
             (&mut self.workloads, !changes.workloads.is_empty()),
             (&mut self.routes, changes.routes),
             (&mut self.policies, changes.policies),
+            (&mut self.scopes, changes.scopes),
             (&mut self.mesh, changes.mesh),
         ] {
             if changed {
@@ -67,26 +70,34 @@ impl Revisions {
     }
 
     /// The parts of the mesh that resources of a type are made from.
-    fn of(&self, type_url: &TypeUrl) -> [Generation; 5] {
+    fn of(&self, type_url: &TypeUrl) -> [Generation; 6] {
         let Self {
             services,
             endpoints,
             workloads,
             routes,
             policies,
+            scopes,
             mesh,
         } = *self;
         if *type_url == TypeUrl::LISTENER {
             // Headless services have listeners per endpoint; inbound ones come from pods.
-            [services, endpoints, workloads, routes, mesh]
+            [
+                services,
+                endpoints,
+                workloads,
+                routes.max(policies),
+                scopes,
+                mesh,
+            ]
         } else if *type_url == TypeUrl::ROUTE || *type_url == TypeUrl::CLUSTER {
             // Routes name subsets, which may come from labels in routes and rules alike; clusters of a
             // sidecar include those of its pod's ports.
-            [services, workloads, routes, policies, mesh]
+            [services, workloads, routes, policies, scopes, mesh]
         } else if *type_url == TypeUrl::ENDPOINT {
-            [services, endpoints, routes, policies, mesh]
+            [services, endpoints, routes, policies, mesh, mesh]
         } else {
-            [services, endpoints, mesh, mesh, mesh]
+            [services, endpoints, mesh, mesh, mesh, mesh]
         }
     }
 }

@@ -2,7 +2,7 @@
 //! has, which policy holds on a port, which cluster a destination means.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::MeshSnapshot;
@@ -33,9 +33,17 @@ pub struct Policy<'a> {
 impl MeshSnapshot {
     /// `VirtualServices` that route traffic of `namespace`, in the order in which they claim hosts.
     pub fn virtual_services_for(&self, namespace: &str) -> Vec<&Arc<VirtualService>> {
-        let visible =
-            |rule: &&Arc<VirtualService>| rule.for_mesh && rule.export_to.includes(namespace);
-        let mut rules: Vec<_> = self.virtual_services.values().filter(visible).collect();
+        let sidecar = self.sidecar_of(namespace);
+        let visible = |rule: &&Arc<VirtualService>| {
+            let imported = || {
+                sidecar.is_none_or(|sidecar| {
+                    let mut hosts = rule.hosts.iter();
+                    hosts.any(|host| sidecar.imports_rules(namespace, &rule.name.namespace, host))
+                })
+            };
+            rule.for_mesh && rule.export_to.includes(namespace) && imported()
+        };
+        let mut rules: Vec<_> = self.routed.values().filter(visible).collect();
         // Older ones first, as Istio has it; those without a time come after, by name.
         rules.sort_by_key(|rule| {
             (
@@ -45,6 +53,21 @@ impl MeshSnapshot {
             )
         });
         rules
+    }
+
+    /// The hosts that routes of a namespace's clients lead to.
+    pub fn hosts_routed_to(&self, namespace: &str) -> BTreeSet<Hostname> {
+        let rules = self.virtual_services_for(namespace);
+        let http = rules.iter().flat_map(|rule| &rule.http);
+        let http = http.filter_map(|route| match &route.action {
+            HttpAction::Forward(destinations) => Some(destinations),
+            _ => None,
+        });
+        let tcp = rules
+            .iter()
+            .flat_map(|rule| rule.tcp.iter().chain(&rule.tls));
+        let all = http.chain(tcp.map(|route| &route.destinations)).flatten();
+        all.map(|to| to.host.clone()).collect()
     }
 
     /// `RouteRules` for a host: higher precedence first, then by name.

@@ -1,6 +1,6 @@
 //! CDS: clusters of services and their subsets, of the pod's own ports, and the fixed ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -66,7 +66,20 @@ impl Source<'_> {
 pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
     let mut names = IndexSet::new();
     for namespace in listener::namespaces(translator) {
-        for (service, port) in translator.snapshot.ports_for(namespace) {
+        let routed = translator.snapshot.hosts_routed_to(namespace);
+        let reached: BTreeSet<_> = translator
+            .snapshot
+            .ports_for(namespace)
+            .map(|(service, port)| (&service.name, port.port))
+            .collect();
+        // What a Sidecar lets nobody call may still be where a route leads.
+        let meant = |service: &Service, port: &ServicePort| {
+            reached.contains(&(&service.name, port.port)) || routed.contains(&service.hostname)
+        };
+        for (service, port) in translator.snapshot.ports_exported_to(namespace) {
+            if !meant(service, port) {
+                continue;
+            }
             let policy = translator.snapshot.policy_of(service, Some(namespace));
             let subsets = policy.subsets();
             for subset in std::iter::once("").chain(subsets.keys().map(String::as_str)) {

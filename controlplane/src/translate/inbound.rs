@@ -17,6 +17,7 @@ use super::{ProxyView, Translator, endpoint};
 use crate::model::endpoint::target_port;
 use crate::model::names::{ClusterName, ObjectName};
 use crate::model::service::Protocol;
+use crate::model::sidecar::IngressListener;
 use crate::model::workload::Workload;
 
 pub(super) const VIRTUAL_INBOUND: &str = "virtualInbound";
@@ -91,6 +92,18 @@ fn own_workload(translator: &Translator<'_>) -> Option<Arc<Workload>> {
 
 /// The ports that something declares: services first, since they know the protocol best.
 fn ports(translator: &Translator<'_>, workload: &Workload) -> Vec<Port> {
+    let sidecar = translator.snapshot.sidecar_for(workload);
+    if let Some(ingress) = sidecar.and_then(|sidecar| sidecar.ingress.as_ref()) {
+        let port = |listener: &IngressListener| Port {
+            number: listener.port,
+            protocol: listener.protocol,
+            operation: format!(
+                "{}.{}:{}/*",
+                workload.owner, workload.name.namespace, listener.port
+            ),
+        };
+        return ingress.iter().map(port).collect();
+    }
     let mut result: BTreeMap<u16, Port> = BTreeMap::new();
     for service in translator.snapshot.services_of(workload) {
         for port in &service.ports {

@@ -9,10 +9,12 @@ mod wildcard;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_xds::proto::envoy::config::core::v3 as core;
 use millrace_xds::proto::envoy::config::listener::v3 as proto;
 use millrace_xds::proto::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use millrace_xds::proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use millrace_xds::proto::{Listener, pack};
 
 use super::filter::{self, Routes};
@@ -20,6 +22,7 @@ use super::wrap::{duration, socket, truth, uint};
 use super::{ProxyView, Translator, inbound};
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::ClusterName;
+use crate::model::route::TcpRoute;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
 use crate::model::workload::Workload;
 use crate::snapshot::claim;
@@ -92,7 +95,7 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
     }
     let (namespace, own_name) = translator.view.split(name)?;
     if own_name == VIRTUAL_OUTBOUND {
-        return Some(virtual_outbound(translator, name));
+        return Some(virtual_outbound(translator, namespace, name));
     }
     let (address, port) = own_name.rsplit_once('_')?;
     let (address, port): (IpAddr, u16) = (address.parse().ok()?, port.parse().ok()?);
@@ -220,7 +223,7 @@ pub(super) fn also_on(listener: &mut Listener, address: Option<IpAddr>, port: u1
         }));
 }
 
-fn virtual_outbound(translator: &Translator<'_>, name: &str) -> Listener {
+fn virtual_outbound(translator: &Translator<'_>, namespace: &str, name: &str) -> Listener {
     let (address, second) = any_addresses(translator.view);
     let mut listener = base(
         name,
@@ -240,15 +243,17 @@ fn virtual_outbound(translator: &Translator<'_>, name: &str) -> Listener {
         filters: vec![to_cluster(translator, &ClusterName::BlackHole)],
         ..Default::default()
     });
-    listener
-        .filter_chains
-        .push(unknown(translator, "virtualOutbound-catchall-tcp"));
+    listener.filter_chains.push(unknown(
+        translator,
+        namespace,
+        "virtualOutbound-catchall-tcp",
+    ));
     listener
 }
 
 /// What happens to a connection that no service is known for.
-fn unknown(translator: &Translator<'_>, name: &str) -> proto::FilterChain {
-    let cluster = match translator.snapshot.mesh.outbound {
+fn unknown(translator: &Translator<'_>, namespace: &str, name: &str) -> proto::FilterChain {
+    let cluster = match translator.snapshot.outbound_policy(namespace) {
         OutboundPolicy::AllowAny => ClusterName::Passthrough,
         OutboundPolicy::RegistryOnly => ClusterName::BlackHole,
     };
@@ -282,6 +287,49 @@ pub(super) fn plain_http() -> proto::FilterChainMatch {
         application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
         ..Default::default()
     }
+}
+
+/// The inspector that reads the server name of a TLS client.
+fn tls_inspector() -> proto::ListenerFilter {
+    proto::ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".to_owned(),
+        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
+            &TlsInspector::default(),
+        ))),
+        ..Default::default()
+    }
+}
+
+/// The chain for TLS clients that ask for one of these names.
+fn by_server_names(chain: proto::FilterChain, names: Vec<String>) -> proto::FilterChain {
+    proto::FilterChain {
+        filter_chain_match: Some(proto::FilterChainMatch {
+            server_names: names,
+            transport_protocol: "tls".to_owned(),
+            ..Default::default()
+        }),
+        ..chain
+    }
+}
+
+/// Each server name in the first chain that has it: Envoy refuses a listener in which two have it.
+fn once_per_name(
+    chains: Vec<proto::FilterChain>,
+    taken: &mut BTreeSet<String>,
+) -> Vec<proto::FilterChain> {
+    let mut result = Vec::new();
+    for mut chain in chains {
+        if let Some(matches) = &mut chain.filter_chain_match {
+            matches
+                .server_names
+                .retain(|name| taken.insert(name.clone()));
+            if matches.server_names.is_empty() {
+                continue;
+            }
+        }
+        result.push(chain);
+    }
+    result
 }
 
 /// Makes one outbound listener.
@@ -325,21 +373,68 @@ impl Maker<'_> {
             listener.filter_chains = vec![self.route_chain(&route, &prefix, Some(plain_http()))];
             listener.default_filter_chain = Some(tcp);
         } else {
-            listener.filter_chains = vec![tcp];
+            if port.protocol == Protocol::Tls {
+                let mut taken = BTreeSet::new();
+                listener.filter_chains = once_per_name(self.tls_chains(service, port), &mut taken);
+            }
+            if listener.filter_chains.is_empty() {
+                listener.filter_chains = vec![tcp];
+            } else {
+                listener.listener_filters = vec![tls_inspector()];
+                listener.listener_filters_timeout = duration(Duration::ZERO);
+                listener.continue_on_listener_filters_timeout = true;
+                listener.default_filter_chain = Some(tcp);
+            }
         }
         listener
     }
 
     /// Bytes to the service, by the first TCP route for the port if there is one.
     fn tcp_chain(&self, service: &Service, port: &ServicePort) -> proto::FilterChain {
+        let rules = self
+            .translator
+            .snapshot
+            .virtual_services_for(self.namespace);
+        let rule = claim(&rules, &service.hostname);
+        let route = rule.and_then(|rule| {
+            let mut routes = rule.tcp.iter();
+            routes.find(|route| route.fits(port.port, self.namespace))
+        });
+        self.chain_to(service, port, route)
+    }
+
+    /// Bytes of TLS to where routes send the server names that clients ask for.
+    fn tls_chains(&self, service: &Service, port: &ServicePort) -> Vec<proto::FilterChain> {
+        let rules = self
+            .translator
+            .snapshot
+            .virtual_services_for(self.namespace);
+        let rule = claim(&rules, &service.hostname);
+        let mut chains = Vec::new();
+        for route in rule.into_iter().flat_map(|rule| &rule.tls) {
+            let here = route
+                .matches
+                .iter()
+                .filter(|condition| condition.fits(port.port, self.namespace));
+            let names: Vec<String> = here
+                .flat_map(|condition| condition.sni_hosts.clone())
+                .collect();
+            if !names.is_empty() {
+                let chain = self.chain_to(service, port, Some(route));
+                chains.push(by_server_names(chain, names));
+            }
+        }
+        chains
+    }
+
+    fn chain_to(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        route: Option<&TcpRoute>,
+    ) -> proto::FilterChain {
         let snapshot = self.translator.snapshot;
         let client = Some(self.namespace);
-        let rule = claim(
-            &snapshot.virtual_services_for(self.namespace),
-            &service.hostname,
-        );
-        let fits = |ports: &Vec<u16>| ports.is_empty() || ports.contains(&port.port);
-        let route = rule.and_then(|rule| rule.tcp.iter().find(|route| fits(&route.ports)));
         let own = ClusterName::outbound(port.port, "", &service.hostname);
         let own = self.translator.cluster_name(self.namespace, &own);
         let clusters = match route {

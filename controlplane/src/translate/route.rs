@@ -62,7 +62,7 @@ pub(super) fn configuration(translator: &Translator<'_>, name: &str) -> Option<R
         }
     }
     if builder.domains.insert("*".to_owned()) {
-        builder.hosts.push(everything_else(translator));
+        builder.hosts.push(everything_else(translator, namespace));
     }
     Some(RouteConfiguration {
         name: name.to_owned(),
@@ -239,8 +239,8 @@ fn is_unconditional(route: &proto::Route) -> bool {
 }
 
 /// Requests for hosts that no service has.
-fn everything_else(translator: &Translator<'_>) -> VirtualHost {
-    let (name, action) = match translator.snapshot.mesh.outbound {
+fn everything_else(translator: &Translator<'_>, namespace: &str) -> VirtualHost {
+    let (name, action) = match translator.snapshot.outbound_policy(namespace) {
         OutboundPolicy::AllowAny => ("allow_any", route_action::passthrough()),
         OutboundPolicy::RegistryOnly => ("block_all", route_action::refuse()),
     };

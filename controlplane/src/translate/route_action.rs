@@ -84,6 +84,8 @@ impl Maker<'_> {
                 Action::Route(self.forward(route, destinations, condition, &mut headers))
             }
             HttpAction::Redirect(to) => Action::Redirect(redirect(to)),
+            // Left over where nothing resolved it: nobody says what is to happen.
+            HttpAction::Delegate(_) => Action::DirectResponse(respond(404, None)),
             HttpAction::Respond { status, body } => {
                 Action::DirectResponse(respond(*status, body.as_deref()))
             }

@@ -25,7 +25,7 @@ pub struct VirtualServiceSpec {
     pub hosts: Vec<String>,
     pub gateways: Vec<String>,
     pub http: Vec<HttpRoute>,
-    pub tls: Option<Unexecuted>,
+    pub tls: Vec<TlsRoute>,
     pub tcp: Vec<TcpRoute>,
     pub export_to: Vec<String>,
 }
@@ -41,7 +41,7 @@ pub struct HttpRoute {
     pub route: Vec<HttpDestination>,
     pub redirect: Option<Redirect>,
     pub direct_response: Option<DirectResponse>,
-    pub delegate: Option<Unexecuted>,
+    pub delegate: Option<Delegate>,
     pub rewrite: Option<Rewrite>,
     pub timeout: Option<String>,
     pub retries: Option<Retries>,
@@ -53,6 +53,15 @@ pub struct HttpRoute {
     pub mirror_percentage: Option<Unexecuted>,
     pub cors_policy: Option<Unexecuted>,
     pub headers: Option<Headers>,
+}
+
+/// The `VirtualService` that says more of a route.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct Delegate {
+    pub name: String,
+    pub namespace: Option<String>,
 }
 
 /// Conditions on a request.
@@ -213,8 +222,31 @@ pub struct TcpMatch {
     pub port: Option<u16>,
     pub destination_subnets: Option<Unexecuted>,
     pub source_labels: Option<Unexecuted>,
-    pub source_namespace: Option<Unexecuted>,
+    pub source_namespace: Option<String>,
     pub source_subnet: Option<Unexecuted>,
+    pub gateways: Vec<String>,
+}
+
+/// One route of TLS connections, by the server name that clients ask for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct TlsRoute {
+    #[serde(rename = "match")]
+    pub matches: Vec<TlsMatch>,
+    pub route: Vec<TcpDestination>,
+}
+
+/// Conditions on a TLS connection.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct TlsMatch {
+    pub sni_hosts: Vec<String>,
+    pub port: Option<u16>,
+    pub destination_subnets: Option<Unexecuted>,
+    pub source_labels: Option<Unexecuted>,
+    pub source_namespace: Option<String>,
     pub gateways: Vec<String>,
 }
 

@@ -1,6 +1,7 @@
 //! What is said of each kind of mistake, by field.
 
 mod entries;
+mod sidecars;
 
 use std::time::Duration;
 

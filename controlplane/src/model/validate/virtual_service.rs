@@ -6,10 +6,10 @@ use super::Validated;
 use super::fields::Judge;
 use crate::kube::crd;
 use crate::model::Object;
-use crate::model::names::ObjectName;
+use crate::model::names::{Hostname, ObjectName};
 use crate::model::problem::Finding;
 use crate::model::route::{
-    Destination, HeaderOperations, HttpAction, HttpMatch, HttpRoute, Redirect, TcpRoute,
+    Destination, HeaderOperations, HttpAction, HttpMatch, HttpRoute, Redirect, TcpMatch, TcpRoute,
     VirtualService,
 };
 
@@ -22,7 +22,7 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
     let mut judge = Judge::new(namespace, domain);
     let spec = &object.spec;
     if spec.hosts.is_empty() {
-        judge.error("spec.hosts", "at least one host is needed");
+        delegate_only(&mut judge, spec);
     }
     let hosts: Vec<_> = spec
         .hosts
@@ -46,8 +46,7 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
     if for_mesh && hosts.iter().any(|host| host.as_str() == "*") {
         judge.error("spec.hosts", "the host \"*\" needs a gateway: between workloads it would take every service's traffic");
     }
-    judge.not_executed(spec.tls.as_ref(), "spec.tls".to_owned());
-    if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_none() {
+    if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_empty() {
         judge.error("spec", "at least one of http, tls and tcp is needed");
     }
     let http = spec
@@ -62,6 +61,12 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
         .enumerate()
         .filter_map(|(index, route)| tcp_route(&mut judge, route, &format!("spec.tcp[{index}]")))
         .collect();
+    let tls = spec
+        .tls
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| tls_route(&mut judge, route, &format!("spec.tls[{index}]")))
+        .collect();
     let model = VirtualService {
         name: ObjectName::new(namespace, &object.metadata.name),
         created: object.metadata.creation_timestamp.clone(),
@@ -70,8 +75,27 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
         export_to: judge.export_to(&spec.export_to),
         http,
         tcp,
+        tls,
     };
     Validated::judged(Object::VirtualService(Arc::new(model)), judge.findings)
+}
+
+/// A `VirtualService` without hosts is one that others delegate to, which takes HTTP routes alone.
+fn delegate_only(judge: &mut Judge<'_>, spec: &crd::VirtualServiceSpec) {
+    let others = [
+        ("spec.gateways", !spec.gateways.is_empty()),
+        ("spec.tcp", !spec.tcp.is_empty()),
+        ("spec.tls", !spec.tls.is_empty()),
+    ];
+    if spec.http.is_empty() {
+        judge.error("spec.hosts", "at least one host is needed");
+    }
+    for (field, set) in others {
+        if set {
+            let message = "without hosts others can delegate HTTP routes to it, and nothing else";
+            judge.error(field, message);
+        }
+    }
 }
 
 fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Option<HttpRoute> {
@@ -87,7 +111,6 @@ fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Opt
         format!("{field}.mirrorPercentage"),
     );
     judge.not_executed(route.cors_policy.as_ref(), format!("{field}.corsPolicy"));
-    judge.not_executed(route.delegate.as_ref(), format!("{field}.delegate"));
     let action = http_action(judge, route, field);
     let rewrite = route
         .rewrite
@@ -150,8 +173,17 @@ fn http_action(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Op
     if let Some(response) = &route.direct_response {
         return direct_response(judge, response, &format!("{field}.directResponse"));
     }
-    if route.delegate.is_some() {
-        return None;
+    if let Some(delegate) = &route.delegate {
+        if delegate.name.is_empty() {
+            judge.error(format!("{field}.delegate.name"), "a name is needed");
+        }
+        let namespace = delegate
+            .namespace
+            .as_deref()
+            .filter(|name| !name.is_empty());
+        let namespace = namespace.unwrap_or(judge.namespace);
+        let name = ObjectName::new(namespace, &delegate.name);
+        return Some(HttpAction::Delegate(name));
     }
     let weights: Vec<_> = route
         .route
@@ -271,20 +303,89 @@ fn http_match(judge: &mut Judge<'_>, condition: &crd::HttpMatch, field: &str) ->
 }
 
 fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, field: &str) -> Option<TcpRoute> {
-    if route.route.is_empty() {
+    let destinations = connection_destinations(judge, &route.route, field);
+    let mut matches = Vec::new();
+    for (index, condition) in route.matches.iter().enumerate() {
+        let field = format!("{field}.match[{index}]");
+        let narrowing = [
+            ("destinationSubnets", &condition.destination_subnets),
+            ("sourceLabels", &condition.source_labels),
+            ("sourceSubnet", &condition.source_subnet),
+        ];
+        if executable(judge, &narrowing, &condition.gateways, &field) {
+            matches.push(TcpMatch {
+                sni_hosts: Vec::new(),
+                port: condition.port,
+                source_namespace: condition.source_namespace.clone(),
+            });
+        }
+    }
+    // A route whose conditions never hold must not match all.
+    let dead = matches.is_empty() && !route.matches.is_empty();
+    (!dead).then_some(TcpRoute {
+        matches,
+        destinations,
+    })
+}
+
+fn tls_route(judge: &mut Judge<'_>, route: &crd::TlsRoute, field: &str) -> Option<TcpRoute> {
+    let destinations = connection_destinations(judge, &route.route, field);
+    if route.matches.is_empty() {
+        judge.error(format!("{field}.match"), "at least one match is needed");
+    }
+    let mut matches = Vec::new();
+    for (index, condition) in route.matches.iter().enumerate() {
+        let field = format!("{field}.match[{index}]");
+        if condition.sni_hosts.is_empty() {
+            judge.error(format!("{field}.sniHosts"), "at least one host is needed");
+        }
+        let mut sni_hosts = Vec::new();
+        for (at, host) in condition.sni_hosts.iter().enumerate() {
+            match Hostname::literal(host) {
+                Ok(host) if host.as_str() != "*" => sni_hosts.push(host.to_string()),
+                Ok(_) => judge.error(
+                    format!("{field}.sniHosts[{at}]"),
+                    "\"*\" alone is no server name",
+                ),
+                Err(error) => judge.error(format!("{field}.sniHosts[{at}]"), error.to_string()),
+            }
+        }
+        let narrowing = [
+            ("destinationSubnets", &condition.destination_subnets),
+            ("sourceLabels", &condition.source_labels),
+        ];
+        if executable(judge, &narrowing, &condition.gateways, &field) {
+            matches.push(TcpMatch {
+                sni_hosts,
+                port: condition.port,
+                source_namespace: condition.source_namespace.clone(),
+            });
+        }
+    }
+    (!matches.is_empty()).then_some(TcpRoute {
+        matches,
+        destinations,
+    })
+}
+
+fn connection_destinations(
+    judge: &mut Judge<'_>,
+    routes: &[crd::TcpDestination],
+    field: &str,
+) -> Vec<Destination> {
+    if routes.is_empty() {
         judge.error(
             format!("{field}.route"),
             "at least one destination is needed",
         );
     }
-    let weights: Vec<_> = route
-        .route
+    let weights: Vec<_> = routes
         .iter()
         .map(|destination| destination.weight)
         .collect();
     let weights = judge.weights(&weights, &format!("{field}.route"));
     let mut destinations: Vec<Destination> = Vec::new();
-    for (index, (destination, weight)) in route.route.iter().zip(weights).enumerate() {
+    for (index, (destination, weight)) in routes.iter().zip(weights).enumerate() {
         let field = format!("{field}.route[{index}].destination");
         destinations.push(judge.destination(
             &destination.destination,
@@ -293,36 +394,25 @@ fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, field: &str) -> Optio
             &field,
         ));
     }
-    let (mut ports, mut any) = (Vec::new(), route.matches.is_empty());
-    for (index, condition) in route.matches.iter().enumerate() {
-        let field = format!("{field}.match[{index}]");
-        let narrowing = [
-            ("destinationSubnets", &condition.destination_subnets),
-            ("sourceLabels", &condition.source_labels),
-            ("sourceNamespace", &condition.source_namespace),
-            ("sourceSubnet", &condition.source_subnet),
-        ];
-        let mut executable =
-            condition.gateways.is_empty() || condition.gateways.iter().any(|name| name == MESH);
-        for (name, value) in narrowing {
-            if value.is_some() {
-                let message = "no proxy of this release executes it, so this match never holds";
-                judge
-                    .findings
-                    .push(Finding::not_executed(format!("{field}.{name}"), message));
-                executable = false;
-            }
-        }
-        if executable {
-            ports.extend(condition.port);
-            any |= condition.port.is_none();
+    destinations
+}
+
+/// Whether a condition can hold between workloads; what makes it impossible is named.
+fn executable(
+    judge: &mut Judge<'_>,
+    narrowing: &[(&str, &Option<crd::Unexecuted>)],
+    gateways: &[String],
+    field: &str,
+) -> bool {
+    let mut executable = gateways.is_empty() || gateways.iter().any(|name| name == MESH);
+    for (name, value) in narrowing {
+        if value.is_some() {
+            let message = "no proxy of this release executes it, so this match never holds";
+            judge
+                .findings
+                .push(Finding::not_executed(format!("{field}.{name}"), message));
+            executable = false;
         }
     }
-    if !any && ports.is_empty() {
-        return None;
-    }
-    Some(TcpRoute {
-        ports: if any { Vec::new() } else { ports },
-        destinations,
-    })
+    executable
 }

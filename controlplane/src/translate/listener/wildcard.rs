@@ -4,17 +4,18 @@
 //! Input: the ports that clients of a namespace reach; output: one listener, or none where nothing is
 //! told this way. Called by [`super`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use millrace_xds::proto::Listener;
 use millrace_xds::proto::envoy::config::core::v3 as core;
 use millrace_xds::proto::envoy::config::listener::v3 as proto;
-use millrace_xds::proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
-use millrace_xds::proto::{Listener, pack};
 
 use super::{
-    Maker, also_on, any_addresses, by_host, http_inspector, plain_http, unknown, wildcard_name,
+    Maker, also_on, any_addresses, by_host, by_server_names, http_inspector, once_per_name,
+    plain_http, tls_inspector, unknown, wildcard_name,
 };
 use crate::model::entry::Resolution;
 use crate::model::service::{Protocol, Service, ServicePort};
@@ -114,16 +115,7 @@ impl<'a> Ports<'a> {
         for (service, port) in &self.networks {
             network_chains(maker, service, port, &mut listener.filter_chains);
         }
-        for (service, port) in &self.tls {
-            listener.filter_chains.push(proto::FilterChain {
-                filter_chain_match: Some(proto::FilterChainMatch {
-                    server_names: vec![service.hostname.to_string()],
-                    transport_protocol: "tls".to_owned(),
-                    ..Default::default()
-                }),
-                ..maker.tcp_chain(service, port)
-            });
-        }
+        listener.filter_chains.extend(self.tls_chains(maker));
         if self.http {
             let prefix = format!("outbound_{}", wildcard_name(self.port));
             let chain = maker.route_chain(&self.port.to_string(), &prefix, Some(plain_http()));
@@ -131,9 +123,23 @@ impl<'a> Ports<'a> {
         }
         listener.default_filter_chain = Some(match &self.rest {
             Some((service, port)) => maker.tcp_chain(service, port),
-            None => unknown(maker.translator, "PassthroughFilterChain"),
+            None => unknown(maker.translator, maker.namespace, "PassthroughFilterChain"),
         });
         Some(listener)
+    }
+
+    /// What routes say of server names first, then each service under its own.
+    fn tls_chains(&self, maker: &Maker<'_>) -> Vec<proto::FilterChain> {
+        let mut taken = BTreeSet::new();
+        let ports = self.tls.iter();
+        let routed = ports.flat_map(|(service, port)| maker.tls_chains(service, port));
+        let mut chains = once_per_name(routed.collect(), &mut taken);
+        let own = self.tls.iter().map(|(service, port)| {
+            let names = vec![service.hostname.to_string()];
+            by_server_names(maker.tcp_chain(service, port), names)
+        });
+        chains.extend(once_per_name(own.collect(), &mut taken));
+        chains
     }
 
     fn inspect(&self, maker: &Maker<'_>, listener: &mut Listener) {
@@ -191,16 +197,5 @@ fn range(network: &IpNet) -> core::CidrRange {
     core::CidrRange {
         address_prefix: network.addr().to_string(),
         prefix_len: uint(u32::from(network.prefix_len())),
-    }
-}
-
-/// The inspector that reads the server name of a TLS client.
-fn tls_inspector() -> proto::ListenerFilter {
-    proto::ListenerFilter {
-        name: "envoy.filters.listener.tls_inspector".to_owned(),
-        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
-            &TlsInspector::default(),
-        ))),
-        ..Default::default()
     }
 }
