@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use message::{Decline, Parcel, WINDOW};
@@ -275,6 +276,9 @@ pub struct Parking {
     leaving: CancellationToken,
     /// How often the connection was declined for a reason that need not last.
     declined: u32,
+    /// When it may be offered again; a moment, since a busy connection asks for its turn anew after each
+    /// request.
+    again: Instant,
     stays: bool,
 }
 
@@ -285,6 +289,7 @@ impl Parking {
             handover,
             leaving,
             declined: 0,
+            again: Instant::now(),
             stays: false,
         }
     }
@@ -297,7 +302,7 @@ impl Parking {
         }
         self.leaving.cancelled().await;
         if self.declined > 0 {
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep_until(self.again).await;
         }
         self.handover.turn().await
     }
@@ -330,6 +335,7 @@ impl Parking {
                     Kept::Declined(Decline::Unknown | Decline::Full | Decline::Other)
                     | Kept::Unpackable => {
                         self.declined += 1;
+                        self.again = Instant::now() + RETRY;
                         self.stays = self.declined >= TRIES;
                     }
                     Kept::Declined(Decline::Malformed) => self.stays = true,

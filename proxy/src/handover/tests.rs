@@ -529,3 +529,19 @@ async fn a_message_out_of_order_stops_the_taking_and_loses_nothing() {
     exchange(&mut client, &mut server).await;
     assert_eq!(new.handover.stats().adopted_total(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_connection_is_offered_again_in_a_pause_between_two_requests() {
+    let (handover, _offers) = Handover::new(0);
+    handover.set_stage(Stage::Open);
+    let leaving = CancellationToken::new();
+    leaving.cancel();
+    let mut parking = Parking::new(handover, leaving);
+    parking.declined = 1;
+    parking.again = Instant::now() + RETRY;
+    // It is busy again before the time has come, which does not start the wait anew.
+    let soon = tokio::time::timeout(RETRY * 3 / 4, parking.turn());
+    assert!(soon.await.is_err());
+    let soon = tokio::time::timeout(RETRY / 2, parking.turn());
+    assert!(soon.await.is_ok());
+}
