@@ -2,13 +2,14 @@
 //!
 //! Runs on the control thread's runtime. Order of the start: limits, telemetry, configuration
 //! (what was saved serves at once), admin ports (not ready), workers, sockets (broker, capture
-//! ports or the file's listeners); ready when the configuration and, on a node, all pods are
+//! ports or the file's listeners; those of the epoch before, where there is no broker); ready when the configuration and, on a node, all pods are
 //! there. Order of the end: not ready, the next epoch is looked for, the broker is told, accepting
 //! stops, connections go to the next epoch or finish within their time, workers end, the last log
 //! lines are written.
 
 mod ports;
 mod sockets;
+mod succession;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -33,11 +34,9 @@ use crate::bootstrap::{self, Bootstrap};
 use crate::cluster::Manager;
 use crate::cluster::dns::SystemLookup;
 use crate::config::{Config, Mode};
-use crate::handover::adopt::Resolver;
-use crate::handover::giver::Giver;
+use crate::handover::Handover;
+use crate::handover::estate::Estate;
 use crate::handover::stats::HandoverCollector;
-use crate::handover::taker::Taker;
-use crate::handover::{self, Handover};
 use crate::listener::server_first::ServerFirst;
 use crate::listener::stats::ListenerStats;
 use crate::metrics::{Telemetry, TelemetryCollector};
@@ -47,10 +46,14 @@ use crate::worker::{Parts, Workers};
 use crate::xds;
 use millrace_xds::client::ClientConfig;
 use millrace_xds::node::Node;
+use succession::{Inheritance, Succession};
 
 /// How long a proxy that has drained waits for a broker, where it has lost it, to give it the listening
 /// sockets.
 const RELEASE: Duration = Duration::from_secs(5);
+
+/// How long the last DNS questions may take, which every resolver may leave unanswered.
+const ANSWERS: Duration = Duration::from_secs(5);
 
 /// What can be asked of a running proxy from its admin port.
 #[derive(Clone, Debug, Default)]
@@ -71,9 +74,11 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     tracing::info!(%build, mode = %config.mode, epoch = config.epoch, workers = config.workers,
         open_files, "starting");
     let mut signals = Signals::install().context("installing signal handlers")?;
+    let inheritance = Inheritance::find(&config).await?;
     let accelerator = Accelerator::new();
     let handover = Handover::new(config.epoch);
-    let app = App::new(&config, &build, (accelerator.0.clone(), handover.0.clone()));
+    let shared = (accelerator.0.clone(), handover.0.clone());
+    let app = App::new(&config, &build, shared, inheritance.estate());
     let log_writer = app.parts.telemetry.sinks().start();
     let log_writer = log_writer.context("starting the access log writer")?;
     let stop = CancellationToken::new();
@@ -83,16 +88,17 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     let interest = xds::Interest::new();
     let plan = Plan::new(&config)?;
     let (control, handle) = app.configuration(&plan, &interest)?;
-    tasks.spawn(control.run(stop.clone()));
+    let control = tokio::spawn(control.run(stop.clone()));
     let admin = app.admin(&plan, build, (handle, level));
-    ports::serve(&app, &config, (admin, plan.admin_addr), &mut tasks, &stop)?;
+    let ports = stop.child_token();
+    ports::serve(&app, &config, (admin, plan.admin_addr), &mut tasks, &ports)?;
 
     let (trigger, watcher) = drain::channel();
     let (workers, threads) = Workers::start(usize::from(config.workers), &app.parts, &watcher)
         .context("starting workers")?;
     drop(watcher);
-    let succession = Succession::prepare(&app, &config, &workers);
-    let released = sockets::serve(&app, &config, workers, interest, &mut tasks).await?;
+    let mut succession = Succession::prepare(&app, &config, &workers, inheritance, &mut tasks);
+    let left = sockets::serve(&app, &config, workers, interest, &mut tasks).await?;
     if let Mode::Node { run_dir, .. } = &config.mode {
         let pods = app.parts.pods.clone();
         tasks.spawn(Client::new(run_dir.join("accel.sock"), accelerator, pods).run());
@@ -101,18 +107,17 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     tokio::select! {
         signal = signals.stop() => tracing::info!(%signal, "draining"),
         () = app.lifecycle.quit.cancelled() => tracing::info!("draining, as the admin port asks"),
+        successor = succession.replaced() => {
+            tracing::info!(epoch = successor.epoch, "draining, another epoch serves");
+            ports.cancel();
+        }
     }
     let not_ready = app.ready.block("draining");
     // What a predecessor has given is settled first, so that it can be given on.
-    let (sessions, succeeded) = succession.leave(handover, &mut tasks).await;
+    let (sessions, limit) = succession.leave(handover, &mut tasks).await;
     app.lifecycle.drain_listeners.cancel();
-    let limit = if succeeded {
-        config.parent_shutdown
-    } else {
-        config.drain_time
-    };
     let outcome = tokio::select! {
-        outcome = drained(trigger, limit, &released) => format!("{outcome:?}"),
+        outcome = drained(trigger, limit, &left) => format!("{outcome:?}"),
         signal = second(&mut signals) => format!("cut short by {signal}"),
     };
     let stats = app.parts.handover.stats();
@@ -123,7 +128,7 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
         .context("waiting for workers")?;
     stop.cancel();
     // The configuration writes its last state; everything else ends with it.
-    tokio::time::timeout(Duration::from_secs(2), tasks.join_next())
+    tokio::time::timeout(Duration::from_secs(2), control)
         .await
         .ok();
     tasks.shutdown().await;
@@ -131,18 +136,24 @@ pub async fn run(config: Config, level: LevelHandle) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until connections have finished, at most `limit`, and until somebody has the listening sockets.
+/// Waits until connections have finished, at most `limit`, until somebody has the listening sockets and
+/// until questions are answered.
 async fn drained(
     trigger: drain::Trigger,
     limit: Duration,
-    released: &CancellationToken,
+    left: &sockets::Leftovers,
 ) -> drain::Outcome {
     let outcome = trigger.drain(limit).await;
-    if tokio::time::timeout(RELEASE, released.cancelled())
+    if tokio::time::timeout(RELEASE, left.released.cancelled())
         .await
         .is_err()
     {
         tracing::warn!("no broker takes the listening sockets, who waits in them is reset");
+    }
+    if let Some(dns) = &left.dns
+        && tokio::time::timeout(ANSWERS, dns.settled()).await.is_err()
+    {
+        tracing::warn!("questions are left without an answer");
     }
     outcome
 }
@@ -160,65 +171,6 @@ async fn second(signals: &mut Signals) -> millrace_runtime::signal::Signal {
     signals.stop().await
 }
 
-/// This epoch between the one before it and the one after it.
-struct Succession {
-    path: Option<PathBuf>,
-    handover: Handover,
-    leaving: CancellationToken,
-    taker: Option<tokio::task::JoinHandle<JoinSet<()>>>,
-}
-
-impl Succession {
-    /// Listens for the epoch before, where there can be one: on a node.
-    fn prepare(app: &App, config: &Config, workers: &Workers) -> Self {
-        let mut succession = Self {
-            path: None,
-            handover: app.parts.handover.clone(),
-            leaving: CancellationToken::new(),
-            taker: None,
-        };
-        let Mode::Node { run_dir, .. } = &config.mode else {
-            return succession;
-        };
-        let path = handover::socket_path(run_dir);
-        let resolver = Resolver {
-            store: app.parts.store.clone(),
-            pods: app.parts.pods.clone(),
-        };
-        let when = (app.ready.clone(), succession.leaving.clone());
-        let handover = succession.handover.clone();
-        match Taker::bind(&path, handover, resolver, workers.clone(), when) {
-            Ok(taker) => succession.taker = Some(tokio::spawn(taker.run())),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "no connection can be taken over");
-            }
-        }
-        succession.path = Some(path);
-        succession
-    }
-
-    /// Takes nothing any more and looks for the epoch after; returns the conversations that are still
-    /// under way, and whether there is such an epoch.
-    async fn leave(
-        self,
-        handover: (Handover, tokio::sync::mpsc::Receiver<handover::Offer>),
-        tasks: &mut JoinSet<()>,
-    ) -> (Option<JoinSet<()>>, bool) {
-        self.leaving.cancel();
-        let sessions = match self.taker {
-            Some(taker) => taker.await.ok(),
-            None => None,
-        };
-        self.handover.settled().await;
-        match self.path {
-            Some(path) => drop(tasks.spawn(Giver::new(path, handover).run())),
-            None => self.handover.abandon(),
-        }
-        let succeeded = self.handover.sought().await;
-        (sessions, succeeded)
-    }
-}
-
 /// What the parts of the proxy share on the control thread.
 struct App {
     parts: Parts,
@@ -226,6 +178,8 @@ struct App {
     ready: Ready,
     lifecycle: Lifecycle,
     metrics: Metrics,
+    /// The listening sockets of a proxy that has no broker.
+    estate: Estate,
 }
 
 impl App {
@@ -233,6 +187,7 @@ impl App {
         config: &Config,
         build: &BuildInfo,
         (accelerator, handover): (Accelerator, Handover),
+        estate: Estate,
     ) -> Self {
         let own: Vec<IpAddr> = match &config.mode {
             Mode::Sidecar { ip, .. } => sockets::interface_addresses().chain(*ip).collect(),
@@ -260,6 +215,7 @@ impl App {
             ready: Ready::new(),
             lifecycle: Lifecycle::default(),
             metrics,
+            estate,
         }
     }
 

@@ -59,9 +59,13 @@ pub struct Args {
     /// The control plane's xDS server: `http://host:port` or `unix:///path`
     #[arg(long, env = "MILLRACE_XDS_ADDR", value_name = "URL")]
     pub xds_addr: Option<String>,
-    /// How often this proxy was restarted
-    #[arg(long, alias = "restart-epoch", default_value_t = 0)]
-    pub epoch: u32,
+    /// How often this proxy was restarted; the one before, where it runs, gives its listening sockets and its
+    /// connections to this one (alone from a file only where this is given, from 0 on)
+    #[arg(long, alias = "restart-epoch", value_name = "NUMBER")]
+    pub epoch: Option<u32>,
+    /// Tells proxies apart that are restarted so and share a network namespace
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    pub base_id: u32,
     /// Worker threads; 0 is one per hardware thread
     #[arg(long, alias = "concurrency", default_value_t = 0)]
     pub workers: u16,
@@ -102,6 +106,9 @@ pub struct Config {
     pub workers: u16,
     /// Restart epoch.
     pub epoch: u32,
+    /// The name under which epochs find each other that have no broker, as `@name`; none where they are not
+    /// to.
+    pub hot_restart: Option<PathBuf>,
     /// Admin port; none where the file is to say.
     pub admin_addr: Option<SocketAddr>,
     /// Metrics port.
@@ -193,7 +200,8 @@ impl TryFrom<Args> for Config {
         let default_admin = || SocketAddr::from(([127, 0, 0, 1], 15000));
         Ok(Self {
             workers: workers(args.workers)?,
-            epoch: args.epoch,
+            epoch: args.epoch.unwrap_or_default(),
+            hot_restart: hot_restart(&args),
             admin_addr: args.admin_addr.or_else(|| (!alone).then(default_admin)),
             metrics_addr: port(args.metrics_addr, 15020),
             ready_addr: port(args.ready_addr, 15021),
@@ -202,6 +210,17 @@ impl TryFrom<Args> for Config {
             mode: mode(args)?,
         })
     }
+}
+
+/// In a network namespace there is one sidecar, but any number of proxies that have nothing to do with each
+/// other.
+fn hot_restart(args: &Args) -> Option<PathBuf> {
+    let kind = match (&args.config_path, args.sidecar, args.epoch) {
+        (Some(_), _, Some(_)) => "proxy",
+        (None, true, _) => "sidecar",
+        _ => return None,
+    };
+    Some(format!("@millrace-{kind}-{}", args.base_id).into())
 }
 
 fn workers(asked: u16) -> Result<u16, InvalidArgs> {

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use millrace_runtime::handoff::PodUid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::pods::{LocalPod, LocalPods};
 use crate::snapshot::Store;
@@ -49,6 +50,8 @@ pub struct Dns {
     /// Counters.
     pub stats: DnsStats,
     in_flight: Arc<Semaphore>,
+    /// Sockets that are served, and questions that came from them.
+    tasks: TaskTracker,
 }
 
 /// Whose questions come in at a socket.
@@ -75,6 +78,7 @@ impl Dns {
             domain,
             stats: DnsStats::default(),
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            tasks: TaskTracker::new(),
         })
     }
 
@@ -89,7 +93,8 @@ impl Dns {
         stop: CancellationToken,
     ) -> io::Result<()> {
         let socket = udp::Socket::new(socket)?;
-        tokio::spawn(udp::serve(self.clone(), socket, client, stop));
+        self.tasks
+            .spawn(udp::serve(self.clone(), socket, client, stop));
         Ok(())
     }
 
@@ -106,8 +111,16 @@ impl Dns {
         let listener = std::net::TcpListener::from(socket);
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(tcp::serve(self.clone(), listener, client, stop));
+        self.tasks
+            .spawn(tcp::serve(self.clone(), listener, client, stop));
         Ok(())
+    }
+
+    /// Waits until every question that was taken is answered; to be called when no socket is served any
+    /// more.
+    pub async fn settled(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Looks at a question: answers it, drops it, or says that it is to be forwarded.

@@ -8,9 +8,12 @@
 //! [`Handover`] is what connections see: they ask for a [`Turn`] once their worker leaves, fall
 //! silent when they have it, and give themselves away. `giver` speaks to the successor, `taker` to
 //! the predecessor, `parcel` packs and unpacks, `adopt` lets a connection go on, `will` says what becomes
-//! of connections whose giver dies.
+//! of connections whose giver dies. Listening sockets go another way: the broker has them on a node; without
+//! one they are an epoch's `estate`, which the next one asks for (`claim`).
 
 pub mod adopt;
+pub mod claim;
+pub mod estate;
 pub mod giver;
 pub mod message;
 pub mod parcel;

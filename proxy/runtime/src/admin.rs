@@ -67,6 +67,14 @@ impl Server {
     /// # Errors
     /// When the address cannot be bound, for example because another user holds it.
     pub fn bind_tcp_shared(address: SocketAddr) -> io::Result<Self> {
+        Self::over(Self::listen_shared(address)?)
+    }
+
+    /// The socket of [`Server::bind_tcp_shared`], for whoever wants a duplicate of it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn listen_shared(address: SocketAddr) -> io::Result<std::net::TcpListener> {
         let domain = socket2::Domain::for_address(address);
         let kind = socket2::Type::STREAM.nonblocking().cloexec();
         let socket = socket2::Socket::new(domain, kind, Some(socket2::Protocol::TCP))?;
@@ -74,8 +82,16 @@ impl Server {
         socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    }
+
+    /// Over a listening socket that does not block.
+    ///
+    /// # Errors
+    /// When the socket cannot be registered with the runtime.
+    pub fn over(listener: std::net::TcpListener) -> io::Result<Self> {
         Ok(Self {
-            socket: Socket::Tcp(TcpListener::from_std(socket.into())?),
+            socket: Socket::Tcp(TcpListener::from_std(listener)?),
         })
     }
 

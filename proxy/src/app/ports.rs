@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use crate::admin::{self, Admin};
 use crate::config::{Config, Mode};
+use crate::handover::estate::{Estate, Place};
 
-/// Binds the ports and serves them until `stop` is cancelled. The admin port is served on a
-/// Unix socket in the run directory too.
+/// Binds the ports and serves them until `stop` is cancelled; those that the epoch before serves too
+/// only once this one is ready. The admin port is served on a Unix socket in the run directory too.
 pub(super) fn serve(
     app: &App,
     config: &Config,
@@ -28,12 +29,12 @@ pub(super) fn serve(
         (
             "metrics",
             config.metrics_addr,
-            metrics_routes(app.metrics.clone()),
+            Arc::new(metrics_routes(app.metrics.clone())),
         ),
         (
             "readiness",
             config.ready_addr,
-            ready_routes(app.ready.clone()),
+            Arc::new(ready_routes(app.ready.clone())),
         ),
     ];
     let admin = Arc::new(admin::routes(admin));
@@ -46,27 +47,37 @@ pub(super) fn serve(
             }
         }
     }
-    if let Some(address) = admin_addr {
-        let server = bind("admin", address)?;
-        tasks.spawn(server.serve(admin, stop.clone()));
-    }
-    for (name, address, routes) in ports {
-        if let Some(address) = address {
-            let server = bind(name, address)?;
-            tasks.spawn(server.serve(routes, stop.clone()));
-        }
+    let admin = ("admin", admin_addr, admin);
+    for (name, address, routes) in ports.into_iter().chain([admin]) {
+        let Some(address) = address else { continue };
+        let (server, inherited) = bind(name, address, &app.estate)?;
+        let (ready, stop) = (app.ready.clone(), stop.clone());
+        tasks.spawn(async move {
+            if inherited {
+                stop.run_until_cancelled(ready.wait()).await;
+            }
+            server.serve(routes, stop).await;
+        });
     }
     Ok(())
 }
 
-/// Binds one port.
-pub(super) fn bind(name: &str, address: SocketAddr) -> anyhow::Result<Server> {
-    // Shared: the next epoch binds the same ports before this one has drained.
-    let server = Server::bind_tcp_shared(address)
-        .with_context(|| format!("binding the {name} port at {address}"))?;
+/// Binds one port; true where the epoch before has it too.
+fn bind(name: &str, address: SocketAddr, estate: &Estate) -> anyhow::Result<(Server, bool)> {
+    let binding = || format!("binding the {name} port at {address}");
+    let place = Place::Tcp(address);
+    let inherited = estate.take(place).pop();
+    let is_inherited = inherited.is_some();
+    let socket = match inherited {
+        Some(socket) => socket.into(),
+        // Shared: the next epoch binds the same ports before this one has drained.
+        None => Server::listen_shared(address).with_context(binding)?,
+    };
+    estate.hold(place, &[&socket]).with_context(binding)?;
+    let server = Server::over(socket).with_context(binding)?;
     let address = server.local_addr().unwrap_or(address);
     tracing::info!(port = name, %address, "listening");
-    Ok(server)
+    Ok((server, is_inherited))
 }
 
 fn metrics_routes(metrics: Metrics) -> Routes {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use crate::config::{Config, Mode};
 use crate::dns::{Client, Dns, Upstreams};
+use crate::handover::estate::Estate;
 use crate::listener::accepted::Origin;
 use crate::listener::bind::{self, Binder};
 use crate::pods::LocalPods;
@@ -21,61 +22,82 @@ use crate::snapshot::Store;
 use crate::worker::Workers;
 use crate::xds::Interest;
 
-/// Starts to serve sockets; returns when those that the proxy binds itself are bound, with what is
-/// cancelled when a proxy that drains has let all go.
+/// What is left of the sockets of a proxy that drains.
+#[derive(Default)]
+pub(super) struct Leftovers {
+    /// Cancelled when somebody else has the listening sockets.
+    pub(super) released: CancellationToken,
+    /// Answers the questions that were taken.
+    pub(super) dns: Option<Arc<Dns>>,
+}
+
+/// Starts to serve sockets; returns when those that the proxy binds itself are bound.
 pub(super) async fn serve(
     app: &App,
     config: &Config,
     workers: Workers,
     interest: Interest,
     tasks: &mut JoinSet<()>,
-) -> anyhow::Result<CancellationToken> {
+) -> anyhow::Result<Leftovers> {
     let drain = app.lifecycle.drain_listeners.clone();
-    let mut released = drain.clone();
+    let mut left = Leftovers {
+        released: drain.clone(),
+        dns: None,
+    };
     match &config.mode {
         Mode::Node { run_dir, xds } => {
             let identity = Identity {
                 epoch: config.epoch,
                 workers: config.workers,
             };
+            let dns = dns(app, &xds.cluster_domain);
+            left.dns = Some(dns.clone());
             let client = BrokerClient::new(
                 run_dir.join("proxy.sock"),
                 identity,
                 app.parts.pods.clone(),
                 Gate {
                     store: app.parts.store.clone(),
-                    serving: Arc::new(Serving {
-                        workers,
-                        dns: dns(app, &xds.cluster_domain),
-                    }),
+                    serving: Arc::new(Serving { workers, dns }),
                 },
                 (app.ready.block("pods"), drain),
             );
             let follow = follow(client.changes(), app.parts.pods.clone(), interest);
             tasks.spawn(follow);
-            released = client.released();
+            left.released = client.released();
             tasks.spawn(client.run());
         }
         Mode::Sidecar { namespace, xds, .. } => {
             let ready = app.ready.block("listeners");
             configured(app).await;
-            serve_dns(&dns(app, &xds.cluster_domain), namespace.as_deref(), &drain)?;
-            bind::bind_capture_ports(&workers, &drain).context("binding the capture ports")?;
+            let dns = dns(app, &xds.cluster_domain);
+            serve_dns(&dns, &app.estate, namespace.as_deref(), &drain)?;
+            left.dns = Some(dns);
+            bind::bind_capture_ports(&workers, &app.estate, &drain)
+                .context("binding the capture ports")?;
             drop(ready);
+            tasks.spawn(let_go(app.estate.clone(), drain));
         }
         Mode::File { path, .. } => {
             let ready = app.ready.block("listeners");
             configured(app).await;
-            let mut binder = Binder::new(workers, drain);
+            let mut binder = Binder::new(workers, app.estate.clone(), drain.clone());
             let errors = binder.apply(&app.parts.store.load());
             if let Some(error) = errors.into_iter().next() {
                 return Err(error).with_context(|| format!("serving {}", path.display()));
             }
             drop(ready);
             tasks.spawn(binder.follow(app.parts.store.clone()));
+            tasks.spawn(let_go(app.estate.clone(), drain));
         }
     }
-    Ok(released)
+    Ok(left)
+}
+
+/// Lets the duplicates of listening sockets go with the sockets.
+async fn let_go(estate: Estate, drain: CancellationToken) {
+    drain.cancelled().await;
+    estate.release_ports();
 }
 
 /// The addresses of this network namespace, loopback included: the capture ports are on each.
@@ -138,6 +160,7 @@ fn dns(app: &App, domain: &str) -> Arc<Dns> {
 /// Serves a sidecar's DNS on loopback, on IPv6 where the namespace has it.
 fn serve_dns(
     dns: &Arc<Dns>,
+    estate: &Estate,
     namespace: Option<&str>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -149,7 +172,7 @@ fn serve_dns(
         IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(Ipv6Addr::LOCALHOST),
     ] {
-        let (udp, tcp) = match bind::bind_dns(ip) {
+        let (udp, tcp) = match bind::bind_dns(estate, ip) {
             Ok(sockets) => sockets,
             Err(error) if ip.is_ipv6() => {
                 tracing::info!(%error, "no DNS over IPv6 in this namespace");
@@ -158,8 +181,11 @@ fn serve_dns(
             Err(error) => return Err(error).context("binding the DNS port"),
         };
         dns.serve_udp(udp, client.clone(), stop.clone())
-            .and_then(|()| dns.serve_tcp(tcp, client.clone(), stop.clone()))
             .context("serving DNS")?;
+        for tcp in tcp {
+            dns.serve_tcp(tcp, client.clone(), stop.clone())
+                .context("serving DNS")?;
+        }
     }
     Ok(())
 }

@@ -93,3 +93,24 @@ fn what_is_missing_is_named() {
         assert!(error.contains(part), "{line}: {error}");
     }
 }
+
+#[test]
+fn epochs_that_have_no_broker_meet_by_name() {
+    let of = |line: &str| {
+        let name = config(line).unwrap().hot_restart;
+        name.map(|name| name.display().to_string())
+    };
+    let sidecar = "--sidecar --xds-addr http://p:1 --pod-name p --pod-namespace s";
+    assert_eq!(of(sidecar).unwrap(), "@millrace-sidecar-0");
+    // Envoy's arguments of R30.
+    let file = "-c envoy-rev0.json --restart-epoch 0 --drain-time-s 45 --parent-shutdown-time-s 60";
+    assert_eq!(of(file).unwrap(), "@millrace-proxy-0");
+    assert_eq!(
+        of(&format!("{file} --base-id 7")).unwrap(),
+        "@millrace-proxy-7"
+    );
+    // One that nobody means to follow.
+    assert_eq!(of("-c envoy.yaml"), None);
+    let node = "--node-name n1 --xds-addr http://127.0.0.1:15010 --epoch 3";
+    assert_eq!(of(node), None);
+}

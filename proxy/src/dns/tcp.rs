@@ -24,7 +24,7 @@ const MAX_CONNECTIONS: usize = 256;
 /// Port of DNS.
 const PORT: u16 = 53;
 
-/// Serves a listening socket.
+/// Serves a listening socket; returns when the last question that came by then is answered.
 pub(super) async fn serve(
     dns: Arc<Dns>,
     listener: TcpListener,
@@ -35,20 +35,20 @@ pub(super) async fn serve(
     let mut connections = JoinSet::new();
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
+            break;
         };
         while connections.try_join_next().is_some() {}
         // biased: a stop must not lose against a busy listener.
         let accepted = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
-                let (dns, client) = (dns.clone(), client.clone());
+                let (dns, client, stop) = (dns.clone(), client.clone(), stop.clone());
                 connections.spawn(async move {
-                    if let Err(error) = connection(&dns, stream, &client).await {
+                    if let Err(error) = connection(&dns, stream, &client, &stop).await {
                         tracing::debug!(%error, "DNS connection ended");
                     }
                     drop(slot);
@@ -60,15 +60,25 @@ pub(super) async fn serve(
             }
         }
     }
+    while connections.join_next().await.is_some() {}
 }
 
-async fn connection(dns: &Dns, mut stream: TcpStream, client: &Client) -> io::Result<()> {
+async fn connection(
+    dns: &Dns,
+    mut stream: TcpStream,
+    client: &Client,
+    stop: &CancellationToken,
+) -> io::Result<()> {
     let asked = original_destination(&stream)?;
     let own = Arc::new(Semaphore::new(1));
     loop {
-        let Ok(query) = timeout(IDLE, read_message(&mut stream)).await else {
-            return Ok(());
+        // biased: a question that is there is answered. Who is idle asks anew elsewhere.
+        let query = tokio::select! {
+            biased;
+            query = timeout(IDLE, read_message(&mut stream)) => query,
+            () = stop.cancelled() => return Ok(()),
         };
+        let Ok(query) = query else { return Ok(()) };
         let Some(query) = query? else { return Ok(()) };
         let answer = match dns.decide(&query, client, Limit::Stream) {
             Decision::Drop => return Ok(()),

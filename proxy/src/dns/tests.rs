@@ -341,3 +341,27 @@ async fn streams_carry_several_questions() {
     }
     resolver.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_question_that_was_taken_is_answered_when_no_more_are() {
+    let resolver = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let fixture = fixture(resolver.local_addr().unwrap());
+    let server = fixture.udp("127.0.0.1:0");
+    let mut idle = TcpStream::connect(fixture.tcp()).await.unwrap();
+    let query = question("example.org.", RecordType::A);
+    let asking = tokio::spawn(async move { exchange(server, "127.0.0.1:0", &query).await });
+    let mut buffer = [0; 1024];
+    let (length, peer) = resolver.recv_from(&mut buffer).await.unwrap();
+    fixture.stop.cancel();
+    // Who asks nothing is not waited for.
+    assert!(read_message(&mut idle).await.unwrap().is_none());
+    while fixture.dns.tasks.len() > 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.dns.tasks.len(), 1, "the question is waited for");
+    for answer in resolver_answer(&buffer[..length]) {
+        resolver.send_to(&answer, peer).await.unwrap();
+    }
+    fixture.dns.settled().await;
+    assert_eq!(asking.await.unwrap().answers.len(), 1);
+}

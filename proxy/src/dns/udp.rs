@@ -101,9 +101,10 @@ async fn question(
                 reply(socket, &message::failure(&received.bytes), &received).await;
                 return;
             };
+            let tasks = dns.tasks.clone();
             let (dns, socket, client) = (dns.clone(), socket.clone(), client.clone());
             // Ends by itself within the time that `forward` allows.
-            tokio::spawn(async move {
+            tasks.spawn(async move {
                 let query = &received.bytes;
                 let answer = dns.forward(query, &client, None, Transport::Udp).await;
                 reply(&socket, &answer, &received).await;

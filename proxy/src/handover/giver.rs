@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use std::os::fd::AsFd as _;
 
-use millrace_runtime::handoff::{Connection, HandoffError};
+use millrace_runtime::handoff::{Connection, HandoffError, PeerPolicy};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -39,6 +39,9 @@ pub enum Ended {
     /// The socket failed; where nobody listens there is no successor.
     #[error(transparent)]
     Handoff(#[from] HandoffError),
+    /// Another user's process listens there.
+    #[error("a process of user {0} is in the successor's place")]
+    Stranger(u32),
     /// The successor closed it.
     #[error("the successor closed the connection")]
     Closed,
@@ -116,7 +119,10 @@ impl Giver {
                 }
             };
             // Another one may come while there are connections, but nobody waits for it.
-            let nobody = matches!(error, Ended::Handoff(_) | Ended::Version(_));
+            let nobody = matches!(
+                error,
+                Ended::Handoff(_) | Ended::Version(_) | Ended::Stranger(_)
+            );
             if nobody || Instant::now() >= alone {
                 self.handover.set_stage(Stage::Alone);
             } else {
@@ -130,6 +136,11 @@ impl Giver {
     /// A conversation with a successor that serves.
     async fn connect(&mut self) -> Result<Session, Ended> {
         let connection = Connection::connect(&self.path)?;
+        // A name in the abstract namespace is anybody's.
+        let peer = connection.peer_cred()?;
+        if !PeerPolicy::privileged().allows(peer) {
+            return Err(Ended::Stranger(peer.uid));
+        }
         let epoch = self.handover.epoch();
         let greeting = self.refusing(tokio::time::timeout(SEEK, greet(&connection, epoch)));
         let epoch = greeting.await.map_err(|_| Ended::NotReady)??;

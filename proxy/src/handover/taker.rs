@@ -60,24 +60,29 @@ enum Ended {
 }
 
 impl Taker {
-    /// Listens at `path`, in the place of an earlier epoch. Predecessors are welcome once `ready` is;
-    /// after `leaving` is cancelled nothing more is taken.
+    /// Listens at `path`, in the place of an earlier epoch.
     ///
     /// # Errors
     /// When the path cannot be bound.
-    pub fn bind(
-        path: &Path,
-        handover: Handover,
-        resolver: Resolver,
-        workers: Workers,
-        (ready, leaving): (Ready, CancellationToken),
-    ) -> Result<Self, HandoffError> {
+    pub fn listen(path: &Path) -> Result<Listener, HandoffError> {
         let options = BindOptions {
             mode: 0o600,
             owner: None,
         };
-        Ok(Self {
-            listener: Listener::bind(path, options)?,
+        Listener::bind(path, options)
+    }
+
+    /// A taker that predecessors find at `listener`. They are welcome once `ready` is; after `leaving` is
+    /// cancelled nothing more is taken.
+    pub fn new(
+        listener: Listener,
+        handover: Handover,
+        resolver: Resolver,
+        workers: Workers,
+        (ready, leaving): (Ready, CancellationToken),
+    ) -> Self {
+        Self {
+            listener,
             shared: Arc::new(Shared {
                 handover,
                 resolver,
@@ -87,7 +92,7 @@ impl Taker {
                 reserved: reserved(limits::open_files()),
             }),
             sessions: JoinSet::new(),
-        })
+        }
     }
 
     /// Takes what predecessors give until the proxy leaves. From its return on nobody is listening, so

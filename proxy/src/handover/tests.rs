@@ -99,8 +99,8 @@ impl Place {
         };
         let leaving = CancellationToken::new();
         let when = (Ready::new(), leaving.clone());
-        let taker = Taker::bind(
-            &self.path,
+        let taker = Taker::new(
+            Taker::listen(&self.path).unwrap(),
             handover.clone(),
             resolver,
             workers.clone(),
@@ -108,7 +108,7 @@ impl Place {
         );
         Epoch {
             path: self.path.clone(),
-            taker: Some(tokio::spawn(taker.unwrap().run())),
+            taker: Some(tokio::spawn(taker.run())),
             handover,
             offers: Some(offers),
             leaving,

@@ -2,8 +2,8 @@
 //! of LDS when alone, for the capture ports as a sidecar.
 //!
 //! Runs on the control thread. Each address has one socket per worker (`SO_REUSEPORT`), so the
-//! kernel spreads connections and no worker waits for another. In node mode the broker makes all
-//! sockets instead.
+//! kernel spreads connections and no worker waits for another. Sockets of the epoch before are served in place
+//! of new ones. In node mode the broker makes all sockets instead.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::accepted::Origin;
+use crate::handover::estate::{Estate, Place};
 use crate::resource::ListenerName;
 use crate::snapshot::{Snapshot, Store};
 use crate::worker::Workers;
@@ -71,17 +72,39 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<Ow
     Ok((bound, sockets))
 }
 
-/// Binds the DNS port of a sidecar: a datagram and a stream socket on loopback, where DNS that
+/// As [`bind`], with the sockets of the epoch before as far as there are any. There may be more than
+/// `count`, of which each has to be served.
+///
+/// # Errors
+/// When a socket cannot be made, bound or duplicated.
+fn open(
+    estate: &Estate,
+    address: SocketAddr,
+    count: usize,
+) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+    let place = Place::Tcp(address);
+    let mut sockets = estate.take(place);
+    let (bound, new) = bind(address, count.saturating_sub(sockets.len()))?;
+    sockets.extend(new);
+    estate.hold(place, &sockets)?;
+    Ok((bound, sockets))
+}
+
+/// Binds the DNS port of a sidecar: a datagram socket and stream sockets on loopback, where DNS that
 /// the namespace's rules redirect arrives.
 ///
 /// # Errors
 /// When a socket cannot be made or bound.
-pub fn bind_dns(ip: std::net::IpAddr) -> io::Result<(OwnedFd, OwnedFd)> {
+pub fn bind_dns(estate: &Estate, ip: std::net::IpAddr) -> io::Result<(OwnedFd, Vec<OwnedFd>)> {
     let address = SocketAddr::new(ip, ListenerRole::DnsUdp.port());
-    let udp = std::net::UdpSocket::bind(address)?;
-    let (_, tcp) = bind(address, 1)?;
-    let tcp = tcp.into_iter().next();
-    Ok((udp.into(), tcp.ok_or(io::ErrorKind::NotFound)?))
+    let place = Place::Udp(address);
+    let udp = match estate.take(place).pop() {
+        Some(udp) => udp,
+        None => std::net::UdpSocket::bind(address)?.into(),
+    };
+    estate.hold(place, &[&udp])?;
+    let (_, tcp) = open(estate, address, 1)?;
+    Ok((udp, tcp))
 }
 
 /// Binds the capture ports of a sidecar, on both families where the namespace has both; they
@@ -89,7 +112,11 @@ pub fn bind_dns(ip: std::net::IpAddr) -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// When a capture port cannot be bound on IPv4.
-pub fn bind_capture_ports(workers: &Workers, stop: &CancellationToken) -> Result<(), BindError> {
+pub fn bind_capture_ports(
+    workers: &Workers,
+    estate: &Estate,
+    stop: &CancellationToken,
+) -> Result<(), BindError> {
     for (role, origin) in [
         (ListenerRole::Outbound, Origin::Outbound(None)),
         (ListenerRole::Inbound, Origin::Inbound(None)),
@@ -97,7 +124,7 @@ pub fn bind_capture_ports(workers: &Workers, stop: &CancellationToken) -> Result
         let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, role.port()));
         let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, role.port()));
         for address in [v4, v6] {
-            match bind(address, workers.count()) {
+            match open(estate, address, workers.count()) {
                 Ok((_, sockets)) => serve(workers, sockets, &origin, stop),
                 Err(error) if address.is_ipv6() => {
                     tracing::info!(%address, %error, "no IPv6 capture in this namespace");
@@ -124,6 +151,7 @@ fn serve(workers: &Workers, sockets: Vec<OwnedFd>, origin: &Origin, stop: &Cance
 /// Keeps sockets bound for exactly the listeners of the newest snapshot.
 pub struct Binder {
     workers: Workers,
+    estate: Estate,
     stop: CancellationToken,
     bound: BTreeMap<ListenerName, Bound>,
 }
@@ -136,9 +164,10 @@ struct Bound {
 
 impl Binder {
     /// A binder that has bound nothing; `stop` lets everything go.
-    pub fn new(workers: Workers, stop: CancellationToken) -> Self {
+    pub fn new(workers: Workers, estate: Estate, stop: CancellationToken) -> Self {
         Self {
             workers,
+            estate,
             stop,
             bound: BTreeMap::new(),
         }
@@ -154,6 +183,7 @@ impl Binder {
             if !keep {
                 tracing::info!(listener = %name, address = %bound.address, "listener closed");
                 bound.stop.cancel();
+                self.estate.release(Place::Tcp(bound.asked));
             }
             keep
         });
@@ -197,7 +227,7 @@ impl Binder {
     }
 
     fn open(&self, name: &ListenerName, asked: SocketAddr) -> io::Result<Bound> {
-        let (address, sockets) = bind(asked, self.workers.count())?;
+        let (address, sockets) = open(&self.estate, asked, self.workers.count())?;
         let stop = self.stop.child_token();
         let origin = Origin::Listener(name.clone());
         serve(&self.workers, sockets, &origin, &stop);

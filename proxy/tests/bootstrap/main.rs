@@ -8,6 +8,7 @@
 
 mod dns;
 mod process;
+mod restart;
 mod workers;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use crate::LIMIT;
 
@@ -25,6 +25,11 @@ impl Drop for Proxy {
 
 impl Proxy {
     pub(crate) fn start(file: &str, workers: u16) -> Self {
+        Self::start_with(file, workers, &[])
+    }
+
+    /// With more arguments.
+    pub(crate) fn start_with(file: &str, workers: u16, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("bootstrap.yaml");
         let log = directory.path().join("admin.log");
@@ -34,6 +39,7 @@ impl Proxy {
             .arg("-c")
             .arg(&path)
             .args(["--workers", &workers.to_string()])
+            .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -73,8 +79,15 @@ impl Proxy {
 
     /// Waits for it to end by itself, and returns what it said.
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
-        let status = self.child.wait().unwrap();
-        let lines: Vec<_> = self.lines.iter().collect();
-        (status, lines.join("\n"))
+        let mut told = Vec::new();
+        // It says something, and its output is closed when it ends.
+        loop {
+            match self.lines.recv_timeout(LIMIT) {
+                Ok(line) => told.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("still runs\n{}", told.join("\n")),
+            }
+        }
+        (self.child.wait().unwrap(), told.join("\n"))
     }
 }

@@ -11,7 +11,7 @@ mod service;
 pub mod witness;
 
 pub use observe::{Observed, observe, observe_soon};
-pub use scene::{SUBSETS, Scene, logged};
+pub use scene::{CLIENTS, SUBSETS, Scene, logged};
 pub use service::{Backend, Service};
 
 /// The ways of capturing that every behaviour is tested with.

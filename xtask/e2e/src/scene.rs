@@ -15,7 +15,7 @@ use crate::service::{Backend, Service};
 const SOON: Duration = Duration::from_secs(15);
 
 /// Clients of every kind, twice.
-const CLIENTS: [Connections; 4] = [
+pub const CLIENTS: [Connections; 4] = [
     Connections::Kept,
     Connections::New,
     Connections::Kept,

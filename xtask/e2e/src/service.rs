@@ -91,22 +91,24 @@ impl Service {
             .label("version", version)
             .annotation(crate::CAPTURE, capture);
         options.ports.clone_from(&self.ports);
-        let serve = |pod: &Pod| {
-            let servers = self.ports.iter().map(|(protocol, port)| {
-                // Of both families, as most programs listen.
-                let listener = pod.listen((Ipv6Addr::UNSPECIFIED, *port).into())?;
-                if protocol.starts_with("tcp") {
-                    echo::tcp(listener)
-                } else {
-                    echo::http(listener, &name)
-                }
-            });
-            servers.collect::<anyhow::Result<Vec<_>>>()
-        };
         let (pod, servers) = node
-            .serving_pod(options, serve)
+            .serving_pod(options, |pod| self.serve(&name, pod))
             .with_context(|| format!("starting {name}"))?;
         Ok(Backend { servers, pod })
+    }
+
+    /// Starts the servers of a pod of this name.
+    pub fn serve(&self, name: &str, pod: &Pod) -> anyhow::Result<Vec<Server>> {
+        let servers = self.ports.iter().map(|(protocol, port)| {
+            // Of both families, as most programs listen.
+            let listener = pod.listen((Ipv6Addr::UNSPECIFIED, *port).into())?;
+            if protocol.starts_with("tcp") {
+                echo::tcp(listener)
+            } else {
+                echo::http(listener, name)
+            }
+        });
+        servers.collect()
     }
 }
 

@@ -1,12 +1,14 @@
 //! Millrace itself in a cluster: pilot on the fabric; agent, broker and proxy on every node; pods that
 //! both are told of. Or, in place of all that is on a node, a sidecar in each pod.
 
+mod epochs;
 mod node;
 mod pilot;
 mod sidecar;
 
 use std::sync::Arc;
 
+pub use epochs::Epochs;
 pub use node::{MeshNode, MeshPod, Role};
 pub use pilot::Pilot;
 pub use sidecar::Sidecar;

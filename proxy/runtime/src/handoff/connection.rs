@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -78,7 +78,8 @@ pub type AgentConnection = Connection<ToAgent, AgentCall>;
 pub type AccelConnection = Connection<AccelReply, AccelCall>;
 
 impl<R: Message, S: Message> Connection<R, S> {
-    /// Connects to the socket at `path`. Must be called within a tokio runtime.
+    /// Connects to the socket at `path`, or of this name where it begins with `@`. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// When nobody listens there, or the path may not be used.
@@ -90,7 +91,7 @@ impl<R: Message, S: Message> Connection<R, S> {
             None,
         )
         .map_err(io::Error::from)?;
-        let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
+        let address = super::listener::address(path)?;
         rustix::net::connect(&socket, &address).map_err(io::Error::from)?;
         Self::from_socket(socket)
     }

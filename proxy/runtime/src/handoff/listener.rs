@@ -1,10 +1,12 @@
 //! The broker's side of a hand-off socket: binds the path, accepts, and knows who connected.
 //!
 //! The socket is bound beside its path and renamed onto it, so a new broker takes over from an
-//! old one without a moment in which the path does not exist.
+//! old one without a moment in which the path does not exist. A path that begins with `@` is a name in the
+//! abstract namespace: it belongs to a network namespace, so that the containers of a pod share it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, Uid};
@@ -80,13 +82,7 @@ impl Listener {
     /// socket lies there.
     pub fn bind(path: &Path, options: BindOptions) -> Result<Self, HandoffError> {
         refuse_other_files(path)?;
-        let socket = rustix::net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )
-        .map_err(io::Error::from)?;
+        let socket = socket()?;
         let beside = beside(path);
         if let Err(error) = std::fs::remove_file(&beside)
             && error.kind() != io::ErrorKind::NotFound
@@ -103,6 +99,26 @@ impl Listener {
         }
         rustix::net::listen(&socket, BACKLOG).map_err(io::Error::from)?;
         std::fs::rename(&beside, path)?;
+        Self::from_socket(socket, path)
+    }
+
+    /// Binds a name that begins with `@`; it is free again once the last duplicate of the socket is closed.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When somebody has the name.
+    pub fn bind_name(name: &Path) -> Result<Self, HandoffError> {
+        let socket = socket()?;
+        rustix::net::bind(&socket, &address(name)?).map_err(io::Error::from)?;
+        rustix::net::listen(&socket, BACKLOG).map_err(io::Error::from)?;
+        Self::from_socket(socket, name)
+    }
+
+    /// Accepts from a listening socket of somebody else's, which is bound at `path`.
+    ///
+    /// # Errors
+    /// When the socket cannot be registered with the runtime.
+    pub fn from_socket(socket: OwnedFd, path: &Path) -> Result<Self, HandoffError> {
         Ok(Self {
             socket: register(socket, Interest::READABLE)?,
             path: path.to_owned(),
@@ -133,6 +149,27 @@ impl Listener {
         let peer = peer_cred(socket.as_fd())?;
         Ok((Connection::from_socket(socket)?, peer))
     }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    Ok(socket)
+}
+
+/// The address of a path, or of a name that begins with `@`.
+pub(super) fn address(path: &Path) -> io::Result<SocketAddrUnix> {
+    let address = match path.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddrUnix::new_abstract_name(name),
+        None => SocketAddrUnix::new(path),
+    };
+    Ok(address?)
 }
 
 /// Credentials of the process at the other end of a connected Unix socket.

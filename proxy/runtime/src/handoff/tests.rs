@@ -309,3 +309,22 @@ fn a_description_that_fits_into_no_message_is_refused_by_its_largest_field() {
     pod.validate().expect("just short enough");
     assert!(serde_json::to_vec(&largest).unwrap().len() < MAX_MESSAGE);
 }
+
+#[tokio::test]
+async fn a_name_is_found_until_its_last_duplicate_is_closed() {
+    let name = format!("@millrace-test-name-{}", std::process::id());
+    let name = std::path::Path::new(&name);
+    let listener = Listener::bind_name(name).unwrap();
+    assert!(Listener::bind_name(name).is_err(), "two have the name");
+    let copy = listener.as_fd().try_clone_to_owned().unwrap();
+    drop(listener);
+    let listener = Listener::from_socket(copy, name).unwrap();
+    let proxy = BrokerConnection::connect(name).unwrap();
+    assert!(PeerPolicy::privileged().allows(proxy.peer_cred().unwrap()));
+    let (broker, _): (Broker, _) = listener.accept().await.unwrap();
+    let heartbeat = ProxyRequest::Heartbeat;
+    proxy.send(&heartbeat, &[]).await.unwrap();
+    assert_eq!(broker.recv().await.unwrap().unwrap().message, heartbeat);
+    drop(listener);
+    assert!(BrokerConnection::connect(name).is_err());
+}

@@ -5,27 +5,25 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, chown};
 use parking_lot::Mutex;
 
-use super::{Mesh, MeshPod};
+use serde_json::Value;
+
+use super::{Epochs, Mesh, MeshPod};
 use crate::http::Response;
-use crate::spawn::Process;
-use crate::wait::until;
 
 /// The user whose connections the rules leave alone.
 const UID: u32 = 1337;
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
-const START: Duration = Duration::from_secs(30);
 
 /// The proxy of one pod; it ends when this is dropped, the rules stay.
 #[derive(Debug)]
 pub struct Sidecar {
-    proxy: Mutex<Process>,
+    proxy: Mutex<Epochs>,
 }
 
 impl Sidecar {
@@ -41,31 +39,33 @@ impl Sidecar {
 
     /// Starts the proxy in the pod and waits until it is ready.
     pub fn start(mesh: &Mesh, pod: &MeshPod, arguments: &[&str]) -> anyhow::Result<Self> {
-        let dir = state_dir(mesh, pod)?;
-        let mut command = Command::new(mesh.cluster().binary("millrace-proxy")?);
-        command
-            .arg("--sidecar")
-            .args(["--xds-addr", &mesh.pilot().xds_url()])
-            .args(["--pod-name", pod.name()])
-            .args(["--pod-namespace", &pod.options().namespace])
-            .args(["--node-ip", &pod.ip().to_string()])
-            .arg("--state-dir")
-            .arg(&dir)
-            .arg("--run-dir")
-            .arg(&dir)
-            .args(arguments);
-        let proxy = pod.launch("sidecar", command)?.uid(UID).spawn()?;
-        let sidecar = Self {
+        let dir = state_dir(mesh, pod)?.display().to_string();
+        let (url, ip) = (mesh.pilot().xds_url(), pod.ip().to_string());
+        let given = [
+            ["--xds-addr", &url],
+            ["--pod-name", pod.name()],
+            ["--pod-namespace", &pod.options().namespace],
+            ["--node-ip", &ip],
+            ["--state-dir", &dir],
+            ["--run-dir", &dir],
+        ];
+        let all = ["--sidecar"].into_iter().chain(given.into_iter().flatten());
+        let all = all.chain(arguments.iter().copied()).map(str::to_owned);
+        let program = mesh.cluster().binary("millrace-proxy")?;
+        let proxy = Epochs::start(pod, "sidecar", program, all.collect())?;
+        Ok(Self {
             proxy: Mutex::new(proxy),
-        };
-        until(START, || {
-            sidecar.proxy.lock().ensure_running()?;
-            let ready = sidecar.admin(pod, "/ready")?;
-            ensure!(ready.status == 200, "{}", ready.text().trim());
-            anyhow::Ok(())
         })
-        .with_context(|| format!("the sidecar of {}:\n{}", pod.name(), sidecar.log()))?;
-        Ok(sidecar)
+    }
+
+    /// As [`Epochs::replace`].
+    pub fn replace(&self, pod: &MeshPod) -> anyhow::Result<Value> {
+        self.proxy.lock().replace(pod)
+    }
+
+    /// As [`Epochs::ended`].
+    pub fn ended(&self) -> anyhow::Result<()> {
+        self.proxy.lock().ended()
     }
 
     /// Gets a page of the admin port, from inside the pod that the sidecar is in.
@@ -75,22 +75,22 @@ impl Sidecar {
 
     /// The proxy's process.
     pub fn pid(&self) -> u32 {
-        self.proxy.lock().pid()
+        self.proxy.lock().newest().pid()
     }
 
     /// Sends a signal to the proxy.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        self.proxy.lock().signal(signal)
+        self.proxy.lock().newest().signal(signal)
     }
 
     /// The proxy's exit status, when it has ended.
     pub fn exited(&self) -> Option<ExitStatus> {
-        self.proxy.lock().exited()
+        self.proxy.lock().newest().exited()
     }
 
     /// What the proxy printed so far.
     pub fn log(&self) -> String {
-        self.proxy.lock().log()
+        self.proxy.lock().newest().log()
     }
 }
 
