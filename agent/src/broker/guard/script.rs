@@ -39,6 +39,11 @@ const OLDER: [(&str, &str, &str); 2] = [
 /// An empty chain which says that packet sockets are not held, since the kernel cannot do it.
 pub(crate) const UNHELD: &str = "unheld";
 const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+/// Loopback is the first device of every namespace (`loopback_net_init`); its number is compared faster than its
+/// name, which another device could be given.
+const LOOPBACK: &str = "1";
+/// Ends a chain that is about what opens a connection: nearly every packet of one does not.
+const GOES_ON: &str = "tcp flags & (fin | syn | rst | ack) != syn accept";
 
 /// What the script says.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +85,8 @@ pub(super) fn watching() -> String {
 
 fn arriving() -> Vec<String> {
     vec![
-        "iifname \"lo\" accept".to_owned(),
+        format!("iif {LOOPBACK} accept"),
+        GOES_ON.to_owned(),
         // What passes through the pod did not come to it.
         "fib daddr type != local accept".to_owned(),
         format!("{OPENS} ct mark set ct mark | {CAME_IN}"),
@@ -169,7 +175,8 @@ impl Wanted<'_> {
 
     /// Takes a mark off that the socket's creator may not have: to all that follows the packet is an
     /// application's. Only what opens a connection is looked at, since answers to a delivery carry the mark
-    /// of the delivery by right.
+    /// of the delivery by right; nor is the rest the broker's word, whose mark an accepted socket may have taken
+    /// over from an application's packet (`tcp_fwmark_accept`).
     fn authenticate(&self) -> Vec<String> {
         let Some(creator) = self.creator else {
             return Vec::new();
@@ -177,11 +184,12 @@ impl Wanted<'_> {
         let (known, mark) = (known(creator), self.config.proxy_mark);
         let mut rules = vec![
             format!("meta mark & 0xffff != {mark:#x} accept"),
-            format!("oifname \"lo\" meta mark & {PROOF_BIT:#x} != 0 {known} drop"),
+            GOES_ON.to_owned(),
+            format!("oif {LOOPBACK} meta mark & {PROOF_BIT:#x} != 0 {known} drop"),
         ];
         if self.stands_in().is_some() {
             rules.push(format!(
-                "oifname \"lo\" meta mark & {STEERED_BIT:#x} != 0 {known} update @{STEERED} {{ meta nfproto }} drop"
+                "oif {LOOPBACK} meta mark & {STEERED_BIT:#x} != 0 {known} update @{STEERED} {{ meta nfproto }} drop"
             ));
         }
         rules.extend([
@@ -198,11 +206,14 @@ impl Wanted<'_> {
             return Vec::new();
         }
         let ports = format!("{{ {}, {} }}", self.config.proxy_port, self.config.dns_port);
-        let mut rules = vec![format!("meta mark & {DELIVERY_BIT:#x} != 0 notrack")];
+        let mut rules = vec![
+            format!("oif != {LOOPBACK} accept"),
+            format!("meta mark & {DELIVERY_BIT:#x} != 0 notrack accept"),
+        ];
         for loopback in ["ip {} 127.0.0.1", "ip6 {} ::1"] {
             for (side, port) in [("daddr", "dport"), ("saddr", "sport")] {
                 let address = loopback.replace("{}", side);
-                rules.push(format!("{address} th {port} {ports} notrack"));
+                rules.push(format!("{address} th {port} {ports} notrack accept"));
             }
         }
         rules
@@ -221,10 +232,10 @@ impl Wanted<'_> {
             return Vec::new();
         };
         let mut rules = vec![
-            "iifname \"lo\" accept".to_owned(),
+            format!("iif {LOOPBACK} accept"),
+            GOES_ON.to_owned(),
             "meta l4proto != tcp accept".to_owned(),
             format!("meta nfproto @{STEERED} accept"),
-            "tcp flags & (fin | syn | rst | ack) != syn accept".to_owned(),
         ];
         for port in &self.config.inbound_ports_exclude {
             rules.push(format!("tcp dport {port} accept"));
@@ -255,11 +266,11 @@ impl Wanted<'_> {
             .unwrap_or_default();
         let mark = self.config.proxy_mark;
         let mut rules = vec![
-            "oifname \"lo\" accept".to_owned(),
+            format!("oif {LOOPBACK} accept"),
+            format!("meta mark & 0xffff == {mark:#x} {known}ct mark set ct mark | {OURS} accept"),
             "meta l4proto != { tcp, udp } accept".to_owned(),
             // What nat rules have just turned round still names the device that it had.
             "fib daddr type local accept".to_owned(),
-            format!("meta mark & 0xffff == {mark:#x} {known}ct mark set ct mark | {OURS} accept"),
             format!("{OPENS} goto judge"),
             format!("ct direction reply ct mark & {CAME_IN} != 0 accept"),
         ];
@@ -456,13 +467,48 @@ mod tests {
         );
     }
 
+    /// The rules of a chain.
+    fn chain(text: &str, name: &str) -> Vec<String> {
+        let head = format!("chain {name} {{");
+        let chain = text.split(&head).nth(1).expect("there");
+        let rules = chain.split("\n}").next().expect("closed");
+        rules.lines().skip(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_opens_nothing_is_let_go_first_where_nothing_is_decided_about_it_and_only_there() {
+        let text = script(true, CaptureMode::Ebpf, Some(&broker()));
+        for (name, costs) in [
+            ("authenticate", "socket cgroupv2"),
+            ("arriving", "fib"),
+            ("entering", "@steered"),
+        ] {
+            let rules = chain(&text, name);
+            let at = |what: &str| rules.iter().position(|rule| rule.contains(what));
+            assert!(
+                at(GOES_ON).is_some_and(|early| Some(early) < at(costs)),
+                "{rules:?}"
+            );
+            // What comes before takes nothing from it.
+            assert!(
+                rules[..at(GOES_ON).unwrap()]
+                    .iter()
+                    .all(|rule| rule.ends_with("accept"))
+            );
+        }
+        for name in ["leaving", "forwarded", "judge"] {
+            let rules = chain(&text, name);
+            assert!(!rules.contains(&GOES_ON.to_owned()), "{rules:?}");
+        }
+        let leaving = chain(&text, "leaving");
+        let at = |what: &str| leaving.iter().position(|rule| rule.contains(what));
+        assert!(at("@creators_2 ct mark set") < at("fib"), "{leaving:?}");
+    }
+
     #[test]
     fn only_where_programs_decide_who_enters_does_the_guard_stand_in_for_them() {
         let entering = |closed, mode, creator: Option<&Creator>| {
-            let text = script(closed, mode, creator);
-            let chain = text.split("chain entering {").nth(1).expect("there");
-            let rules = chain.split('}').next().expect("closed");
-            rules.lines().skip(2).map(str::to_owned).collect::<Vec<_>>()
+            chain(&script(closed, mode, creator), "entering")
         };
         let known = Some(broker());
         let rules = entering(true, CaptureMode::Ebpf, known.as_ref());
