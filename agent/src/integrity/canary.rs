@@ -65,6 +65,13 @@ impl Way {
         matches!(self, Self::Inbound4 | Self::Inbound6)
     }
 
+    pub(super) fn family(self) -> Family {
+        match self {
+            Self::Outbound4 | Self::Dns4 | Self::Inbound4 => Family::V4,
+            Self::Outbound6 | Self::Dns6 | Self::Inbound6 => Family::V6,
+        }
+    }
+
     fn inbound(address: &IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::Inbound4,
@@ -148,24 +155,27 @@ fn inbound(subject: &Subject) -> impl Iterator<Item = SocketAddr> {
         .map(|ip| SocketAddr::new(ip, CANARY_PORT))
 }
 
-/// Sends a canary, and another one where it was not answered: a busy moment is no breakage.
+/// Sends a canary on the ways of these families, and another one where it was not answered: a busy moment is no
+/// breakage.
 ///
 /// # Errors
 /// When the broker makes no sockets.
 pub(super) async fn send_twice(
     broker: &BrokerClient,
     subject: &Subject,
+    families: &[Family],
 ) -> Result<BTreeMap<Way, Outcome>, CallError> {
-    let first = send(broker, subject).await?;
+    let first = send(broker, subject, families).await?;
     if first.values().all(|outcome| *outcome == Outcome::Answered) {
         return Ok(first);
     }
-    send(broker, subject).await
+    send(broker, subject, families).await
 }
 
 async fn send(
     broker: &BrokerClient,
     subject: &Subject,
+    families: &[Family],
 ) -> Result<BTreeMap<Way, Outcome>, CallError> {
     let request = AgentRequest::CanarySockets {
         uid: subject.uid.clone(),
@@ -182,7 +192,7 @@ async fn send(
         let Some(to) = destination(way, &subject.settings) else {
             continue;
         };
-        if !subject.ips.iter().any(has_address) {
+        if !families.contains(&way.family()) || !subject.ips.iter().any(has_address) {
             continue;
         }
         let expected = expected.clone();
@@ -203,6 +213,10 @@ async fn send(
         });
     }
     for to in inbound(subject) {
+        let way = Way::inbound(&to.ip());
+        if !families.contains(&way.family()) {
+            continue;
+        }
         let expected = expected.clone();
         under_way.spawn(async move {
             let sent = async move {
@@ -212,7 +226,7 @@ async fn send(
                 };
                 connect(socket, to, &expected).await
             };
-            (Way::inbound(&to.ip()), in_time(sent).await)
+            (way, in_time(sent).await)
         });
     }
     Ok(under_way.join_all().await.into_iter().collect())

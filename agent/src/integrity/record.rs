@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use millrace_runtime::handoff::{Breakage, Cause};
+use millrace_runtime::handoff::{Breakage, Cause, Family};
 use serde::{Deserialize, Serialize};
 
 use super::canary::{Outcome, Way};
@@ -157,10 +157,15 @@ impl Record {
         changed
     }
 
-    /// Canaries came back, or not; true if anything is new but the time.
-    pub(super) fn canaries(&mut self, outcomes: &BTreeMap<Way, Outcome>) -> bool {
+    /// Canaries of these families came back, or not; true if anything is new but the time.
+    pub(super) fn canaries(
+        &mut self,
+        families: &[Family],
+        outcomes: &BTreeMap<Way, Outcome>,
+    ) -> bool {
         let canary = &mut self.now.canary;
-        canary.ways.retain(|way, _| outcomes.contains_key(way));
+        let stays = |way: &Way| outcomes.contains_key(way) || !families.contains(&way.family());
+        canary.ways.retain(|way, _| stays(way));
         for (way, outcome) in outcomes {
             let known = self.answered.contains(way);
             let status = canary.ways.entry(*way).or_default();
@@ -188,9 +193,11 @@ impl Record {
         self.update()
     }
 
-    pub(super) fn canary_failed(&self) -> bool {
-        let mut ways = self.now.canary.ways.values();
-        ways.any(|way| way.ok == Some(false))
+    /// The family of a canary that failed, if one did.
+    pub(super) fn failed_family(&self) -> Option<Family> {
+        let mut ways = self.now.canary.ways.iter();
+        let failed = ways.find(|(_, status)| status.ok == Some(false));
+        failed.map(|(way, _)| way.family())
     }
 
     /// The pod is captured anew or not at all: what canaries said is of the past.
@@ -247,6 +254,8 @@ fn describe(breakage: &Breakage) -> String {
 mod tests {
     use super::*;
 
+    const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
     fn breakage(cause: Cause) -> Breakage {
         Breakage {
             cause,
@@ -275,14 +284,17 @@ mod tests {
     fn a_lost_canary_is_a_breakage_until_one_arrives() {
         let mut record = Record::default();
         let lost = Outcome::Lost("refused".to_owned());
-        assert!(record.canaries(&BTreeMap::from([(Way::Outbound4, lost)])));
+        assert!(record.canaries(&BOTH, &BTreeMap::from([(Way::Outbound4, lost)])));
         assert_eq!(
             record.problem().unwrap(),
             "capture is not intact: canary: outbound4: refused"
         );
         // What a comparison finds does not touch it.
         assert!(!record.compared(Vec::new()));
-        assert!(record.canaries(&BTreeMap::from([(Way::Outbound4, Outcome::Answered)])));
+        assert!(record.canaries(
+            &BOTH,
+            &BTreeMap::from([(Way::Outbound4, Outcome::Answered)])
+        ));
         let status = record.status();
         assert_eq!(status.repaired_total[&Cause::Canary], 1);
         assert_eq!(status.canary.ways[&Way::Outbound4].failures, 1);
@@ -293,9 +305,31 @@ mod tests {
     fn silence_towards_a_pod_counts_only_where_there_was_an_answer_before() {
         let mut record = Record::default();
         let silent = BTreeMap::from([(Way::Inbound4, Outcome::Silent)]);
-        assert!(!record.canaries(&silent));
+        assert!(!record.canaries(&BOTH, &silent));
         assert_eq!(record.status().canary.ways[&Way::Inbound4].ok, None);
-        record.canaries(&BTreeMap::from([(Way::Inbound4, Outcome::Answered)]));
-        assert!(record.canaries(&silent));
+        record.canaries(&BOTH, &BTreeMap::from([(Way::Inbound4, Outcome::Answered)]));
+        assert!(record.canaries(&BOTH, &silent));
+    }
+
+    #[test]
+    fn what_was_said_of_a_family_stays_until_its_turn() {
+        let mut record = Record::default();
+        let answered = |way| BTreeMap::from([(way, Outcome::Answered)]);
+        let lost = || Outcome::Lost("refused".to_owned());
+        record.canaries(
+            &BOTH,
+            &BTreeMap::from([(Way::Dns4, lost()), (Way::Dns6, lost())]),
+        );
+        assert_eq!(record.failed_family(), Some(Family::V4));
+        record.canaries(&[Family::V4], &answered(Way::Dns4));
+        assert_eq!(record.failed_family(), Some(Family::V6));
+        assert!(record.problem().is_some());
+        record.canaries(&[Family::V6], &answered(Way::Outbound6));
+        assert_eq!(record.problem(), None);
+        let ways = record.status().canary.ways;
+        assert!(
+            ways.into_keys().eq([Way::Outbound6, Way::Dns4]),
+            "the settings exclude the other"
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_runtime::handoff::{
-    AgentAnswer, AgentRequest, Breakage, CaptureMode, Cause, Inspection, PodUid,
+    AgentAnswer, AgentRequest, Breakage, CaptureMode, Cause, Family, Inspection, PodUid,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -50,12 +50,32 @@ struct Due {
     at: Instant,
     under_way: bool,
     failed_in_row: u32,
+    /// Whose turn it is where both families do not go together.
+    family: Family,
+}
+
+impl Due {
+    /// Where a node has so many pods that each has its turn less often, a turn is one family's: most of what can
+    /// break, breaks for both.
+    fn families(&self, subject: &Subject, is_crowded: bool) -> Vec<Family> {
+        let both = [Family::V4, Family::V6];
+        let has = |family: &Family| {
+            let is_v4 = *family == Family::V4;
+            subject.ips.iter().any(|ip| ip.is_ipv4() == is_v4)
+        };
+        if is_crowded && both.iter().all(has) {
+            vec![self.family]
+        } else {
+            both.to_vec()
+        }
+    }
 }
 
 /// A canary that came back.
 struct Sent {
     subject: Subject,
     proxies: Vec<u32>,
+    families: Vec<Family>,
     outcomes: Option<BTreeMap<Way, Outcome>>,
 }
 
@@ -142,6 +162,7 @@ impl Watch {
                     at,
                     under_way: false,
                     failed_in_row: 0,
+                    family: Family::V4,
                 }
             });
         }
@@ -326,7 +347,9 @@ impl Watch {
         };
         let subjects = self.now();
         let pods = u32::try_from(self.due.len()).unwrap_or(u32::MAX);
-        let interval = interval.max(Duration::from_secs(1) * pods / CANARIES_PER_SECOND);
+        let turns = Duration::from_secs(1) * pods / CANARIES_PER_SECOND;
+        let is_crowded = turns > interval;
+        let interval = interval.max(turns);
         let now = Instant::now();
         for (uid, due) in &mut self.due {
             if due.under_way || due.at > now {
@@ -343,14 +366,16 @@ impl Watch {
             due.under_way = true;
             let (subject, broker) = (subject.clone(), Arc::clone(broker));
             let proxies = subjects.proxies.clone();
+            let families = due.families(&subject, is_crowded);
             self.under_way.spawn(async move {
-                let outcomes = canary::send_twice(&broker, &subject).await;
+                let outcomes = canary::send_twice(&broker, &subject, &families).await;
                 let outcomes = outcomes.inspect_err(|error| {
                     tracing::debug!(pod = subject.name, error = %chain(error), "no canary sent");
                 });
                 Sent {
                     subject,
                     proxies,
+                    families,
                     outcomes: outcomes.ok(),
                 }
             });
@@ -376,14 +401,15 @@ impl Watch {
         let (changed, failed) = {
             let mut state = self.integrity.state.lock();
             let record = state.pods.entry(uid.clone()).or_default();
-            let changed = record.canaries(&outcomes);
+            let changed = record.canaries(&sent.families, &outcomes);
             if changed {
                 log(&sent.subject.name, record.problem());
             }
-            (changed, record.canary_failed())
+            (changed, record.failed_family())
         };
-        if failed {
+        if let Some(family) = failed {
             due.at = Instant::now() + AGAIN;
+            due.family = family;
             due.failed_in_row += 1;
             // What writing everything anew did not cure, it will hardly cure the next time.
             if due.failed_in_row.is_power_of_two() {
@@ -391,6 +417,10 @@ impl Watch {
             }
         } else {
             due.failed_in_row = 0;
+            due.family = match due.family {
+                Family::V4 => Family::V6,
+                Family::V6 => Family::V4,
+            };
         }
         if changed {
             self.tell(Notice::Changed);
@@ -438,5 +468,46 @@ async fn inspect(subjects: &Subjects) -> Option<BTreeMap<PodUid, Inspection>> {
             return Some(found);
         }
         after = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use millrace_runtime::handoff::Families;
+
+    use super::*;
+    use crate::redirect::CaptureSettings;
+
+    #[test]
+    fn on_a_crowded_node_a_turn_is_one_familys() {
+        let due = Due {
+            at: Instant::now(),
+            under_way: false,
+            failed_in_row: 0,
+            family: Family::V6,
+        };
+        let mut subject = Subject {
+            uid: PodUid("p".to_owned()),
+            name: "p".to_owned(),
+            cookie: 1,
+            netns: Arc::new(File::open("/proc/self/ns/net").unwrap().into()),
+            families: Families { v4: true, v6: true },
+            ips: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            mode: CaptureMode::None,
+            settings: CaptureSettings::default(),
+            settled: true,
+        };
+        let both = [Family::V4, Family::V6];
+        assert_eq!(due.families(&subject, false), both);
+        assert_eq!(due.families(&subject, true), [Family::V6]);
+        subject.ips.pop();
+        assert_eq!(
+            due.families(&subject, true),
+            both,
+            "the other costs nothing"
+        );
     }
 }
