@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// With how many idle pods the report `pods` measures.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 500])]
     pods: Vec<usize>,
+    /// For how many seconds the report `pods` watches what idle pods cost, once they have settled.
+    #[arg(long, default_value_t = 60)]
+    idle_seconds: u64,
     /// How many connections at once the report `connections` asks for.
     #[arg(long, default_value_t = 100_000)]
     connections: usize,
@@ -78,7 +81,7 @@ enum Report {
     Hops,
     /// What each kernel program costs, and how often it runs per request.
     Programs,
-    /// Memory with many idle pods, and how fast they are enrolled.
+    /// Memory and CPU with many idle pods, and how fast they are enrolled.
     Pods,
 }
 
