@@ -22,6 +22,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, routes};
+
 use crate::config::Config;
 use crate::metrics::PilotMetrics;
 use crate::model::mesh::MeshConfig;
@@ -29,6 +30,7 @@ use crate::push::debounce::DebounceConfig;
 use crate::push::writer::{Input, Writer};
 use crate::registry::RegistryEvent;
 use crate::serve::MeshSource;
+use crate::serve::client_status::ClientStatuses;
 
 /// Inputs that wait for the writer; registries wait when it is full.
 const INPUTS: usize = 64;
@@ -219,10 +221,12 @@ async fn serve_xds(
         }
     }
     drop(not_ready);
+    let statuses = ClientStatuses::service(source, service.connections());
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .tcp_nodelay(true)
         .add_service(service.into_server())
+        .add_service(statuses)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
         .await;
     if let Err(error) = served {

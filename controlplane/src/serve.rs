@@ -4,6 +4,7 @@
 //! The protocol itself is `millrace_xds`'s.
 
 mod cache;
+pub(crate) mod client_status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -139,6 +140,16 @@ impl MeshSource {
             }
         }
         Some((Arc::clone(&first.view), selections))
+    }
+
+    /// What a stream has been given of a type, or is about to be.
+    pub fn resources_of(&self, id: ConnectionId, type_url: &TypeUrl) -> Vec<Arc<EncodedResource>> {
+        let Some(client) = self.clients.lock().get(&id).cloned() else {
+            return Vec::new();
+        };
+        let selection = client.selections.lock().get(type_url.as_str()).cloned();
+        let view = self.view_of(Arc::clone(&client.view));
+        selection.map_or_else(Vec::new, |selection| view.resources(type_url, &selection))
     }
 
     /// What a proxy of this view gets of the newest snapshot.

@@ -15,6 +15,11 @@ use millrace_controlplane::app::Pilot;
 use millrace_controlplane::config::Config;
 use millrace_xds::client::{self, Client, ClientConfig, Event, Events};
 use millrace_xds::node::{Node, NodeId};
+use millrace_xds::proto::envoy::service::status::v3::client_config::GenericXdsConfig;
+use millrace_xds::proto::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
+use millrace_xds::proto::envoy::service::status::v3::{ClientStatusRequest, ConfigStatus};
+use millrace_xds::proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use millrace_xds::proto::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 use millrace_xds::{ResourceError, TypeUrl, proto};
 
 /// Longer than anything here takes on a busy machine; a failure, not a measure.
@@ -297,6 +302,46 @@ async fn what_is_asked_for_by_name_and_is_not_there_is_said_to_be_gone() {
     pilot.stop().await;
 }
 
+/// What CSDS tells of the one resource of the one client.
+async fn client_status(pilot: &Pilot, exclude_resource_contents: bool) -> GenericXdsConfig {
+    let server = format!("http://{}", pilot.addresses().xds);
+    let mut client = ClientStatusDiscoveryServiceClient::connect(server)
+        .await
+        .unwrap();
+    let ask = |id: &str| ClientStatusRequest {
+        node_matchers: vec![NodeMatcher {
+            node_id: Some(StringMatcher {
+                match_pattern: Some(MatchPattern::Contains(id.to_owned())),
+                ignore_case: false,
+            }),
+            node_metadatas: Vec::new(),
+        }],
+        node: None,
+        exclude_resource_contents,
+    };
+    let others = client.fetch_client_status(ask("~node-b~")).await.unwrap();
+    assert_eq!(others.into_inner().config, []);
+    let asked = futures_util::stream::iter([ask("~node-a~"), ask("~node-b~")]);
+    let answers = client
+        .stream_client_status(asked)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut answers: Vec<_> = futures_util::TryStreamExt::try_collect(answers)
+        .await
+        .unwrap();
+    assert_eq!(answers.len(), 2, "an answer to each message");
+    let mut config = answers.swap_remove(0).config;
+    assert_eq!(config.len(), 1);
+    let client = config.remove(0);
+    assert_eq!(
+        client.node.unwrap().id,
+        "node~10.0.0.1~node-a~cluster.local"
+    );
+    assert_eq!(client.generic_xds_configs.len(), 1);
+    client.generic_xds_configs.into_iter().next().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejection_is_seen_in_the_debug_pages() {
     let directory = tempfile::tempdir().unwrap();
@@ -319,6 +364,17 @@ async fn a_rejection_is_seen_in_the_debug_pages() {
     })
     .await;
     assert!(sync.contains("\"ERROR\""), "{sync}");
+    let resource = client_status(&pilot, false).await;
+    assert_eq!(resource.config_status(), ConfigStatus::Error);
+    assert_eq!(resource.name, name);
+    let cluster: proto::Cluster = proto::unpack(&resource.xds_config.unwrap()).unwrap();
+    assert_eq!(cluster.name, name);
+    let error = resource.error_state.unwrap().details;
+    assert!(error.contains("cannot be built"), "{error}");
+    let without = client_status(&pilot, true).await;
+    assert_eq!(without.xds_config, None);
+    assert_eq!(without.version_info, resource.version_info);
+
     let metrics = page(&pilot, "/metrics").await.1;
     assert!(
         metrics.contains("millrace_pilot_xds_nacks_total{type=\"CDS\"} 1"),

@@ -2,7 +2,7 @@
 
 use crate::cli::{Cli, Command, ProxyConfig};
 use crate::peer::Peers;
-use crate::{log, pods, precheck, proxy_config, version};
+use crate::{log, pods, precheck, proxy_config, proxy_status, version};
 
 /// What a command prints.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Output> {
             log::proxy(&peers, level.as_deref(), format).await
         }
         Command::ProxyConfig(what) => proxy_config::run(&peers, &what, format).await,
+        Command::ProxyStatus { node } => proxy_status::run(&peers, node.as_deref(), format).await,
         Command::Log { part, level } => log::run(&peers, part, level.as_deref(), format).await,
         Command::Version => version::run(&peers, format).await,
     }

@@ -67,6 +67,12 @@ pub(crate) enum Command {
     /// What a proxy serves
     #[command(subcommand, visible_alias = "pc")]
     ProxyConfig(ProxyConfig),
+    /// How far every client of pilot is with what it was sent
+    #[command(visible_alias = "ps")]
+    ProxyStatus {
+        /// Everything of the clients in whose node id this occurs
+        node: Option<String>,
+    },
     /// Log levels at run time; without a level, what they are
     Log {
         /// Whose

@@ -9,6 +9,7 @@ mod peer;
 mod pods;
 mod precheck;
 mod proxy_config;
+mod proxy_status;
 mod table;
 mod version;
 

@@ -175,6 +175,29 @@ fn proxy_config_shows_what_the_proxy_serves() -> anyhow::Result<()> {
 }
 
 #[test]
+fn proxy_status_shows_how_far_each_proxy_is() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    let node = &scene.near;
+    until(SOON, || {
+        let text = table(node, &["proxy-status"])?;
+        for name in ["~near~", "~far~"] {
+            let row = line(&text, &[name, "delta"])?;
+            ensure!(row.matches("SYNCED").count() == 5, "{row}");
+        }
+        Ok(())
+    })?;
+    let text = table(node, &["proxy-status", "~far~"])?;
+    line(&text, &["RDS", "SYNCED"])?;
+    assert!(!text.contains("~near~"), "{text}");
+    let shown = document(node, &["proxy-status"])?;
+    assert_eq!(shown.as_array().map(Vec::len), Some(2), "{shown}");
+    let error = printed(node, 1, &["proxy-status", "nobody"])?;
+    assert!(error.contains("no client of pilot is called"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn log_levels_change_while_everything_runs() -> anyhow::Result<()> {
     require!(cluster);
     let scene = Scene::start("ebpf")?;

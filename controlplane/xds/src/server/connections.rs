@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Connection, ConnectionId, ProtocolVariant};
+use crate::node::Node;
 use crate::push::{Session, TypeStatus, Variant};
 
 /// The streams of one server; cheap to clone.
@@ -41,6 +42,9 @@ pub struct ConnectionStatus {
     pub id: ConnectionId,
     /// The client's node id.
     pub node_id: String,
+    /// What else the client said of itself.
+    #[serde(skip)]
+    pub node: Arc<Node>,
     /// Program of the client.
     pub user_agent: String,
     /// Address it came from; none over a Unix socket.
@@ -150,6 +154,7 @@ impl Entry {
         ConnectionStatus {
             id: *id,
             node_id: node.id.clone(),
+            node: Arc::clone(node),
             user_agent: format!("{} {}", node.user_agent_name, node.user_agent_version)
                 .trim()
                 .to_owned(),
