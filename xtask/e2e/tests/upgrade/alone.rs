@@ -3,18 +3,23 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use millrace_e2e::{Scene, Service};
+use millrace_testkit::http::Server;
 use millrace_testkit::mesh::{Epochs, Mesh, MeshPod, Sidecar};
 use millrace_testkit::{Cluster, Node, Pod, PodOptions, require};
 use serde_json::{Value, json};
 
-use crate::traffic::{HELD, Special, Traffic, WEB_SOCKET, Ways, special};
+use crate::traffic::{HELD, SOON, Special, Traffic, WEB_SOCKET, Ways, special};
 
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 const ROUNDS: u32 = 20;
+/// Another user than the proxy's.
+const STRANGER: u32 = 1338;
 
 /// A node without a process of ours, and the services `echo` and `special` on it.
 struct Ground {
@@ -120,32 +125,59 @@ fn sidecars_are_replaced_twenty_times_and_lose_nothing() -> anyhow::Result<()> {
     members.iter().try_for_each(|member| member.sidecar.ended())
 }
 
+/// A proxy from a file, in a pod before those of the services.
+struct Front {
+    epochs: Epochs,
+    pod: MeshPod,
+    program: PathBuf,
+    arguments: Vec<String>,
+    special: Special,
+    _servers: (Vec<Server>, [MeshPod; 2]),
+    ground: Ground,
+}
+
+impl Front {
+    fn start() -> anyhow::Result<Self> {
+        let ground = Ground::new()?;
+        let [service, _] = &ground.services;
+        let (echo, servers) = ground.pod("echo", |pod| service.serve("echo", pod))?;
+        let (late, special) = ground.pod("special", Special::serve)?;
+        let (pod, ()) = ground.pod("front", |_| Ok(()))?;
+        let to = [
+            (&echo, Scene::HTTP),
+            (&echo, Scene::TCP),
+            (&late, HELD),
+            (&late, WEB_SOCKET),
+        ];
+        let file = ground.mesh.cluster().id().state_dir().join("front.json");
+        fs::write(&file, bootstrap(&to).to_string()).context("writing the bootstrap")?;
+        let file = file.display().to_string();
+        let arguments = ["--config-path", &file, "--concurrency", "2"].map(str::to_owned);
+        let program = ground.mesh.cluster().binary("millrace-proxy")?;
+        Ok(Self {
+            epochs: Epochs::start(&pod, "front", program.clone(), arguments.to_vec())?,
+            pod,
+            program,
+            arguments: arguments.to_vec(),
+            special,
+            _servers: (servers, [echo, late]),
+            ground,
+        })
+    }
+}
+
 #[test]
 fn a_proxy_from_a_file_is_replaced_twenty_times_and_loses_nothing() -> anyhow::Result<()> {
     require!(cluster);
-    let ground = Ground::new()?;
-    let [echo, _] = &ground.services;
-    let (echo, _servers) = ground.pod("echo", |pod| echo.serve("echo", pod))?;
-    let (late, special) = ground.pod("special", Special::serve)?;
-    let (front, ()) = ground.pod("front", |_| Ok(()))?;
+    let Front {
+        mut epochs,
+        pod: front,
+        special,
+        ground,
+        _servers,
+        ..
+    } = Front::start()?;
     let (client, ()) = ground.pod("client", |_| Ok(()))?;
-    let to = [
-        (&echo, Scene::HTTP),
-        (&echo, Scene::TCP),
-        (&late, HELD),
-        (&late, WEB_SOCKET),
-    ];
-    let file = ground.mesh.cluster().id().state_dir().join("front.json");
-    fs::write(&file, bootstrap(&to).to_string()).context("writing the bootstrap")?;
-    let arguments = [
-        "--config-path",
-        &file.display().to_string(),
-        "--concurrency",
-        "2",
-    ];
-    let proxy = ground.mesh.cluster().binary("millrace-proxy")?;
-    let arguments = arguments.map(str::to_owned).to_vec();
-    let mut epochs = Epochs::start(&front, "front", proxy, arguments)?;
     let ways = Ways {
         client: Arc::new(client),
         http: front.at(Scene::HTTP),
@@ -162,6 +194,30 @@ fn a_proxy_from_a_file_is_replaced_twenty_times_and_loses_nothing() -> anyhow::R
     let finished = traffic.finish("from a file");
     finished.with_context(|| epochs.newest().log())?;
     epochs.ended()
+}
+
+#[test]
+fn another_users_process_is_given_nothing() -> anyhow::Result<()> {
+    require!(cluster);
+    let mut front = Front::start()?;
+    let mut command = Command::new(&front.program);
+    command
+        .args(&front.arguments)
+        .args(["--restart-epoch", "1"]);
+    let mut stranger = front
+        .pod
+        .launch("stranger", command)?
+        .uid(STRANGER)
+        .spawn()?;
+    let status = stranger.wait(SOON)?;
+    ensure!(!status.success(), "{}", stranger.log());
+    // It found the name, but nobody whose sockets it could have, and the ports are taken.
+    let told = stranger.log();
+    ensure!(told.contains("cannot be replaced without loss"), "{told}");
+    ensure!(told.contains("Address already in use"), "{told}");
+    let log = front.epochs.newest().log();
+    ensure!(log.contains("a stranger claims the sockets"), "{log}");
+    front.epochs.replace(&front.pod).map(drop)
 }
 
 /// An Envoy bootstrap with a listener for each of these ports, which leads to the same port of its pod.
