@@ -16,12 +16,28 @@ use crate::{run, setup, workspace};
 pub(crate) struct Args {
     /// Run only these targets, as `proxy_dns`.
     targets: Vec<String>,
-    /// How many inputs each target is given.
-    #[arg(long, default_value_t = RUNS)]
-    runs: u64,
-    /// How long each target runs at most, in seconds; 0 is without limit.
-    #[arg(long, default_value_t = 0)]
-    seconds: u64,
+    /// How many inputs each target is given at most [default: 20000, without --seconds]
+    #[arg(long)]
+    runs: Option<u64>,
+    /// How long each target runs at most, in seconds [default: for as long as that takes]
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+impl Args {
+    /// As libFuzzer has it: -1 inputs and 0 seconds are no limit.
+    fn limits(&self) -> [String; 2] {
+        let runs = match (self.runs, self.seconds) {
+            (Some(runs), _) => runs.to_string(),
+            (None, Some(_)) => "-1".to_owned(),
+            (None, None) => RUNS.to_string(),
+        };
+        let seconds = self.seconds.unwrap_or_default();
+        [
+            format!("-runs={runs}"),
+            format!("-max_total_time={seconds}"),
+        ]
+    }
 }
 
 /// Inputs for each target unless others are asked for: seconds, where a person lets it run for hours.
@@ -54,12 +70,13 @@ const FLAGS: [&str; 14] = [
 ];
 
 /// A finding needs no more; what is larger only takes longer.
-const LIMITS: [&str; 5] = [
+const LIMITS: [&str; 6] = [
     "-max_len=4096",
     "-timeout=60",
     "-rss_limit_mb=2048",
     "-verbosity=0",
     "-print_funcs=0",
+    "-print_final_stats=1",
 ];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -145,8 +162,7 @@ fn one(programs: &Path, name: &str, seeds: &Path, args: &Args) -> anyhow::Result
         .arg(&corpus)
         .arg(seeds)
         .args(LIMITS)
-        .arg(format!("-runs={}", args.runs))
-        .arg(format!("-max_total_time={}", args.seconds))
+        .args(args.limits())
         .arg(format!("-artifact_prefix={}/", artifacts.display()));
     run::check(&mut command).with_context(|| {
         ui::say(format_args!(
