@@ -10,6 +10,7 @@ use millrace_proxy::access_log::format::Template;
 use millrace_proxy::bootstrap;
 use millrace_proxy::dns::message::{self, Limit};
 use millrace_proxy::dns::names::{NameTableBuilder, Scope};
+use millrace_proxy::handover::claim::{Claiming, Granting};
 use millrace_proxy::handover::message::{Giving, Taking};
 use millrace_proxy::http::framing::HeadScan;
 use millrace_proxy::http::header_block::BlockScan;
@@ -111,7 +112,7 @@ pub(crate) fn access_log(data: &[u8]) {
     }
 }
 
-/// Messages between broker, agent and proxy, the first byte being the number of descriptors, and what the
+/// Messages between broker, agent, proxy and its epochs, the first byte being the number of descriptors, and what the
 /// kernel programs tell of a connection.
 pub(crate) fn handoff(data: &[u8]) {
     fn one<M: Message>(bytes: &[u8], fds: usize) {
@@ -129,6 +130,8 @@ pub(crate) fn handoff(data: &[u8]) {
     one::<ToAgent>(bytes, fds);
     one::<Giving>(bytes, fds);
     one::<Taking>(bytes, fds);
+    one::<Claiming>(bytes, fds);
+    one::<Granting>(bytes, fds);
     one::<AccelCall>(bytes, fds);
     one::<AccelReply>(bytes, fds);
     if let Some(state) = bytes.first_chunk() {

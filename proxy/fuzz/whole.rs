@@ -1,6 +1,13 @@
 //! What is fuzzed of the proxy as a whole: a client that sends anything, with an upstream of which strict and
-//! lax readers must read alike whatever arrives; and a predecessor that gives anything. Needs the peers of
-//! `tests/http` beside it as `support`, `reading` and `upstream`.
+//! lax readers must read alike whatever arrives; and a predecessor that gives anything. The peers are those of
+//! `tests/http`, which expect `support` in the root of their crate.
+
+#[path = "../tests/http/smuggling/reading.rs"]
+mod reading;
+#[path = "../tests/http/support.rs"]
+pub(crate) mod support;
+#[path = "../tests/http/smuggling/upstream.rs"]
+mod upstream;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -30,9 +37,9 @@ use millrace_proxy::worker::Parts;
 use millrace_runtime::handoff::decode;
 use tokio::task::LocalSet;
 
-use crate::reading::{LAX, Reader};
-use crate::support::{Setup, cluster, connect, hcm};
-use crate::upstream::Upstream;
+use reading::{LAX, Reader};
+use support::{Setup, cluster, connect, hcm};
+use upstream::Upstream;
 
 /// Follows the input, so that a request that ends before it is seen to have ended.
 const NEXT: &[u8] = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

@@ -3,17 +3,12 @@
 
 #[path = "../fuzz/bodies.rs"]
 mod bodies;
-#[path = "http/smuggling/reading.rs"]
-mod reading;
-#[path = "http/support.rs"]
-#[expect(dead_code, reason = "the tests of HTTP need more")]
-mod support;
-#[path = "http/smuggling/upstream.rs"]
-mod upstream;
 #[path = "../fuzz/whole.rs"]
+#[expect(dead_code, reason = "the tests of HTTP need more of their peers")]
 mod whole;
 
 use millrace_testkit::fuzz::{self, Target, target};
+use whole::support;
 
 #[test]
 fn fuzz_targets_survive() {
@@ -42,6 +37,7 @@ fn fuzz_targets_survive() {
 /// A seed that is not what it says would make the runs above blind.
 #[test]
 fn seeds_are_of_their_kind() {
+    use millrace_proxy::handover::claim::Granting;
     use millrace_runtime::handoff::{AccelCall, AgentCall, ProxyRequest, decode};
     let read = |name: &str| {
         let path = format!("{}/fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -49,6 +45,7 @@ fn seeds_are_of_their_kind() {
     };
     assert!(decode::<ProxyRequest>(&read("handoff/proxy-hello")[1..], 0).is_ok());
     assert!(decode::<AgentCall>(&read("handoff/agent-adopts")[1..], 0).is_ok());
+    assert!(decode::<Granting>(&read("handoff/claim-sockets")[1..], 2).is_ok());
     assert!(decode::<AccelCall>(&read("handoff/accel-promotion")[1..], 0).is_ok());
     for name in ["bytes", "http", "tunnel", "undecided"] {
         assert!(
