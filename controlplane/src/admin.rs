@@ -172,6 +172,7 @@ fn registryz(admin: &Admin, _: &Request) -> Response {
             "deployments": names(&mut snapshot.templates.keys().map(ToString::to_string)),
             "service_accounts": names(&mut snapshot.service_accounts.keys().map(ToString::to_string)),
             "namespaces": names(&mut snapshot.namespaces.keys().map(ToString::to_string)),
+            "api_routes": names(&mut snapshot.api_routes.keys().map(ToString::to_string)),
             "virtual_services": names(&mut snapshot.virtual_services.keys().map(ToString::to_string)),
             "destination_rules": names(&mut snapshot.destination_rules.keys().map(ToString::to_string)),
             "route_rules": names(&mut snapshot.route_rules.keys().map(ToString::to_string)),
@@ -184,7 +185,7 @@ fn service_json(snapshot: &MeshSnapshot, service: &Service) -> Value {
         ServiceKind::ClusterIp => "ClusterIP".to_owned(),
         ServiceKind::Headless => "headless".to_owned(),
         ServiceKind::ExternalName(name) => format!("ExternalName {name}"),
-        ServiceKind::Entry(entry) => format!("ServiceEntry {}", entry.object),
+        ServiceKind::Entry(entry) => entry.object.to_string(),
     };
     let endpoint = |endpoint: &Endpoint| {
         let pod = endpoint

@@ -13,11 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::api_route::ApiRoute;
 use crate::model::delegate;
 use crate::model::endpoint::{self, EndpointSlice, ServiceEndpoints};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
 use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::policy::DestinationRule;
 use crate::model::route::{HttpAction, VirtualService};
 use crate::model::service::{Service, ServiceKind};
 use crate::model::workload::{Workload, selects};
@@ -54,7 +56,8 @@ impl Index {
 
     /// Adds an object, or replaces the one of the same kind and name. Equal objects change nothing.
     pub fn apply(&mut self, object: Object) {
-        let name = object.id().name;
+        let id = object.id();
+        let name = id.name.clone();
         match object {
             Object::Namespace(_) => {
                 Arc::make_mut(&mut self.state.namespaces).insert(name, ());
@@ -75,12 +78,18 @@ impl Index {
                 self.put_virtual_service(&name, Some(rule));
             }
             Object::DestinationRule(rule) => {
-                self.changes.policies |= put(&mut self.state.destination_rules, &name, Some(rule));
+                self.put_destination_rule(&name, Some(rule));
             }
             Object::RouteRule(rule) => {
                 self.changes.routes |= put(&mut self.state.route_rules, &name, Some(rule));
             }
-            Object::ServiceEntry(entry) => self.put_service_entry(&name, Some(entry)),
+            Object::ServiceEntry(entry) => self.put_service_entry(&id, Some(entry)),
+            Object::ApiRoute(route) => {
+                self.put_api_route(&id, Some(route));
+            }
+            Object::ReferenceGrant(grant) => {
+                self.changes.routes |= put(&mut self.state.reference_grants, &name, Some(grant));
+            }
             Object::WorkloadEntry(entry) => self.put_workload_entry(&name, Some(entry)),
             Object::Sidecar(sidecar) => {
                 self.changes.scopes |= put(&mut self.state.sidecars, &name, Some(sidecar));
@@ -108,10 +117,18 @@ impl Index {
                 self.put_virtual_service(name, None);
             }
             Kind::DestinationRule => {
-                self.changes.policies |= put(&mut self.state.destination_rules, name, None);
+                self.put_destination_rule(name, None);
             }
             Kind::RouteRule => self.changes.routes |= put(&mut self.state.route_rules, name, None),
-            Kind::ServiceEntry => self.put_service_entry(name, None),
+            Kind::ServiceEntry | Kind::EgressRule => self.put_service_entry(id, None),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.put_api_route(id, None);
+            }
+            Kind::ReferenceGrant => {
+                self.changes.routes |= put(&mut self.state.reference_grants, name, None);
+            }
+            // Judged and never kept.
+            Kind::Gateway | Kind::GatewayClass => {}
             Kind::WorkloadEntry => self.put_workload_entry(name, None),
             Kind::Sidecar => self.changes.scopes |= put(&mut self.state.sidecars, name, None),
         }
@@ -165,6 +182,34 @@ impl Index {
         );
     }
 
+    fn put_destination_rule(&mut self, name: &ObjectName, rule: Option<Arc<DestinationRule>>) {
+        let host = |rule: &Arc<DestinationRule>| rule.host.clone();
+        let old = self.state.destination_rules.get(name).map(host);
+        let new = rule.as_ref().map(host);
+        if put(&mut self.state.destination_rules, name, rule) {
+            self.changes.policies = true;
+            refile(&mut self.state.ruled, old, new, name);
+        }
+    }
+
+    fn put_api_route(&mut self, id: &ObjectId, route: Option<Arc<ApiRoute>>) {
+        let parents = |route: &Arc<ApiRoute>| {
+            let parents = route.parents.iter();
+            let ids = parents.map(|parent| ObjectId {
+                kind: parent.kind,
+                name: parent.name.clone(),
+            });
+            ids.collect::<BTreeSet<_>>()
+        };
+        let old = self.state.api_routes.get(id).map(parents);
+        let new = route.as_ref().map(parents);
+        if put(&mut self.state.api_routes, id, route) {
+            self.changes.routes = true;
+            let old = old.into_iter().flatten();
+            refile(&mut self.state.attached, old, new.into_iter().flatten(), id);
+        }
+    }
+
     /// Keeps the rules with hosts resolved: this one, or those that delegate to it.
     fn put_virtual_service(&mut self, name: &ObjectName, rule: Option<Arc<VirtualService>>) {
         if !put(&mut self.state.virtual_services, name, rule) {
@@ -189,14 +234,14 @@ impl Index {
         }
     }
 
-    fn put_service_entry(&mut self, name: &ObjectName, entry: Option<Arc<ServiceEntry>>) {
+    fn put_service_entry(&mut self, id: &ObjectId, entry: Option<Arc<ServiceEntry>>) {
         let services_of = |entry: Option<&Arc<ServiceEntry>>| {
             let services = entry.into_iter().flat_map(|entry| &entry.services);
             services.cloned().collect::<Vec<_>>()
         };
-        let old = services_of(self.state.service_entries.get(name));
+        let old = services_of(self.state.service_entries.get(id));
         let new = services_of(entry.as_ref());
-        if !put(&mut self.state.service_entries, name, entry) {
+        if !put(&mut self.state.service_entries, id, entry) {
             return;
         }
         for gone in old {
@@ -377,6 +422,27 @@ fn derive(state: &MeshSnapshot, service: &Service) -> Option<ServiceEndpoints> {
         endpoint::add_entries(service, &entries, &mut endpoints);
     }
     (!endpoints.is_empty()).then_some(endpoints)
+}
+
+/// Takes a value from where it was filed, and files it where it belongs now.
+fn refile<K: Ord + Clone, V: Ord + Clone>(
+    table: &mut Arc<BTreeMap<K, BTreeSet<V>>>,
+    old: impl IntoIterator<Item = K>,
+    new: impl IntoIterator<Item = K>,
+    value: &V,
+) {
+    let table = Arc::make_mut(table);
+    for key in old {
+        if let Some(values) = table.get_mut(&key) {
+            values.remove(value);
+            if values.is_empty() {
+                table.remove(&key);
+            }
+        }
+    }
+    for key in new {
+        table.entry(key).or_default().insert(value.clone());
+    }
 }
 
 /// Sets or removes an entry; says whether anything is different now.

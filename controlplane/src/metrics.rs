@@ -114,6 +114,7 @@ impl PilotMetrics {
             ("service_entry", snapshot.service_entries.len()),
             ("workload_entry", snapshot.workload_entries.len()),
             ("sidecar", snapshot.sidecars.len()),
+            ("api_route", snapshot.api_routes.len()),
         ] {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.objects.get_or_create(&KindLabels { kind }).set(count);

@@ -4,6 +4,7 @@
 //! index stores and the translation reads. Nothing here does I/O.
 
 pub mod analyze;
+pub mod api_route;
 pub mod delegate;
 pub mod endpoint;
 pub mod entry;
@@ -19,6 +20,7 @@ pub mod workload;
 
 use std::sync::Arc;
 
+use self::api_route::{ApiRoute, ReferenceGrant};
 use self::endpoint::EndpointSlice;
 use self::entry::{ServiceEntry, WorkloadEntry};
 use self::names::ObjectName;
@@ -57,6 +59,22 @@ pub enum Kind {
     WorkloadEntry,
     /// An Istio `Sidecar`.
     Sidecar,
+    /// A seed-era `EgressRule` (`config.istio.io/v1alpha2`).
+    EgressRule,
+    /// A Gateway API `HTTPRoute`.
+    HttpRoute,
+    /// A Gateway API `GRPCRoute`.
+    GrpcRoute,
+    /// A Gateway API `TCPRoute`.
+    TcpRoute,
+    /// A Gateway API `TLSRoute`.
+    TlsRoute,
+    /// A Gateway API `ReferenceGrant`.
+    ReferenceGrant,
+    /// A `Gateway`, Istio's or the Gateway API's: judged, not kept.
+    Gateway,
+    /// A Gateway API `GatewayClass`: judged, not kept.
+    GatewayClass,
 }
 
 impl Kind {
@@ -76,12 +94,20 @@ impl Kind {
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
             Self::Sidecar => "Sidecar",
+            Self::EgressRule => "EgressRule",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::Gateway => "Gateway",
+            Self::GatewayClass => "GatewayClass",
         }
     }
 
     /// Whether objects of this kind live outside namespaces.
     pub fn is_cluster_scoped(self) -> bool {
-        self == Self::Namespace
+        matches!(self, Self::Namespace | Self::GatewayClass)
     }
 }
 
@@ -127,6 +153,10 @@ pub enum Object {
     WorkloadEntry(Arc<WorkloadEntry>),
     /// What pods see of the mesh.
     Sidecar(Arc<Sidecar>),
+    /// Routes of the Gateway API.
+    ApiRoute(Arc<ApiRoute>),
+    /// References between namespaces that are allowed.
+    ReferenceGrant(Arc<ReferenceGrant>),
 }
 
 impl Object {
@@ -142,9 +172,11 @@ impl Object {
             Self::VirtualService(rule) => (Kind::VirtualService, &rule.name),
             Self::DestinationRule(rule) => (Kind::DestinationRule, &rule.name),
             Self::RouteRule(rule) => (Kind::RouteRule, &rule.name),
-            Self::ServiceEntry(entry) => (Kind::ServiceEntry, &entry.name),
+            Self::ServiceEntry(entry) => (entry.kind, &entry.name),
             Self::WorkloadEntry(entry) => (Kind::WorkloadEntry, &entry.workload.name),
             Self::Sidecar(sidecar) => (Kind::Sidecar, &sidecar.name),
+            Self::ApiRoute(route) => (route.kind, &route.name),
+            Self::ReferenceGrant(grant) => (Kind::ReferenceGrant, &grant.name),
         };
         ObjectId {
             kind,

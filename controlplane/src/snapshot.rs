@@ -3,16 +3,19 @@
 //! Made by [`crate::index::Index`], whose tables it shares; read by the analysis and the translation.
 //! Tables are copied only when the index changes one that a snapshot still holds.
 
+mod api_route;
 mod resolve;
 mod services;
 mod sidecar;
 
 pub use self::resolve::{Policy, ResolvedSubset, claim};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::model::ObjectId;
+use crate::model::api_route::{ApiRoute, ReferenceGrant};
 use crate::model::endpoint::{EndpointSlice, ServiceEndpoints, WorkloadLookup};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
 use crate::model::mesh::MeshConfig;
@@ -39,8 +42,8 @@ pub struct MeshSnapshot {
     pub services: Table<ObjectName, Arc<Service>>,
     /// Services by host, in the order in which they claim it.
     pub hosts: Table<Hostname, Vec<ObjectName>>,
-    /// `ServiceEntries` by name; their services are among the others.
-    pub service_entries: Table<ObjectName, Arc<ServiceEntry>>,
+    /// `ServiceEntries` and `EgressRules`; their services are among the others.
+    pub service_entries: Table<ObjectId, Arc<ServiceEntry>>,
     /// `WorkloadEntries` by name.
     pub workload_entries: Table<ObjectName, Arc<WorkloadEntry>>,
     /// Derived: the address of each host that needs one and states none.
@@ -61,8 +64,16 @@ pub struct MeshSnapshot {
     pub routed: Table<ObjectName, Arc<VirtualService>>,
     /// `Sidecars` by name.
     pub sidecars: Table<ObjectName, Arc<Sidecar>>,
+    /// Routes of the Gateway API.
+    pub api_routes: Table<ObjectId, Arc<ApiRoute>>,
+    /// `ReferenceGrants` by name.
+    pub reference_grants: Table<ObjectName, Arc<ReferenceGrant>>,
     /// `DestinationRules` by name.
     pub destination_rules: Table<ObjectName, Arc<DestinationRule>>,
+    /// Derived: `DestinationRules` by the host that they name.
+    pub ruled: Table<Hostname, BTreeSet<ObjectName>>,
+    /// Derived: routes of the Gateway API by what they belong to.
+    pub attached: Table<ObjectId, BTreeSet<ObjectId>>,
     /// `RouteRules` by name.
     pub route_rules: Table<ObjectName, Arc<RouteRule>>,
     /// Derived: the endpoints of each service that has any.

@@ -26,6 +26,7 @@ pub use self::view::{InvalidView, ProxyView, Scope};
 
 use crate::model::endpoint::ServiceEndpoints;
 use crate::model::names::ClusterName;
+use crate::model::route::{Destination, Reference};
 use crate::snapshot::MeshSnapshot;
 
 /// The types that pilot makes.
@@ -110,6 +111,18 @@ impl<'a> Translator<'a> {
         } else {
             name.to_string()
         }
+    }
+
+    /// The cluster that a route of a namespace's clients means for what came to `port`. One that nobody
+    /// allowed has a name that no cluster has.
+    fn destination(&self, namespace: &str, to: &Destination, port: u16) -> String {
+        if let Some(Reference { kind, from, to }) = &to.reference
+            && !self.snapshot.is_granted(*kind, from, to)
+        {
+            return format!("not-granted|{to}");
+        }
+        let name = self.snapshot.cluster_of(to, port, Some(namespace));
+        self.cluster_name(namespace, &name)
     }
 
     /// The endpoints that an EDS resource is made from; none where it has none.

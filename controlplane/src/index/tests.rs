@@ -166,7 +166,7 @@ fn arbitrary_object() -> impl Strategy<Value = Object> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let namespace = prop::sample::select(vec!["default", "other"]);
     let app = prop::sample::select(vec!["left", "right"]);
-    (0..8u8, name, namespace, app, 1..4u8, any::<bool>()).prop_map(|(kind, name, namespace, app, number, flag)| {
+    (0..9u8, name, namespace, app, 1..4u8, any::<bool>()).prop_map(|(kind, name, namespace, app, number, flag)| {
         let yaml = match kind {
             0 => format!(
                 "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
@@ -201,6 +201,23 @@ fn arbitrary_object() -> impl Strategy<Value = Object> {
                 "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
                  metadata: {{name: {name}, namespace: {namespace}}}\n\
                  spec: {{address: 10.0.1.{number}, labels: {{app: {app}}}, weight: {number}}}\n"
+            ),
+            6 => format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+                 metadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
+                 parentRefs: [{{group: '', kind: Service, name: a}}, {{group: '', kind: Service, name: {app}}}]\n  \
+                 rules: [{{backendRefs: [{{name: b, port: {number}}}]}}]\n"
+            ),
+            7 => format!(
+                "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+                 metadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  {hosts}\n  \
+                 http: [{{match: [{{port: {number}}}], {action}}}]\n",
+                hosts = if flag { "hosts: [a]" } else { "exportTo: ['*']" },
+                action = if flag {
+                    "delegate: {name: b, namespace: default}"
+                } else {
+                    "route: [{destination: {host: c}}]"
+                }
             ),
             _ => format!(
                 "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\

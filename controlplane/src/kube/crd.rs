@@ -4,6 +4,9 @@
 //! [`Unexecuted`], so that they can be named instead of dropped.
 
 mod destination_rule;
+mod egress_rule;
+mod gateway;
+mod gateway_api;
 mod route_rule;
 mod service_entry;
 mod sidecar;
@@ -16,6 +19,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 pub use self::destination_rule::*;
+pub use self::egress_rule::*;
+pub use self::gateway::*;
+pub use self::gateway_api::*;
 pub use self::route_rule::*;
 pub use self::service_entry::*;
 pub use self::sidecar::*;
@@ -149,3 +155,6 @@ impl<'de> Visitor<'de> for Swallow {
         Ok(Unexecuted)
     }
 }
+
+#[cfg(test)]
+mod manifests;

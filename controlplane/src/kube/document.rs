@@ -171,6 +171,7 @@ impl FileReader<'_> {
             "" | "discovery.k8s.io" | "apps" if version == "v1" => self.kubernetes(node, header),
             "networking.istio.io" if ISTIO_VERSIONS.contains(&version) => self.istio(node, header),
             "config.istio.io" if version == "v1alpha2" => self.seeds(node, header),
+            "gateway.networking.k8s.io" => self.gateway_api(node, header),
             _ => false,
         };
         if !known {
@@ -218,6 +219,7 @@ impl FileReader<'_> {
                     validate::destination_rule,
                 );
             }
+            "Gateway" => self.judge(node, header, Kind::Gateway, validate::istio_gateway),
             "Sidecar" => self.judge(node, header, Kind::Sidecar, validate::sidecar),
             "ServiceEntry" => self.judge(node, header, Kind::ServiceEntry, validate::service_entry),
             "WorkloadEntry" => {
@@ -232,6 +234,41 @@ impl FileReader<'_> {
     fn seeds(&mut self, node: &Node, header: &Header) -> bool {
         match header.kind.as_str() {
             "RouteRule" => self.judge(node, header, Kind::RouteRule, validate::route_rule),
+            "EgressRule" => self.judge(node, header, Kind::EgressRule, validate::egress_rule),
+            _ => return false,
+        }
+        true
+    }
+
+    /// The Gateway API's kinds; false for one that pilot does not read, or not in this version.
+    fn gateway_api(&mut self, node: &Node, header: &Header) -> bool {
+        match (header.kind.as_str(), header.version.as_str()) {
+            ("HTTPRoute", "v1" | "v1beta1") => {
+                self.judge(node, header, Kind::HttpRoute, validate::http_route);
+            }
+            ("GRPCRoute", "v1" | "v1alpha2") => {
+                self.judge(node, header, Kind::GrpcRoute, validate::grpc_route);
+            }
+            ("TCPRoute", "v1" | "v1alpha2") => {
+                self.judge(node, header, Kind::TcpRoute, validate::tcp_route);
+            }
+            ("TLSRoute", "v1" | "v1alpha3" | "v1alpha2") => {
+                self.judge(node, header, Kind::TlsRoute, validate::tls_route);
+            }
+            ("ReferenceGrant", "v1" | "v1beta1" | "v1alpha2") => {
+                self.judge(
+                    node,
+                    header,
+                    Kind::ReferenceGrant,
+                    validate::reference_grant,
+                );
+            }
+            ("Gateway", "v1" | "v1beta1") => {
+                self.judge(node, header, Kind::Gateway, validate::gateway);
+            }
+            ("GatewayClass", "v1" | "v1beta1") => {
+                self.judge(node, header, Kind::GatewayClass, validate::gateway_class);
+            }
             _ => return false,
         }
         true
@@ -376,6 +413,14 @@ fn other_kind(header: &Header) -> Option<Finding> {
         "ServiceEntry",
         "WorkloadEntry",
         "Sidecar",
+        "Gateway",
+        "GatewayClass",
+        "HTTPRoute",
+        "GRPCRoute",
+        "TCPRoute",
+        "TLSRoute",
+        "ReferenceGrant",
+        "EgressRule",
         "EndpointSlice",
         "Deployment",
         "Service",

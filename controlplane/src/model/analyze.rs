@@ -30,8 +30,11 @@ pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
     analysis.services();
     analysis.claims();
     analysis.sidecars();
+    analysis.api_routes();
     analysis.found
 }
+
+mod api_routes;
 
 struct Analysis<'a> {
     snapshot: &'a MeshSnapshot,
@@ -370,7 +373,7 @@ impl Analysis<'_> {
                         continue;
                     };
                     let by = match winner.entry() {
-                        Some(entry) => format!("ServiceEntry {}", entry.object),
+                        Some(entry) => entry.object.to_string(),
                         None => format!("Service {}", winner.name),
                     };
                     let message = format!(
@@ -383,14 +386,8 @@ impl Analysis<'_> {
                             " outside this namespace"
                         }
                     );
-                    let id = (Kind::ServiceEntry, entry.object.clone());
-                    self.warn(
-                        id.0,
-                        &id.1,
-                        Reason::Conflict,
-                        "spec.ports".to_owned(),
-                        message,
-                    );
+                    let finding = Finding::warning(Reason::Conflict, "spec.ports", message);
+                    self.found.push((entry.object.clone(), finding));
                 }
             }
         }

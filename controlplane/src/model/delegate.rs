@@ -98,6 +98,7 @@ fn merge(root: &HttpRoute, below: &HttpRoute) -> Option<HttpRoute> {
         retries: below.retries.clone().or_else(|| root.retries.clone()),
         rewrite: below.rewrite.clone().or_else(|| root.rewrite.clone()),
         headers: headers.clone(),
+        no_backend: below.no_backend,
     })
 }
 
@@ -136,6 +137,7 @@ fn merge_match(root: &HttpMatch, below: &HttpMatch) -> HttpMatch {
         name,
         uri: pick(&below.uri, &root.uri),
         ignore_uri_case: root.ignore_uri_case || below.ignore_uri_case,
+        whole_segments: root.whole_segments || below.whole_segments,
         scheme: pick(&below.scheme, &root.scheme),
         method: pick(&below.method, &root.method),
         authority: pick(&below.authority, &root.authority),

@@ -13,10 +13,13 @@ use super::endpoint::Locality;
 use super::names::ObjectName;
 use super::service::Service;
 use super::workload::Workload;
+use super::{Kind, ObjectId};
 
 /// A `ServiceEntry`: a service for each of its hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
+    /// What kind of object it is: an `EgressRule` says the same.
+    pub kind: Kind,
     /// Namespace and name.
     pub name: ObjectName,
     /// One service per host.
@@ -27,7 +30,7 @@ pub struct ServiceEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The object it comes from.
-    pub object: ObjectName,
+    pub object: ObjectId,
     /// How its endpoints are found.
     pub resolution: Resolution,
     /// Whether it is outside the mesh.

@@ -91,6 +91,19 @@ impl Hostname {
         self.0.starts_with('*')
     }
 
+    /// This host, and every wildcard that covers it.
+    pub fn and_wildcards(&self) -> Vec<Self> {
+        let dots = self.0.match_indices('.').filter(|(at, _)| *at > 0);
+        let wildcards = dots.map(|(at, _)| Self(format!("*{}", &self.0[at..]).into()));
+        let mut all: Vec<Self> = std::iter::once(self.clone())
+            .chain(wildcards)
+            .chain([Self("*".into())])
+            .collect();
+        // A wildcard is its own first one.
+        all.dedup();
+        all
+    }
+
     /// Whether this host, which may be a wildcard, covers `other`.
     pub fn covers(&self, other: &Self) -> bool {
         match self.0.strip_prefix('*') {
@@ -240,6 +253,19 @@ mod tests {
         assert!(all.covers(&name("b.a.example.com")));
         assert!(!all.covers(&name("example.com")));
         assert!(name("*").covers(&name("anything.at.all")));
+    }
+
+    #[test]
+    fn the_wildcards_of_a_host_are_those_that_cover_it() {
+        let all = |text: &str| -> Vec<String> {
+            let host = Hostname::literal(text).unwrap();
+            let all = host.and_wildcards();
+            assert!(all.iter().all(|wildcard| wildcard.covers(&host)), "{all:?}");
+            all.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(all("a.b.c"), ["a.b.c", "*.b.c", "*.c", "*"]);
+        assert_eq!(all("*.b.c"), ["*.b.c", "*.c", "*"]);
+        assert_eq!(all("a"), ["a", "*"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Kind;
 use super::names::{Hostname, ObjectName};
 use super::workload::Labels;
 
@@ -90,6 +91,8 @@ pub struct HttpRoute {
     pub rewrite: Option<Rewrite>,
     /// Changes of headers.
     pub headers: HeaderOperations,
+    /// What requests get where their destination does not exist: 503, by the Gateway API 500.
+    pub no_backend: u16,
 }
 
 /// What happens to a matched request.
@@ -119,6 +122,8 @@ pub struct HttpMatch {
     pub uri: Option<StringMatch>,
     /// Whether the path is compared without case.
     pub ignore_uri_case: bool,
+    /// Whether a prefix of the path ends where a segment does.
+    pub whole_segments: bool,
     /// The scheme.
     pub scheme: Option<StringMatch>,
     /// The method.
@@ -170,6 +175,19 @@ pub struct Destination {
     pub weight: u32,
     /// Changes of headers for this destination.
     pub headers: HeaderOperations,
+    /// Who refers to it, where the owner of its namespace must allow that.
+    pub reference: Option<Reference>,
+}
+
+/// A reference from one namespace into another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The kind that refers.
+    pub kind: Kind,
+    /// The namespace that it refers from.
+    pub from: String,
+    /// What it refers to.
+    pub to: ObjectName,
 }
 
 /// How a route names a group of endpoints.
@@ -225,6 +243,8 @@ pub struct Rewrite {
 pub struct Redirect {
     /// The new path.
     pub uri: Option<String>,
+    /// What comes in the place of the prefix that matched.
+    pub prefix: Option<String>,
     /// The new authority.
     pub authority: Option<String>,
     /// The new scheme.
@@ -253,6 +273,15 @@ pub struct HeaderChanges {
     pub add: Vec<(String, String)>,
     /// Headers that are taken out.
     pub remove: Vec<String>,
+}
+
+impl HeaderChanges {
+    /// Adds other changes, which come after these.
+    pub fn extend(&mut self, more: Self) {
+        self.set.extend(more.set);
+        self.add.extend(more.add);
+        self.remove.extend(more.remove);
+    }
 }
 
 /// One route of connections.

@@ -5,14 +5,21 @@
 //! gives the same answers.
 
 mod destination_rule;
+mod egress_rule;
 mod fields;
+mod gateway_api;
 mod route_rule;
 mod service_entry;
 mod sidecar;
 mod virtual_service;
 
 pub use self::destination_rule::destination_rule;
+pub use self::egress_rule::egress_rule;
 pub use self::fields::{DEFAULT_RETRY_ON, parse_duration};
+pub use self::gateway_api::{
+    gateway, gateway_class, grpc_route, http_route, istio_gateway, reference_grant, tcp_route,
+    tls_route,
+};
 pub use self::route_rule::route_rule;
 pub use self::service_entry::{service_entry, workload_entry};
 pub use self::sidecar::sidecar;

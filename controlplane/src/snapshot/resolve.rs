@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::MeshSnapshot;
-use crate::model::names::{ClusterName, Hostname, ObjectName};
+use crate::model::names::{ClusterName, Hostname};
 use crate::model::policy::{DestinationRule, Subset, TrafficPolicy};
 use crate::model::route::{Destination, HttpAction, RouteRule, SubsetRef, VirtualService};
 use crate::model::service::Service;
@@ -58,7 +58,9 @@ impl MeshSnapshot {
     /// The hosts that routes of a namespace's clients lead to.
     pub fn hosts_routed_to(&self, namespace: &str) -> BTreeSet<Hostname> {
         let rules = self.virtual_services_for(namespace);
+        let routes = self.api_routes.values();
         let http = rules.iter().flat_map(|rule| &rule.http);
+        let http = http.chain(routes.clone().flat_map(|route| &route.http));
         let http = http.filter_map(|route| match &route.action {
             HttpAction::Forward(destinations) => Some(destinations),
             _ => None,
@@ -66,6 +68,7 @@ impl MeshSnapshot {
         let tcp = rules
             .iter()
             .flat_map(|rule| rule.tcp.iter().chain(&rule.tls));
+        let tcp = tcp.chain(routes.filter_map(|route| route.connections.as_ref()));
         let all = http.chain(tcp.map(|route| &route.destinations)).flatten();
         all.map(|to| to.host.clone()).collect()
     }
@@ -91,15 +94,13 @@ impl MeshSnapshot {
     ) -> Vec<&Arc<DestinationRule>> {
         let own: &str = &service.name.namespace;
         let root = self.mesh.root_namespace.as_str();
+        let covering = self.destination_rules_covering(&service.hostname);
         for namespace in client.into_iter().chain([own, root]) {
-            let covers = |rule: &&Arc<DestinationRule>| {
-                rule.host.covers(&service.hostname)
+            let holds = |rule: &&&Arc<DestinationRule>| {
+                &*rule.name.namespace == namespace
                     && (client == Some(namespace) || rule.export_to.includes(client.unwrap_or(own)))
             };
-            let mut rules: Vec<_> = self
-                .destination_rules_in(namespace)
-                .filter(covers)
-                .collect();
+            let mut rules: Vec<_> = covering.iter().filter(holds).copied().collect();
             let Some(longest) = rules.iter().map(|rule| specificity(&rule.host)).max() else {
                 continue;
             };
@@ -116,14 +117,17 @@ impl MeshSnapshot {
         Vec::new()
     }
 
-    /// The `DestinationRules` of a namespace, by name.
-    fn destination_rules_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<DestinationRule>> {
-        let first = ObjectName::new(namespace, "");
-        let namespace = Arc::clone(&first.namespace);
-        self.destination_rules
-            .range(first..)
-            .take_while(move |(name, _)| name.namespace == namespace)
-            .map(|(_, rule)| rule)
+    /// The `DestinationRules` for a host, or for a wildcard that covers it.
+    fn destination_rules_covering(&self, host: &Hostname) -> Vec<&Arc<DestinationRule>> {
+        if self.ruled.is_empty() {
+            return Vec::new();
+        }
+        let hosts = host.and_wildcards();
+        let names = hosts.iter().filter_map(|host| self.ruled.get(host));
+        let rules = names.flatten();
+        rules
+            .filter_map(|name| self.destination_rules.get(name))
+            .collect()
     }
 
     /// Whether clients of a namespace have a cluster of their own for a host's port: they mean another

@@ -20,6 +20,7 @@ use millrace_xds::proto::{Listener, pack};
 use super::filter::{self, Routes};
 use super::wrap::{duration, socket, truth, uint};
 use super::{ProxyView, Translator, inbound};
+use crate::model::Kind;
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::ClusterName;
 use crate::model::route::TcpRoute;
@@ -391,10 +392,12 @@ impl Maker<'_> {
 
     /// Bytes to the service, by the first TCP route for the port if there is one.
     fn tcp_chain(&self, service: &Service, port: &ServicePort) -> proto::FilterChain {
-        let rules = self
-            .translator
-            .snapshot
-            .virtual_services_for(self.namespace);
+        let snapshot = self.translator.snapshot;
+        let attached = snapshot.api_connection_rules(Kind::TcpRoute, self.namespace, service, port);
+        if let Some(route) = attached.first() {
+            return self.chain_to(service, port, Some(route));
+        }
+        let rules = snapshot.virtual_services_for(self.namespace);
         let rule = claim(&rules, &service.hostname);
         let route = rule.and_then(|rule| {
             let mut routes = rule.tcp.iter();
@@ -410,8 +413,11 @@ impl Maker<'_> {
             .snapshot
             .virtual_services_for(self.namespace);
         let rule = claim(&rules, &service.hostname);
+        let snapshot = self.translator.snapshot;
+        let attached = snapshot.api_connection_rules(Kind::TlsRoute, self.namespace, service, port);
+        let routes = rule.into_iter().flat_map(|rule| &rule.tls);
         let mut chains = Vec::new();
-        for route in rule.into_iter().flat_map(|rule| &rule.tls) {
+        for route in attached.into_iter().chain(routes) {
             let here = route
                 .matches
                 .iter()
@@ -444,11 +450,16 @@ impl Maker<'_> {
                 .iter()
                 .filter(|to| to.weight > 0)
                 .map(|to| {
-                    let name = snapshot.cluster_of(to, port.port, client);
-                    let name = self.translator.cluster_name(self.namespace, &name);
+                    let name = self.translator.destination(self.namespace, to, port.port);
                     (name, to.weight)
                 })
                 .collect(),
+        };
+        // Where every weight is zero nothing is to be reached, and Envoy takes no empty list.
+        let clusters = if clusters.is_empty() {
+            vec![(ClusterName::BlackHole.to_string(), 100)]
+        } else {
+            clusters
         };
         let idle_timeout = snapshot
             .policy_of(service, client)

@@ -143,10 +143,16 @@ impl Builder<'_> {
         });
     }
 
-    /// `VirtualService`, else `RouteRules`, else straight to the service.
+    /// Routes of the Gateway API, else a `VirtualService`, else `RouteRules`, else straight to the service.
     fn routes_of(&self, service: &Arc<Service>, port: &ServicePort) -> Vec<proto::Route> {
         let snapshot = self.translator.snapshot;
         let operation = format!("{}:{}/*", service.hostname, port.port);
+        if let Some(rules) = snapshot.api_http_rules(self.namespace, service, port) {
+            let rules = rules.iter();
+            return rules
+                .flat_map(|rule| self.routes(rule, port.port, &operation))
+                .collect();
+        }
         let rule = claim(&self.rules, &service.hostname);
         if let Some(rule) = rule.filter(|rule| !rule.http.is_empty()) {
             return self.rule_routes(rule, port.port, &operation);

@@ -10,7 +10,7 @@ use millrace_xds::proto::pack;
 
 use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
 use proto::route::Action;
-use proto::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier};
 
 use super::Translator;
 use super::route_match::{self, everything};
@@ -114,8 +114,13 @@ impl Maker<'_> {
         condition: Option<&HttpMatch>,
         headers: &mut HeaderOperations,
     ) -> proto::RouteAction {
+        let no_backend = match route.no_backend {
+            500 => ClusterNotFoundResponseCode::InternalServerError,
+            _ => ClusterNotFoundResponseCode::ServiceUnavailable,
+        };
         let mut action = proto::RouteAction {
             timeout: duration(route.timeout.unwrap_or(Duration::ZERO)),
+            cluster_not_found_response_code: no_backend.into(),
             ..Default::default()
         };
         if route
@@ -131,8 +136,8 @@ impl Maker<'_> {
             [only] => {
                 let mut own = only.headers.clone();
                 authority = take_authority(&mut own.request).or(authority);
-                extend(&mut headers.request, own.request);
-                extend(&mut headers.response, own.response);
+                headers.request.extend(own.request);
+                headers.response.extend(own.response);
                 ClusterSpecifier::Cluster(self.cluster(only))
             }
             several => ClusterSpecifier::WeightedClusters(proto::WeightedCluster {
@@ -149,11 +154,7 @@ impl Maker<'_> {
     }
 
     fn cluster(&self, to: &Destination) -> String {
-        let name = self
-            .translator
-            .snapshot
-            .cluster_of(to, self.port, Some(self.namespace));
-        self.translator.cluster_name(self.namespace, &name)
+        self.translator.destination(self.namespace, to, self.port)
     }
 
     fn weight(&self, to: &Destination) -> proto::weighted_cluster::ClusterWeight {
@@ -194,12 +195,6 @@ fn take_authority(changes: &mut HeaderChanges) -> Option<String> {
     changes.set.retain(|(name, _)| !is_authority(name));
     changes.add.retain(|(name, _)| !is_authority(name));
     value
-}
-
-fn extend(changes: &mut HeaderChanges, more: HeaderChanges) {
-    changes.set.extend(more.set);
-    changes.add.extend(more.add);
-    changes.remove.extend(more.remove);
 }
 
 fn additions(changes: &HeaderChanges) -> Vec<core::HeaderValueOption> {
@@ -284,7 +279,11 @@ fn redirect(to: &Redirect) -> proto::RedirectAction {
     proto::RedirectAction {
         host_redirect: to.authority.clone().unwrap_or_default(),
         port_redirect: to.port.map_or(0, u32::from),
-        path_rewrite_specifier: to.uri.clone().map(PathRewriteSpecifier::PathRedirect),
+        path_rewrite_specifier: match (&to.uri, &to.prefix) {
+            (Some(path), _) => Some(PathRewriteSpecifier::PathRedirect(path.clone())),
+            (None, Some(prefix)) => Some(PathRewriteSpecifier::PrefixRewrite(prefix.clone())),
+            (None, None) => None,
+        },
         scheme_rewrite_specifier: to
             .scheme
             .clone()

@@ -20,6 +20,9 @@ pub(super) fn condition(condition: &HttpMatch) -> proto::RouteMatch {
     let path = match &condition.uri {
         None => PathSpecifier::Prefix("/".to_owned()),
         Some(StringMatch::Exact(path)) => PathSpecifier::Path(path.clone()),
+        Some(StringMatch::Prefix(prefix)) if condition.whole_segments => {
+            PathSpecifier::PathSeparatedPrefix(prefix.clone())
+        }
         Some(StringMatch::Prefix(prefix)) => PathSpecifier::Prefix(prefix.clone()),
         Some(StringMatch::Regex(pattern)) => PathSpecifier::SafeRegex(regex(pattern)),
     };

@@ -88,8 +88,8 @@ fn kinds_without_a_name_or_a_kind_are_told() {
 #[test]
 fn kinds_that_nothing_executes_are_told_and_kinds_of_others_are_not() {
     let contents = after_good(
-        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a}\n---\n\
-         apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: b}\n---\n\
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: b}\n---\n\
          apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\n\
          apiVersion: networking.istio.io/v2\nkind: VirtualService\nmetadata: {name: d}\n",
     );

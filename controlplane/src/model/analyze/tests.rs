@@ -93,3 +93,37 @@ fn delegates_that_are_not_there_are_told_by_the_root() {
         ]
     );
 }
+
+#[test]
+fn routes_of_the_gateway_api_name_what_is_missing() {
+    let service = |name: &str, port: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{{name}}}\n\
+             spec: {{clusterIP: 10.96.0.9, ports: [{{name: {port}, port: 80}}]}}\n---\n"
+        )
+    };
+    let yaml = service("name: a", "http")
+        + &service("name: b, namespace: other", "http")
+        + &service("name: t", "tcp")
+        + "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\nspec:\n  parentRefs:\n  \
+           - {group: \"\", kind: Service, name: a}\n  - {group: \"\", kind: Service, name: a, port: 81}\n  \
+           - {group: \"\", kind: Service, name: nobody}\n  - {group: \"\", kind: Service, name: t}\n  rules:\n  - backendRefs:\n    \
+           - {name: nobody, port: 80}\n    - {name: a, port: 81}\n    - {name: b, namespace: other, port: 80}\n---\n"
+        + &istio(
+            "VirtualService",
+            "name: v",
+            "{hosts: [a], http: [{directResponse: {status: 200}}]}",
+        );
+    assert_eq!(
+        said(&yaml),
+        [
+            "HTTPRoute default/r: spec.parentRefs[0]: a.default.svc.cluster.local is routed by VirtualService default/v too, which loses",
+            "HTTPRoute default/r: spec.parentRefs[1]: a.default.svc.cluster.local has no such port",
+            "HTTPRoute default/r: spec.parentRefs[2]: no Service default/nobody is known, so the route has no effect there",
+            "HTTPRoute default/r: spec.parentRefs[3]: t.default.svc.cluster.local is not HTTP there: a port's name or appProtocol says so",
+            "HTTPRoute default/r: spec.rules[0].backendRefs[0].name: no service nobody.default.svc.cluster.local is known: requests get 500",
+            "HTTPRoute default/r: spec.rules[0].backendRefs[1].port: a.default.svc.cluster.local has no port 81: requests get 500",
+            "HTTPRoute default/r: spec.rules[0].backendRefs[2]: no ReferenceGrant of other lets HTTPRoutes of default refer to other/b: requests get 500",
+        ]
+    );
+}

@@ -181,7 +181,7 @@ impl<'a> Judge<'a> {
         matches
     }
 
-    fn header_name(&mut self, name: &str, field: &str) {
+    pub(super) fn header_name(&mut self, name: &str, field: &str) {
         let is_token =
             |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if name.is_empty() || !name.bytes().all(is_token) {
@@ -237,6 +237,22 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Changes of headers in the Gateway API's form.
+    pub(super) fn modifier(&mut self, changes: &crd::HeaderModifier, field: &str) -> HeaderChanges {
+        let pairs = |headers: &[crd::HeaderValue]| {
+            let pairs = headers.iter();
+            pairs
+                .map(|header| (header.name.clone(), header.value.clone()))
+                .collect()
+        };
+        let changes = crd::HeaderOperations {
+            set: pairs(&changes.set),
+            add: pairs(&changes.add),
+            remove: changes.remove.clone(),
+        };
+        self.header_changes(&changes, field)
+    }
+
     pub(super) fn destination(
         &mut self,
         destination: &crd::Destination,
@@ -271,6 +287,7 @@ impl<'a> Judge<'a> {
             port,
             weight,
             headers,
+            reference: None,
         }
     }
 

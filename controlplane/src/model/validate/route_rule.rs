@@ -51,6 +51,7 @@ pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
             }),
             "spec.appendHeaders",
         ),
+        no_backend: 503,
     };
     let model = RouteRule {
         name: ObjectName::new(namespace, &object.metadata.name),
@@ -165,6 +166,7 @@ fn action(judge: &mut Judge<'_>, spec: &crd::RouteRuleSpec, destination: &Hostna
                 request: HeaderChanges::default(),
                 response: HeaderChanges::default(),
             },
+            reference: None,
         }]);
     }
     let labels: Vec<Option<Labels>> = spec
@@ -199,6 +201,7 @@ fn action(judge: &mut Judge<'_>, spec: &crd::RouteRuleSpec, destination: &Hostna
             port: None,
             weight,
             headers: HeaderOperations::default(),
+            reference: None,
         });
     }
     HttpAction::Forward(destinations)

@@ -9,13 +9,13 @@ use ipnet::IpNet;
 use super::Validated;
 use super::fields::Judge;
 use crate::kube::crd;
-use crate::model::Object;
 use crate::model::endpoint::Locality;
 use crate::model::entry::{Entry, EntryAddress, Resolution, ServiceEntry, WorkloadEntry};
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::problem::Finding;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
 use crate::model::workload::{Labels, Workload};
+use crate::model::{Kind, Object, ObjectId};
 
 /// The label by which an entry refuses an address of pilot's.
 const ALLOCATE: &str = "networking.istio.io/enable-autoallocate-ip";
@@ -36,24 +36,20 @@ pub fn service_entry(object: &crd::ServiceEntry, domain: &str) -> Validated<Obje
         (!spec.subject_alt_names.is_empty()).then_some(&()),
         "spec.subjectAltNames".to_owned(),
     );
-    let external = match spec.location.as_deref().unwrap_or("MESH_EXTERNAL") {
-        "MESH_EXTERNAL" => true,
-        "MESH_INTERNAL" => false,
-        other => {
-            let message = format!("{other:?} is not MESH_EXTERNAL or MESH_INTERNAL");
-            judge.error("spec.location", message);
-            true
-        }
-    };
+    let external = is_external(&mut judge, spec.location.as_deref());
     let labels = object.metadata.labels.as_ref();
     let refused = labels
         .and_then(|labels| labels.get(ALLOCATE))
         .map(String::as_str)
         == Some("false");
     let export_to = judge.export_to(&spec.export_to);
+    let id = ObjectId {
+        kind: Kind::ServiceEntry,
+        name: name.clone(),
+    };
     let services = hosts.iter().map(|host| {
         let entry = Entry {
-            object: name.clone(),
+            object: id.clone(),
             resolution,
             external,
             networks: networks.clone(),
@@ -76,7 +72,11 @@ pub fn service_entry(object: &crd::ServiceEntry, domain: &str) -> Validated<Obje
         })
     });
     let services = services.collect();
-    let entry = ServiceEntry { name, services };
+    let entry = ServiceEntry {
+        kind: Kind::ServiceEntry,
+        name,
+        services,
+    };
     Validated::judged(Object::ServiceEntry(Arc::new(entry)), judge.findings)
 }
 
@@ -105,6 +105,18 @@ pub fn workload_entry(object: &crd::WorkloadEntry, domain: &str) -> Validated<Ob
             object: None,
             findings,
         },
+    }
+}
+
+fn is_external(judge: &mut Judge<'_>, location: Option<&str>) -> bool {
+    match location.unwrap_or("MESH_EXTERNAL") {
+        "MESH_EXTERNAL" => true,
+        "MESH_INTERNAL" => false,
+        other => {
+            let message = format!("{other:?} is not MESH_EXTERNAL or MESH_INTERNAL");
+            judge.error("spec.location", message);
+            true
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is said of each kind of mistake, by field.
 
+mod api_routes;
 mod entries;
 mod sidecars;
 

@@ -143,6 +143,7 @@ fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Opt
         retries,
         rewrite,
         headers,
+        no_backend: 503,
     })
 }
 
@@ -226,6 +227,7 @@ fn http_redirect(judge: &mut Judge<'_>, redirect: &crd::Redirect, field: &str) -
     judge.not_executed(redirect.derive_port.as_ref(), format!("{field}.derivePort"));
     Redirect {
         uri: redirect.uri.clone(),
+        prefix: None,
         authority: redirect.authority.clone(),
         scheme: redirect.scheme.clone(),
         port: redirect.port,
@@ -273,6 +275,7 @@ fn http_match(judge: &mut Judge<'_>, condition: &crd::HttpMatch, field: &str) ->
         name: condition.name.clone(),
         uri: judge.required_match(condition.uri.as_ref(), &format!("{field}.uri")),
         ignore_uri_case: condition.ignore_uri_case,
+        whole_segments: false,
         scheme: judge.required_match(condition.scheme.as_ref(), &format!("{field}.scheme")),
         method: judge.required_match(condition.method.as_ref(), &format!("{field}.method")),
         authority: judge

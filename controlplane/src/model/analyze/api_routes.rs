@@ -1,0 +1,116 @@
+//! Routes of the Gateway API: parents and backends that are not there, references that nobody allowed.
+
+use super::Analysis;
+use crate::model::ObjectId;
+use crate::model::api_route::{ApiRoute, Parent};
+use crate::model::problem::{Finding, Reason};
+use crate::model::route::{Destination, HttpAction};
+use crate::model::service::Protocol;
+use crate::snapshot::claim;
+
+impl Analysis<'_> {
+    pub(super) fn api_routes(&mut self) {
+        let snapshot = self.snapshot;
+        for (id, route) in snapshot.api_routes.iter() {
+            for (index, parent) in route.parents.iter().enumerate() {
+                let field = format!("spec.parentRefs[{index}]");
+                self.api_parent(id, route, parent, field);
+            }
+            for (index, rule) in route.http.iter().enumerate() {
+                if let HttpAction::Forward(destinations) = &rule.action {
+                    let field = format!("spec.rules[{index}].backendRefs");
+                    self.api_backends(id, destinations, &field, "requests get 500");
+                }
+            }
+            if let Some(rule) = &route.connections {
+                let field = "spec.rules[0].backendRefs";
+                self.api_backends(id, &rule.destinations, field, "connections are closed");
+            }
+        }
+    }
+
+    fn say(&mut self, id: &ObjectId, reason: Reason, field: String, message: String) {
+        self.found
+            .push((id.clone(), Finding::warning(reason, field, message)));
+    }
+
+    fn api_parent(&mut self, id: &ObjectId, route: &ApiRoute, parent: &Parent, field: String) {
+        let snapshot = self.snapshot;
+        let mut services = snapshot.services.values();
+        let Some(service) = services.find(|service| parent.is_service(service)) else {
+            let message = format!(
+                "no {} {} is known, so the route has no effect there",
+                parent.kind.as_str(),
+                parent.name
+            );
+            return self.say(id, Reason::UnknownReference, field, message);
+        };
+        let ports: Vec<_> = service
+            .ports
+            .iter()
+            .filter(|port| parent.is(service, port))
+            .collect();
+        if ports.is_empty() {
+            let message = format!("{} has no such port", service.hostname);
+            return self.say(id, Reason::UnknownReference, field, message);
+        }
+        if !route.is_http() {
+            return;
+        }
+        let http = |protocol: Protocol| protocol.is_http() || protocol == Protocol::Auto;
+        if !ports.iter().any(|port| http(port.protocol)) {
+            let message = format!(
+                "{} is not HTTP there: a port's name or appProtocol says so",
+                service.hostname
+            );
+            return self.say(id, Reason::Conflict, field, message);
+        }
+        let namespace = &service.name.namespace;
+        let rules = snapshot.virtual_services_for(namespace);
+        if let Some(loser) = claim(&rules, &service.hostname).filter(|rule| !rule.http.is_empty()) {
+            let message = format!(
+                "{} is routed by VirtualService {} too, which loses",
+                service.hostname, loser.name
+            );
+            self.say(id, Reason::Conflict, field, message);
+        }
+    }
+
+    fn api_backends(&mut self, id: &ObjectId, to: &[Destination], field: &str, effect: &str) {
+        let snapshot = self.snapshot;
+        for (index, to) in to.iter().enumerate() {
+            let field = format!("{field}[{index}]");
+            if let Some(reference) = &to.reference
+                && !snapshot.is_granted(reference.kind, &reference.from, &reference.to)
+            {
+                let message = format!(
+                    "no ReferenceGrant of {} lets {}s of {} refer to {}: {effect}",
+                    reference.to.namespace,
+                    reference.kind.as_str(),
+                    reference.from,
+                    reference.to
+                );
+                self.say(id, Reason::UnknownReference, field, message);
+                continue;
+            }
+            let port = to.port.unwrap_or_default();
+            if snapshot.service(&to.host).is_none() {
+                let message = format!("no service {} is known: {effect}", to.host);
+                self.say(
+                    id,
+                    Reason::UnknownReference,
+                    format!("{field}.name"),
+                    message,
+                );
+            } else if snapshot.service_on(&to.host, port, None).is_none() {
+                let message = format!("{} has no port {port}: {effect}", to.host);
+                self.say(
+                    id,
+                    Reason::UnknownReference,
+                    format!("{field}.port"),
+                    message,
+                );
+            }
+        }
+    }
+}
