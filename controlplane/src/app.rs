@@ -28,7 +28,8 @@ use crate::metrics::PilotMetrics;
 use crate::model::mesh::MeshConfig;
 use crate::push::debounce::DebounceConfig;
 use crate::push::writer::{Input, Writer};
-use crate::registry::RegistryEvent;
+use crate::registry::kubernetes::Access;
+use crate::registry::{Places, RegistryEvent};
 use crate::serve::MeshSource;
 use crate::serve::client_status::ClientStatuses;
 
@@ -185,9 +186,14 @@ fn start_inputs(
             }
         }
     });
-    let registry = config
-        .registry
-        .build(config.config_dir.clone(), &config.domain);
+    let places = Places {
+        directory: config.config_dir.clone(),
+        cluster: Access {
+            kubeconfig: config.kubeconfig.clone(),
+            context: config.context.clone(),
+        },
+    };
+    let registry = config.registry.build(places, &config.domain);
     let (failed, failure) = oneshot::channel();
     let running: JoinHandle<_> = tokio::spawn(registry.run(events, stop.clone()));
     tasks.spawn(async move {

@@ -12,9 +12,22 @@ use crate::registry::RegistryKind;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "millrace-pilot", version, about)]
 pub struct Config {
-    /// Where services and configuration come from: file or mock.
-    #[arg(long, env = "MILLRACE_REGISTRY", default_value = "file")]
+    /// Where services and configuration come from: file, kubernetes or mock.
+    #[arg(
+        long = "registries",
+        alias = "registry",
+        env = "MILLRACE_REGISTRY",
+        default_value = "file"
+    )]
     pub registry: RegistryKind,
+
+    /// The kubeconfig of the Kubernetes registry; without it, the pod's own service account.
+    #[arg(long, env = "MILLRACE_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The context of the kubeconfig; its current one where absent.
+    #[arg(long, requires = "kubeconfig")]
+    pub context: Option<String>,
 
     /// The directory of YAML that the file registry watches.
     #[arg(

@@ -19,6 +19,7 @@ use crate::model::endpoint::{self, EndpointSlice, ServiceEndpoints};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
 use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::node::Node;
 use crate::model::policy::DestinationRule;
 use crate::model::route::{HttpAction, VirtualService};
 use crate::model::service::{Service, ServiceKind};
@@ -62,6 +63,7 @@ impl Index {
             Object::Namespace(_) => {
                 Arc::make_mut(&mut self.state.namespaces).insert(name, ());
             }
+            Object::Node(node) => self.put_node(&name, Some(node)),
             Object::ServiceAccount(_) => {
                 Arc::make_mut(&mut self.state.service_accounts).insert(name, ());
             }
@@ -104,6 +106,7 @@ impl Index {
             Kind::Namespace => {
                 Arc::make_mut(&mut self.state.namespaces).remove(name);
             }
+            Kind::Node => self.put_node(name, None),
             Kind::ServiceAccount => {
                 Arc::make_mut(&mut self.state.service_accounts).remove(name);
             }
@@ -142,6 +145,12 @@ impl Index {
     /// What changed since the last call.
     pub fn take_changes(&mut self) -> ChangeSet {
         std::mem::take(&mut self.changes)
+    }
+
+    fn put_node(&mut self, name: &ObjectName, node: Option<Arc<Node>>) {
+        if put(&mut self.state.nodes, name, node) {
+            self.changes.nodes.insert(name.clone());
+        }
     }
 
     fn put_service(&mut self, name: &ObjectName, service: Option<Arc<Service>>) {

@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod entry;
 pub mod mesh;
 pub mod names;
+pub mod node;
 pub mod policy;
 pub mod problem;
 pub mod route;
@@ -24,6 +25,7 @@ use self::api_route::{ApiRoute, ReferenceGrant};
 use self::endpoint::EndpointSlice;
 use self::entry::{ServiceEntry, WorkloadEntry};
 use self::names::ObjectName;
+use self::node::Node;
 use self::policy::DestinationRule;
 use self::route::{RouteRule, VirtualService};
 use self::service::Service;
@@ -35,6 +37,8 @@ use self::workload::{Workload, WorkloadTemplate};
 pub enum Kind {
     /// A Kubernetes Namespace.
     Namespace,
+    /// A Kubernetes Node.
+    Node,
     /// A Kubernetes `ServiceAccount`.
     ServiceAccount,
     /// A Kubernetes Service.
@@ -82,6 +86,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::ServiceAccount => "ServiceAccount",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
@@ -107,7 +112,7 @@ impl Kind {
 
     /// Whether objects of this kind live outside namespaces.
     pub fn is_cluster_scoped(self) -> bool {
-        matches!(self, Self::Namespace | Self::GatewayClass)
+        matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
     }
 }
 
@@ -131,6 +136,8 @@ impl std::fmt::Display for ObjectId {
 pub enum Object {
     /// A namespace, known by name only.
     Namespace(ObjectName),
+    /// A node.
+    Node(Arc<Node>),
     /// A service account, known by name only.
     ServiceAccount(ObjectName),
     /// A service.
@@ -164,6 +171,7 @@ impl Object {
     pub fn id(&self) -> ObjectId {
         let (kind, name) = match self {
             Self::Namespace(name) => (Kind::Namespace, name),
+            Self::Node(node) => (Kind::Node, &node.name),
             Self::ServiceAccount(name) => (Kind::ServiceAccount, name),
             Self::Service(service) => (Kind::Service, &service.name),
             Self::EndpointSlice(slice) => (slice.kind(), &slice.name),

@@ -4,6 +4,7 @@
 //! objects come validated through [`crate::kube`], with problems beside them.
 
 pub mod file;
+pub mod kubernetes;
 mod mock;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::file::FileRegistry;
+use self::kubernetes::{Access, ConnectError, KubernetesRegistry};
 use self::mock::MockRegistry;
 use crate::kube::document::Sourced;
 use crate::model::ObjectId;
@@ -66,6 +68,18 @@ pub enum RegistryError {
         #[source]
         source: std::io::Error,
     },
+    /// There is no way to its place.
+    #[error("registry kubernetes: cannot reach a cluster")]
+    Unreachable(#[from] ConnectError),
+    /// A watch that never ends has ended.
+    #[error("registry {name}: a watch has ended")]
+    WatchEnded {
+        /// The registry.
+        name: &'static str,
+        /// Why, if it panicked.
+        #[source]
+        source: Option<tokio::task::JoinError>,
+    },
     /// The writer of the index has ended.
     #[error("registry {name}: nobody listens any more")]
     Closed {
@@ -79,6 +93,8 @@ pub enum RegistryError {
 pub enum RegistryKind {
     /// A directory of YAML.
     File,
+    /// A Kubernetes cluster.
+    Kubernetes,
     /// Two fixed services.
     Mock,
 }
@@ -93,10 +109,10 @@ pub enum UnknownRegistry {
     )]
     CloudFoundry,
     /// One that belongs to Millrace and is not in this build.
-    #[error("registry {0:?} is not in this build, which has file and mock")]
+    #[error("registry {0:?} is not in this build, which has file, kubernetes and mock")]
     NotBuilt(String),
     /// None that anyone knows.
-    #[error("{0:?} is not a registry; this build has file and mock")]
+    #[error("{0:?} is not a registry; this build has file, kubernetes and mock")]
     Unknown(String),
 }
 
@@ -106,9 +122,10 @@ impl FromStr for RegistryKind {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.to_ascii_lowercase().as_str() {
             "file" => Ok(Self::File),
+            "kubernetes" => Ok(Self::Kubernetes),
             "mock" => Ok(Self::Mock),
             "cloudfoundry" => Err(UnknownRegistry::CloudFoundry),
-            "kubernetes" | "config" | "consul" | "eureka" | "aggregate" => {
+            "config" | "consul" | "eureka" | "aggregate" => {
                 Err(UnknownRegistry::NotBuilt(text.to_owned()))
             }
             _ => Err(UnknownRegistry::Unknown(text.to_owned())),
@@ -120,16 +137,27 @@ impl fmt::Display for RegistryKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::File => "file",
+            Self::Kubernetes => "kubernetes",
             Self::Mock => "mock",
         })
     }
 }
 
+/// Where each registry looks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The directory of the file registry.
+    pub directory: PathBuf,
+    /// The cluster of the Kubernetes registry.
+    pub cluster: Access,
+}
+
 impl RegistryKind {
-    /// The registry, for a mesh of this domain. `directory` is where the file registry looks.
-    pub fn build(self, directory: PathBuf, domain: &str) -> Box<dyn Registry> {
+    /// The registry, for a mesh of this domain.
+    pub fn build(self, places: Places, domain: &str) -> Box<dyn Registry> {
         match self {
-            Self::File => Box::new(FileRegistry::new(directory, domain)),
+            Self::File => Box::new(FileRegistry::new(places.directory, domain)),
+            Self::Kubernetes => Box::new(KubernetesRegistry::new(places.cluster, domain)),
             Self::Mock => Box::new(MockRegistry::new(domain)),
         }
     }
@@ -143,12 +171,13 @@ mod tests {
     fn registries_are_found_by_name_and_others_refused_with_a_reason() {
         assert_eq!("File".parse(), Ok(RegistryKind::File));
         assert_eq!("mock".parse(), Ok(RegistryKind::Mock));
+        assert_eq!("Kubernetes".parse(), Ok(RegistryKind::Kubernetes));
         let refused = "CloudFoundry"
             .parse::<RegistryKind>()
             .unwrap_err()
             .to_string();
         assert!(refused.contains("--registry file"), "{refused}");
-        for later in ["Kubernetes", "Consul", "Eureka", "Config"] {
+        for later in ["Consul", "Eureka", "Config"] {
             let refused = later.parse::<RegistryKind>().unwrap_err();
             assert_eq!(refused, UnknownRegistry::NotBuilt(later.to_owned()));
         }

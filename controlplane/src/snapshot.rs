@@ -20,6 +20,7 @@ use crate::model::endpoint::{EndpointSlice, ServiceEndpoints, WorkloadLookup};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
 use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::node::Node;
 use crate::model::policy::DestinationRule;
 use crate::model::route::{RouteRule, VirtualService};
 use crate::model::service::Service;
@@ -36,6 +37,8 @@ pub struct MeshSnapshot {
     pub mesh: Arc<MeshConfig>,
     /// Known namespaces.
     pub namespaces: Table<ObjectName, ()>,
+    /// Known nodes.
+    pub nodes: Table<ObjectName, Arc<Node>>,
     /// Known service accounts.
     pub service_accounts: Table<ObjectName, ()>,
     /// Services by name.

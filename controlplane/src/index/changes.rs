@@ -17,6 +17,8 @@ pub struct ChangeSet {
     pub endpoints: BTreeSet<ObjectName>,
     /// Pods added, removed or changed.
     pub workloads: BTreeSet<ObjectName>,
+    /// Nodes added, removed or moved.
+    pub nodes: BTreeSet<ObjectName>,
     /// Whether any `VirtualService` or `RouteRule` changed.
     pub routes: bool,
     /// Whether any `DestinationRule` changed.
@@ -38,6 +40,7 @@ impl ChangeSet {
         self.services.extend(other.services);
         self.endpoints.extend(other.endpoints);
         self.workloads.extend(other.workloads);
+        self.nodes.extend(other.nodes);
         self.routes |= other.routes;
         self.policies |= other.policies;
         self.scopes |= other.scopes;

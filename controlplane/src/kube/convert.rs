@@ -11,17 +11,49 @@ pub use self::endpoints::{endpoint_slice, endpoints};
 pub use self::pod::{deployment, pod};
 pub use self::service::service;
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::model::Object;
 use crate::model::names::ObjectName;
+use crate::model::node::{self, Locality};
 use crate::model::validate::Validated;
 
 /// A namespace.
 pub fn namespace(object: Namespace, _domain: &str) -> Validated<Object> {
     let name = object.metadata.name.unwrap_or_default();
     Validated::good(Object::Namespace(ObjectName::new("", &name)))
+}
+
+/// Labels that say where a node stands: Kubernetes', those that it had before, Istio's for the part of a zone.
+const REGION: [&str; 2] = [
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/region",
+];
+const ZONE: [&str; 2] = [
+    "topology.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/zone",
+];
+const SUBZONE: [&str; 1] = ["topology.istio.io/subzone"];
+
+/// A node.
+pub fn node(object: Node, _domain: &str) -> Validated<Object> {
+    let labels = object.metadata.labels.unwrap_or_default();
+    let label = |names: &[&str]| -> String {
+        let stated = names.iter().find_map(|name| labels.get(*name));
+        stated.cloned().unwrap_or_default()
+    };
+    let node = node::Node {
+        name: ObjectName::new("", object.metadata.name.as_deref().unwrap_or_default()),
+        locality: Locality {
+            region: label(&REGION),
+            zone: label(&ZONE),
+            subzone: label(&SUBZONE),
+        },
+    };
+    Validated::good(Object::Node(Arc::new(node)))
 }
 
 /// A service account.

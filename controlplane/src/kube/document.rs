@@ -59,10 +59,21 @@ pub struct Contents {
     pub problems: Vec<Problem>,
 }
 
+/// Reads one object that came from an API server, where there are no files and lines to name.
+pub fn read_value(object: serde_json::Value, domain: &str) -> Contents {
+    let mut reader = FileReader {
+        file: None,
+        domain,
+        contents: Contents::default(),
+    };
+    reader.object(&Node::from(object), "");
+    reader.contents
+}
+
 /// Reads a file's text. `file` is the name that problems carry.
 pub fn read(file: &str, text: &str, domain: &str) -> Contents {
     let mut reader = FileReader {
-        file,
+        file: Some(file),
         domain,
         contents: Contents::default(),
     };
@@ -119,7 +130,7 @@ struct HeaderMeta {
 }
 
 struct FileReader<'a> {
-    file: &'a str,
+    file: Option<&'a str>,
     domain: &'a str,
     contents: Contents,
 }
@@ -129,8 +140,8 @@ impl FileReader<'_> {
         self.contents.problems.push(Problem {
             severity: finding.severity,
             reason: finding.reason,
-            file: Some(self.file.to_owned()),
-            line: Some(line),
+            file: self.file.map(str::to_owned),
+            line: self.file.map(|_| line),
             object,
             field: finding.field,
             message: finding.message,
@@ -183,6 +194,7 @@ impl FileReader<'_> {
     fn kubernetes(&mut self, node: &Node, header: &Header) -> bool {
         match (header.group.as_str(), header.kind.as_str()) {
             ("", "Namespace") => self.accept(node, header, Kind::Namespace, convert::namespace),
+            ("", "Node") => self.accept(node, header, Kind::Node, convert::node),
             ("", "ServiceAccount") => {
                 self.accept(node, header, Kind::ServiceAccount, convert::service_account);
             }
@@ -341,13 +353,13 @@ impl FileReader<'_> {
         match validated.object {
             Some(object) => {
                 let refers = !matches!(object, Object::Workload(_) | Object::EndpointSlice(_));
-                let origin = || {
+                let origin = |file: &str| {
                     Arc::new(Origin {
-                        file: self.file.to_owned(),
+                        file: file.to_owned(),
                         tree: node.clone(),
                     })
                 };
-                let origin = refers.then(origin);
+                let origin = self.file.filter(|_| refers).map(origin);
                 self.contents.objects.push(Sourced { object, origin });
             }
             None => self.contents.refused.push(id),

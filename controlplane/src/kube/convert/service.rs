@@ -30,12 +30,7 @@ pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
             &mut findings,
         ));
     }
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        findings.push(Finding::not_executed(
-            "spec.sessionAffinity",
-            "no proxy of this release executes it",
-        ));
-    }
+    findings.extend(unexecuted(&spec));
     let service = Service {
         created: created(&object.metadata),
         export_to: export_to(&object.metadata),
@@ -61,6 +56,24 @@ fn export_to(metadata: &ObjectMeta) -> ExportTo {
     };
     let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
     ExportTo::of(&names, metadata.namespace.as_deref().unwrap_or("default"))
+}
+
+/// What a service asks for and no proxy of this release does.
+fn unexecuted(spec: &k8s::ServiceSpec) -> Vec<Finding> {
+    let affinity = spec.session_affinity.as_deref() == Some("ClientIP");
+    let local = spec.internal_traffic_policy.as_deref() == Some("Local");
+    let asked = [
+        ("spec.sessionAffinity", affinity),
+        ("spec.internalTrafficPolicy", local),
+        (
+            "spec.trafficDistribution",
+            spec.traffic_distribution.is_some(),
+        ),
+    ];
+    let asked = asked.into_iter().filter(|(_, asked)| *asked);
+    asked
+        .map(|(field, _)| Finding::not_executed(field, "no proxy of this release executes it"))
+        .collect()
 }
 
 /// The virtual addresses. One that is `None` means headless; none at all, a file without the address

@@ -70,6 +70,29 @@ fn first_line(message: &str) -> String {
     line[..end].trim_end_matches([',', ':', ' ']).to_owned()
 }
 
+impl From<serde_json::Value> for Node {
+    /// A tree on one line, which means nothing.
+    fn from(value: serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match value {
+            Json::Null => Value::Null,
+            Json::Bool(truth) => Value::Bool(truth),
+            Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(number), _) => Value::Int(number),
+                (None, Some(number)) => Value::Uint(number),
+                (None, None) => Value::Float(number.as_f64().unwrap_or_default()),
+            },
+            Json::String(text) => Value::String(text),
+            Json::Array(items) => Value::Seq(items.into_iter().map(Self::from).collect()),
+            Json::Object(fields) => {
+                let fields = fields.into_iter();
+                Value::Map(fields.map(|(key, value)| (key, 1, value.into())).collect())
+            }
+        };
+        Self { line: 1, value }
+    }
+}
+
 impl Node {
     fn shift(&mut self, lines: u64) {
         self.line += lines;

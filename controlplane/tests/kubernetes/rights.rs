@@ -1,0 +1,134 @@
+//! Pilot with the rights of its manifest and no others.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use millrace_controlplane::app::Pilot;
+use millrace_controlplane::config::Config;
+use millrace_testkit::apiserver::{ApiServer, apply};
+use millrace_testkit::require;
+use millrace_xds::server::{ConfigSource as _, Generation};
+use serde_json::json;
+
+use crate::DEFINITIONS;
+use crate::mesh::{Mesh, PATIENCE};
+
+const RIGHTS: &str = include_str!("../../../deploy/kubernetes/pilot-rbac.yaml");
+const NAMESPACE: &str = "millrace-system";
+const NAME: &str = "millrace-pilot";
+
+/// A kubeconfig for pilot's service account, whose rights are the manifest's.
+async fn kubeconfig(server: &ApiServer, client: &Client) -> anyhow::Result<std::path::PathBuf> {
+    apply(client, "default", DEFINITIONS).await?;
+    apply(client, "default", RIGHTS).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": []}}))?;
+    let token = accounts
+        .create_token_request(NAME, &PostParams::default(), &request)
+        .await?;
+    let token = token
+        .status
+        .and_then(|status| status.token)
+        .context("no token")?;
+    server.kubeconfig_of("pilot", &token)
+}
+
+async fn start(kubeconfig: &Path) -> anyhow::Result<Pilot> {
+    let flags = [
+        "pilot",
+        "--xds-addr",
+        "127.0.0.1:0",
+        "--http-addr",
+        "127.0.0.1:0",
+        "--registries",
+        "Kubernetes",
+        "--kubeconfig",
+    ];
+    let flags = flags
+        .into_iter()
+        .map(Into::into)
+        .chain([kubeconfig.as_os_str().to_owned()]);
+    Pilot::start(Config::try_parse_from(flags)?, None).await
+}
+
+#[tokio::test]
+async fn pilot_serves_with_the_rights_of_its_manifest() -> anyhow::Result<()> {
+    require!(apiserver);
+    let server = ApiServer::start()?;
+    let client = server.client().await?;
+    let pilot = start(&kubeconfig(&server, &client).await?).await?;
+    let mut generations = pilot.source().generations();
+    let first = generations.wait_for(|generation| *generation > Generation::default());
+    tokio::time::timeout(PATIENCE, first).await??;
+    let published = pilot.source().published();
+    let names: Vec<String> = published
+        .snapshot
+        .services
+        .keys()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(names, ["default/kubernetes"]);
+    assert_eq!(*pilot.source().problems(), []);
+    pilot.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_right_of_the_manifest_is_needed() -> anyhow::Result<()> {
+    require!(apiserver);
+    let server = ApiServer::start()?;
+    let client = server.client().await?;
+    let kubeconfig = kubeconfig(&server, &client).await?;
+    let roles: Api<ClusterRole> = Api::all(client);
+    let whole = roles.get(NAME).await?.rules.unwrap_or_default();
+    for (index, rule) in whole.iter().enumerate() {
+        let mut rest = whole.clone();
+        rest[index].verbs = vec!["list".to_owned()];
+        let first = rule
+            .resources
+            .iter()
+            .flatten()
+            .next()
+            .context("no resource")?;
+        let needed = format!("cannot watch resource \"{first}\"");
+        is_missed(&roles, &rest, &kubeconfig, &needed).await?;
+        for left_out in rule.resources.iter().flatten() {
+            let mut rest = whole.clone();
+            let resources = rest[index].resources.get_or_insert_default();
+            resources.retain(|resource| resource != left_out);
+            if resources.is_empty() {
+                rest.remove(index);
+            }
+            let needed = format!("cannot list resource \"{left_out}\"");
+            is_missed(&roles, &rest, &kubeconfig, &needed).await?;
+        }
+    }
+    Ok(())
+}
+
+/// With these rules alone the registry says what it cannot do.
+async fn is_missed(
+    roles: &Api<ClusterRole>,
+    granted: &[PolicyRule],
+    kubeconfig: &Path,
+    needed: &str,
+) -> anyhow::Result<()> {
+    let patch = Patch::Merge(json!({"rules": granted}));
+    roles.patch(NAME, &PatchParams::default(), &patch).await?;
+    let mut mesh = Mesh::of_cluster(kubeconfig.to_owned());
+    let missed = |mesh: &Mesh| {
+        let problems = mesh.problems.iter();
+        problems
+            .filter(|problem| problem.message.contains(needed))
+            .count()
+            > 0
+    };
+    mesh.until(needed, missed).await?;
+    mesh.end().await
+}
