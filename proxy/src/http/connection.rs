@@ -519,6 +519,29 @@ impl Watch {
     }
 }
 
+/// Ends an HTTP/2 connection that was told to go away, has no request and does not answer: hyper waits for
+/// the answer to its PING for as long as that takes. The limit is a stream's, as the end of a response may
+/// still wait for the client's window.
+struct Parting {
+    /// Zero is none.
+    limit: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Parting {
+    fn poll(&mut self, downstream: &Downstream, cx: &mut Context<'_>) -> Poll<()> {
+        if downstream.active.get() > 0 || self.limit.is_zero() {
+            self.sleep = None;
+            return Poll::Pending;
+        }
+        let limit = self.limit;
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        sleep.as_mut().poll(cx)
+    }
+}
+
 async fn serve_h2(downstream: Rc<Downstream>) {
     let hcm = &downstream.hcm;
     let mut builder = http2::Builder::new(LocalExecutor);
@@ -540,7 +563,7 @@ async fn serve_h2(downstream: Rc<Downstream>) {
     let mut conn = pin!(builder.serve_connection(io, service));
     let mut watch = Watch::new(&downstream);
     let mut draining = pin!(downstream.worker.leaving.cancelled());
-    let mut drained = false;
+    let mut parting = None;
     let in_order = poll_fn(|cx| {
         if let Poll::Ready(result) = conn.as_mut().poll(cx) {
             if let Err(error) = &result {
@@ -553,12 +576,18 @@ async fn serve_h2(downstream: Rc<Downstream>) {
             log_broken(&downstream, 408, details::REQUEST_HEADERS_TIMEOUT);
             return Poll::Ready(false);
         }
-        if !drained && (end.is_ready() || draining.as_mut().poll(cx).is_ready()) {
-            drained = true;
+        if parting.is_none() && (end.is_ready() || draining.as_mut().poll(cx).is_ready()) {
+            parting = Some(Parting {
+                limit: hcm.stream_idle_timeout,
+                sleep: None,
+            });
             conn.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();
         }
-        Poll::Pending
+        let Some(parting) = &mut parting else {
+            return Poll::Pending;
+        };
+        parting.poll(&downstream, cx).map(|()| true)
     })
     .await;
     if in_order && let Some(stream) = downstream.io.take_stream() {

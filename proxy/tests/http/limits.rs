@@ -313,3 +313,18 @@ fn a_draining_proxy_finishes_and_closes() {
     idle.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty(), "an idle connection is just closed");
 }
+
+#[test]
+fn an_http2_client_that_answers_nothing_is_not_kept() {
+    let proxy = Setup::new(&[])
+        .hcm(|hcm| {
+            hcm.idle_timeout = Duration::from_millis(50);
+            hcm.stream_idle_timeout = Duration::from_millis(50);
+        })
+        .start();
+    let mut stream = connect(proxy.address);
+    // The frame never ends, so that nothing of the proxy's is answered any more.
+    let bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\xba\xfe\0\0\0\0\x01";
+    stream.write_all(bytes).unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+}
