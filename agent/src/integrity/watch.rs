@@ -36,6 +36,7 @@ pub struct Watch {
     /// `None`: no canaries.
     interval: Option<Duration>,
     due: HashMap<PodUid, Due>,
+    pace: Pace,
     under_way: JoinSet<Sent>,
     names: HashMap<u32, String>,
     /// Programs of others that choose sockets in pods.
@@ -43,6 +44,29 @@ pub struct Watch {
     /// Programs that ran before ours and were overtaken once; some insist.
     overtaken: HashSet<u32>,
     searched: Option<Instant>,
+}
+
+/// Keeps canaries apart, however many are due: after a repair, or where many fail again and again.
+#[derive(Debug, Default)]
+struct Pace {
+    next: Option<Instant>,
+}
+
+impl Pace {
+    const APART: Duration = Duration::from_millis(1000 / CANARIES_PER_SECOND as u64);
+
+    /// The pod whose canary has been due for longest, if one may start.
+    fn pick(&mut self, due: &HashMap<PodUid, Due>, now: Instant) -> Option<PodUid> {
+        if self.next.is_some_and(|next| next > now) {
+            return None;
+        }
+        let (uid, _) = due
+            .iter()
+            .filter(|(_, due)| !due.under_way && due.at <= now)
+            .min_by_key(|(_, due)| due.at)?;
+        self.next = Some(now + Self::APART);
+        Some(uid.clone())
+    }
 }
 
 /// When a pod's next canary is sent.
@@ -95,6 +119,7 @@ impl Watch {
             notices,
             interval,
             due: HashMap::new(),
+            pace: Pace::default(),
             under_way: JoinSet::new(),
             names: HashMap::new(),
             lookups: BTreeSet::new(),
@@ -156,7 +181,7 @@ impl Watch {
         let mut new = 0;
         for uid in subjects.pods.keys() {
             self.due.entry(uid.clone()).or_insert_with(|| {
-                let at = now + Duration::from_secs(1) * new / CANARIES_PER_SECOND;
+                let at = now + Pace::APART * new;
                 new += 1;
                 Due {
                     at,
@@ -325,7 +350,8 @@ impl Watch {
         let waiting = self.due.values().filter(|due| !due.under_way);
         let next = waiting.map(|due| due.at).min();
         let far = Instant::now() + COMPARE;
-        next.filter(|_| self.interval.is_some()).unwrap_or(far)
+        let next = next.filter(|_| self.interval.is_some()).unwrap_or(far);
+        self.pace.next.map_or(next, |free| next.max(free))
     }
 
     /// What was repaired is looked at by the next canary at once.
@@ -340,46 +366,46 @@ impl Watch {
         }
     }
 
-    /// Sends the canaries that are due.
+    /// Sends the canary that is due.
     fn send(&mut self) {
         let Some(interval) = self.interval else {
             return;
         };
         let subjects = self.now();
         let pods = u32::try_from(self.due.len()).unwrap_or(u32::MAX);
-        let turns = Duration::from_secs(1) * pods / CANARIES_PER_SECOND;
+        let turns = Pace::APART * pods;
         let is_crowded = turns > interval;
-        let interval = interval.max(turns);
         let now = Instant::now();
-        for (uid, due) in &mut self.due {
-            if due.under_way || due.at > now {
-                continue;
-            }
-            due.at = now + interval;
-            let subject = subjects.pods.get(uid).filter(|s| s.is_captured());
-            let (Some(subject), Some(broker)) = (subject, &subjects.broker) else {
-                continue;
-            };
-            if subjects.proxies.is_empty() {
-                continue;
-            }
-            due.under_way = true;
-            let (subject, broker) = (subject.clone(), Arc::clone(broker));
-            let proxies = subjects.proxies.clone();
-            let families = due.families(&subject, is_crowded);
-            self.under_way.spawn(async move {
-                let outcomes = canary::send_twice(&broker, &subject, &families).await;
-                let outcomes = outcomes.inspect_err(|error| {
-                    tracing::debug!(pod = subject.name, error = %chain(error), "no canary sent");
-                });
-                Sent {
-                    subject,
-                    proxies,
-                    families,
-                    outcomes: outcomes.ok(),
-                }
-            });
+        let Some(uid) = self.pace.pick(&self.due, now) else {
+            return;
+        };
+        let Some(due) = self.due.get_mut(&uid) else {
+            return;
+        };
+        due.at = now + interval.max(turns);
+        let subject = subjects.pods.get(&uid).filter(|s| s.is_captured());
+        let (Some(subject), Some(broker)) = (subject, &subjects.broker) else {
+            return;
+        };
+        if subjects.proxies.is_empty() {
+            return;
         }
+        due.under_way = true;
+        let (subject, broker) = (subject.clone(), Arc::clone(broker));
+        let proxies = subjects.proxies.clone();
+        let families = due.families(&subject, is_crowded);
+        self.under_way.spawn(async move {
+            let outcomes = canary::send_twice(&broker, &subject, &families).await;
+            let outcomes = outcomes.inspect_err(|error| {
+                tracing::debug!(pod = subject.name, error = %chain(error), "no canary sent");
+            });
+            Sent {
+                subject,
+                proxies,
+                families,
+                outcomes: outcomes.ok(),
+            }
+        });
     }
 
     fn came_back(&mut self, sent: Sent) {
@@ -480,6 +506,33 @@ mod tests {
 
     use super::*;
     use crate::redirect::CaptureSettings;
+
+    #[test]
+    fn however_many_are_due_canaries_start_at_their_pace_and_each_in_its_turn() {
+        let start = Instant::now();
+        let waiting = |number: u32| Due {
+            at: start,
+            under_way: false,
+            failed_in_row: number,
+            family: Family::V4,
+        };
+        let mut due: HashMap<_, _> = (0..100)
+            .map(|number| (PodUid(number.to_string()), waiting(number)))
+            .collect();
+        let mut pace = Pace::default();
+        let mut sent = Vec::new();
+        for step in 0..1_000 {
+            let now = start + Duration::from_millis(10) * step;
+            while let Some(uid) = pace.pick(&due, now) {
+                // As where every repair makes all that fail due again.
+                due.get_mut(&uid).unwrap().at = now + Duration::from_millis(1);
+                sent.push(uid);
+            }
+            assert!(u64::try_from(sent.len()).unwrap() <= 1 + u64::from(step) / 5);
+        }
+        let first: HashSet<_> = sent[..100].iter().collect();
+        assert_eq!(first.len(), 100, "nobody is passed over");
+    }
 
     #[test]
     fn on_a_crowded_node_a_turn_is_one_familys() {
