@@ -454,7 +454,8 @@ impl State {
         }) || changed
     }
 
-    /// Removed listeners go at once; what they and served routes refer to goes after them.
+    /// Removed listeners go at once, but for orphans, which nobody buries; what they and served routes refer to
+    /// goes after them.
     fn bury(&mut self, now: Instant) -> bool {
         let mut changed = self.listeners.bury(now, |_| false);
         let needed = self.references(true);
