@@ -135,6 +135,23 @@ pub(super) fn start(
     }
 }
 
+/// What a watch asks of a kind.
+trait Watched:
+    Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static
+{
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 #[derive(Clone)]
 struct Starter {
     client: Client,
@@ -148,20 +165,12 @@ impl Starter {
     }
 
     /// Watches a kind of which the metadata is enough.
-    fn names<K>(
+    fn names<K: Watched>(
         &self,
         watches: &mut JoinSet<()>,
         kind: Kind,
         convert: fn(ObjectMeta, &str) -> Validated<Object>,
-    ) where
-        K: Resource<DynamicType = ()>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug
-            + Send
-            + Sync
-            + 'static,
-    {
+    ) {
         let api = Api::<PartialObjectMeta<K>>::all(self.client.clone());
         let start = move || watcher(api.clone(), watcher::Config::default());
         let (watch, domain) = (self.watch(kind), Arc::clone(&self.domain));
@@ -172,21 +181,13 @@ impl Starter {
     }
 
     /// Watches a kind of which more than the metadata is needed. What the model has no place for is dropped at once.
-    fn whole<K>(
+    fn whole<K: Watched>(
         &self,
         watches: &mut JoinSet<()>,
         kind: Kind,
         fields: &str,
         convert: fn(K, &str) -> Validated<Object>,
-    ) where
-        K: Resource<DynamicType = ()>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug
-            + Send
-            + Sync
-            + 'static,
-    {
+    ) {
         let config = watcher::Config::default();
         let config = if fields.is_empty() {
             config
