@@ -291,6 +291,28 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// What every redirect may answer with and lead to; `code_field` is what its status is called.
+    pub(super) fn redirect(
+        &mut self,
+        code: u16,
+        scheme: Option<&str>,
+        code_field: &str,
+        field: &str,
+    ) {
+        if ![301, 302, 303, 307, 308].contains(&code) {
+            self.error(
+                format!("{field}.{code_field}"),
+                format!("{code} is not one of 301, 302, 303, 307 and 308"),
+            );
+        }
+        if let Some(scheme) = scheme.filter(|scheme| !["http", "https"].contains(scheme)) {
+            self.error(
+                format!("{field}.scheme"),
+                format!("{scheme:?} is not http or https"),
+            );
+        }
+    }
+
     pub(super) fn subset_name(&mut self, name: &str, field: &str) {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.=,/".contains(&byte);
         if name.is_empty() || !name.bytes().all(fits) {

@@ -12,19 +12,31 @@ use crate::model::Object;
 use crate::model::problem::{Reason, Severity};
 use crate::model::route::{HttpAction, SubsetRef};
 
-fn read(kind: &str, spec: &str) -> Contents {
-    let version = if kind == "RouteRule" {
+fn version_of(kind: &str) -> &'static str {
+    if kind == "RouteRule" {
         "config.istio.io/v1alpha2"
     } else {
         "networking.istio.io/v1"
-    };
+    }
+}
+
+fn read(kind: &str, spec: &str) -> Contents {
+    read_of(version_of(kind), kind, spec)
+}
+
+fn read_of(version: &str, kind: &str, spec: &str) -> Contents {
     let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\nspec:\n{spec}");
     document::read("a.yaml", &text, "cluster.local")
 }
 
 /// Line, field and message of every finding, errors marked by an exclamation mark.
 fn findings(kind: &str, spec: &str) -> Vec<String> {
-    let contents = read(kind, spec);
+    findings_of(version_of(kind), kind, spec)
+}
+
+/// The same, of a kind that has another version.
+fn findings_of(version: &str, kind: &str, spec: &str) -> Vec<String> {
+    let contents = read_of(version, kind, spec);
     let refused = contents
         .problems
         .iter()

@@ -208,22 +208,7 @@ fn http_action(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Op
 
 fn http_redirect(judge: &mut Judge<'_>, redirect: &crd::Redirect, field: &str) -> Redirect {
     let code = redirect.redirect_code.unwrap_or(301);
-    if ![301, 302, 303, 307, 308].contains(&code) {
-        judge.error(
-            format!("{field}.redirectCode"),
-            format!("{code} is not one of 301, 302, 303, 307 and 308"),
-        );
-    }
-    if let Some(scheme) = redirect
-        .scheme
-        .as_deref()
-        .filter(|scheme| !["http", "https"].contains(scheme))
-    {
-        judge.error(
-            format!("{field}.scheme"),
-            format!("{scheme:?} is not http or https"),
-        );
-    }
+    judge.redirect(code, redirect.scheme.as_deref(), "redirectCode", field);
     judge.not_executed(redirect.derive_port.as_ref(), format!("{field}.derivePort"));
     Redirect {
         uri: redirect.uri.clone(),

@@ -150,22 +150,7 @@ fn redirect(
     field: &str,
 ) -> Redirect {
     let code = redirect.status_code.unwrap_or(302);
-    if ![301, 302, 303, 307, 308].contains(&code) {
-        judge.error(
-            format!("{field}.statusCode"),
-            format!("{code} is not one of 301, 302, 303, 307 and 308"),
-        );
-    }
-    if let Some(scheme) = redirect
-        .scheme
-        .as_deref()
-        .filter(|scheme| !["http", "https"].contains(scheme))
-    {
-        judge.error(
-            format!("{field}.scheme"),
-            format!("{scheme:?} is not http or https"),
-        );
-    }
+    judge.redirect(code, redirect.scheme.as_deref(), "statusCode", field);
     let port = redirect
         .port
         .map(|port| judge.port(port, &format!("{field}.port")));

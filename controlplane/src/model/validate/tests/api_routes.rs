@@ -1,23 +1,6 @@
 //! The Gateway API's kinds, and `EgressRule`.
 
-use crate::kube::document;
-use crate::model::problem::{Problem, Severity};
-
-fn findings(version: &str, kind: &str, spec: &str) -> Vec<String> {
-    let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\nspec:\n{spec}");
-    let contents = document::read("a.yaml", &text, "cluster.local");
-    let mark = |severity| if severity == Severity::Error { "!" } else { "" };
-    let describe = |problem: &Problem| {
-        format!(
-            "{}{} {}: {}",
-            mark(problem.severity),
-            problem.line.unwrap_or_default(),
-            problem.field,
-            problem.message
-        )
-    };
-    contents.problems.iter().map(describe).collect()
-}
+use super::findings_of;
 
 const API: &str = "gateway.networking.k8s.io/v1";
 
@@ -110,7 +93,7 @@ fn wrong_routes_are_refused_with_their_field() {
             ],
         ),
     ] {
-        assert_eq!(findings(API, kind, spec), wanted, "{spec}");
+        assert_eq!(findings_of(API, kind, spec), wanted, "{spec}");
     }
 }
 
@@ -154,7 +137,7 @@ fn gateways_are_judged_and_said_to_have_no_effect() {
             ],
         ),
     ] {
-        assert_eq!(findings(version, kind, spec), wanted, "{spec}");
+        assert_eq!(findings_of(version, kind, spec), wanted, "{spec}");
     }
 }
 
@@ -186,7 +169,7 @@ fn wrong_egress_rules_are_refused_with_their_field() {
         ),
     ] {
         assert_eq!(
-            findings("config.istio.io/v1alpha2", "EgressRule", spec),
+            findings_of("config.istio.io/v1alpha2", "EgressRule", spec),
             wanted
         );
     }
