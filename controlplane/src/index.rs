@@ -131,7 +131,7 @@ impl Index {
                 self.changes.routes |= put(&mut self.state.reference_grants, name, None);
             }
             // Judged and never kept.
-            Kind::Gateway | Kind::GatewayClass => {}
+            Kind::Gateway | Kind::GatewayClass | Kind::IstioGateway => {}
             Kind::WorkloadEntry => self.put_workload_entry(name, None),
             Kind::Sidecar => self.changes.scopes |= put(&mut self.state.sidecars, name, None),
         }

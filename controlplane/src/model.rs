@@ -32,84 +32,78 @@ use self::service::Service;
 use self::sidecar::Sidecar;
 use self::workload::{Workload, WorkloadTemplate};
 
-/// The kinds of object that the index holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $text:literal,)*) => {
+        /// The kinds of object that pilot reads.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$kind),*];
+
+            /// The kind as an object's `kind` field spells it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $text,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
     /// A Kubernetes Namespace.
-    Namespace,
+    Namespace = "Namespace",
     /// A Kubernetes Node.
-    Node,
+    Node = "Node",
     /// A Kubernetes `ServiceAccount`.
-    ServiceAccount,
+    ServiceAccount = "ServiceAccount",
     /// A Kubernetes Service.
-    Service,
+    Service = "Service",
     /// A Kubernetes `EndpointSlice`.
-    EndpointSlice,
+    EndpointSlice = "EndpointSlice",
     /// A Kubernetes Endpoints object, read where no `EndpointSlice` exists.
-    Endpoints,
+    Endpoints = "Endpoints",
     /// A Kubernetes Pod.
-    Pod,
+    Pod = "Pod",
     /// A Kubernetes Deployment: describes pods, makes none.
-    Deployment,
+    Deployment = "Deployment",
     /// An Istio `VirtualService`.
-    VirtualService,
+    VirtualService = "VirtualService",
     /// An Istio `DestinationRule`.
-    DestinationRule,
+    DestinationRule = "DestinationRule",
     /// A seed-era `RouteRule` (`config.istio.io/v1alpha2`).
-    RouteRule,
+    RouteRule = "RouteRule",
     /// An Istio `ServiceEntry`.
-    ServiceEntry,
+    ServiceEntry = "ServiceEntry",
     /// An Istio `WorkloadEntry`.
-    WorkloadEntry,
+    WorkloadEntry = "WorkloadEntry",
     /// An Istio `Sidecar`.
-    Sidecar,
+    Sidecar = "Sidecar",
     /// A seed-era `EgressRule` (`config.istio.io/v1alpha2`).
-    EgressRule,
+    EgressRule = "EgressRule",
     /// A Gateway API `HTTPRoute`.
-    HttpRoute,
+    HttpRoute = "HTTPRoute",
     /// A Gateway API `GRPCRoute`.
-    GrpcRoute,
+    GrpcRoute = "GRPCRoute",
     /// A Gateway API `TCPRoute`.
-    TcpRoute,
+    TcpRoute = "TCPRoute",
     /// A Gateway API `TLSRoute`.
-    TlsRoute,
+    TlsRoute = "TLSRoute",
     /// A Gateway API `ReferenceGrant`.
-    ReferenceGrant,
-    /// A `Gateway`, Istio's or the Gateway API's: judged, not kept.
-    Gateway,
+    ReferenceGrant = "ReferenceGrant",
+    /// A Gateway API `Gateway`: judged, not kept.
+    Gateway = "Gateway",
     /// A Gateway API `GatewayClass`: judged, not kept.
-    GatewayClass,
+    GatewayClass = "GatewayClass",
+    /// An Istio `Gateway`: judged, not kept.
+    IstioGateway = "Gateway",
 }
 
 impl Kind {
-    /// The kind as an object's `kind` field spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Node => "Node",
-            Self::ServiceAccount => "ServiceAccount",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Endpoints => "Endpoints",
-            Self::Pod => "Pod",
-            Self::Deployment => "Deployment",
-            Self::VirtualService => "VirtualService",
-            Self::DestinationRule => "DestinationRule",
-            Self::RouteRule => "RouteRule",
-            Self::ServiceEntry => "ServiceEntry",
-            Self::WorkloadEntry => "WorkloadEntry",
-            Self::Sidecar => "Sidecar",
-            Self::EgressRule => "EgressRule",
-            Self::HttpRoute => "HTTPRoute",
-            Self::GrpcRoute => "GRPCRoute",
-            Self::TcpRoute => "TCPRoute",
-            Self::TlsRoute => "TLSRoute",
-            Self::ReferenceGrant => "ReferenceGrant",
-            Self::Gateway => "Gateway",
-            Self::GatewayClass => "GatewayClass",
-        }
-    }
-
     /// Whether objects of this kind live outside namespaces.
     pub fn is_cluster_scoped(self) -> bool {
         matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)

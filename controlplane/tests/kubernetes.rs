@@ -13,6 +13,8 @@ mod mesh;
 #[path = "kubernetes/relay.rs"]
 mod relay;
 
+#[path = "kubernetes/configuration.rs"]
+mod configuration;
 #[path = "kubernetes/equality.rs"]
 mod equality;
 #[path = "kubernetes/features.rs"]

@@ -231,7 +231,7 @@ impl FileReader<'_> {
                     validate::destination_rule,
                 );
             }
-            "Gateway" => self.judge(node, header, Kind::Gateway, validate::istio_gateway),
+            "Gateway" => self.judge(node, header, Kind::IstioGateway, validate::istio_gateway),
             "Sidecar" => self.judge(node, header, Kind::Sidecar, validate::sidecar),
             "ServiceEntry" => self.judge(node, header, Kind::ServiceEntry, validate::service_entry),
             "WorkloadEntry" => {
@@ -316,13 +316,13 @@ impl FileReader<'_> {
         kind: Kind,
         convert: impl FnOnce(T, &str) -> Validated<Object>,
     ) {
-        let object = Some(header.describe());
         let name = if kind.is_cluster_scoped() {
             ObjectName::new("", &header.name.name)
         } else {
             header.name.clone()
         };
         let id = ObjectId { kind, name };
+        let object = Some(id.to_string());
         let decoded = match yaml::decode::<T>(node) {
             Ok(decoded) => decoded,
             Err(error) => {

@@ -37,46 +37,60 @@ pub(super) struct ConfigKind {
     versions: &'static [&'static str],
 }
 
-const ISTIO: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+impl ConfigKind {
+    const fn istio(kind: Kind, plural: &'static str) -> Self {
+        Self {
+            kind,
+            group: "networking.istio.io",
+            plural,
+            versions: &["v1", "v1beta1", "v1alpha3"],
+        }
+    }
+
+    const fn seeds(kind: Kind, plural: &'static str) -> Self {
+        Self {
+            kind,
+            group: "config.istio.io",
+            plural,
+            versions: &["v1alpha2"],
+        }
+    }
+
+    const fn gateway_api(
+        kind: Kind,
+        plural: &'static str,
+        versions: &'static [&'static str],
+    ) -> Self {
+        Self {
+            kind,
+            group: "gateway.networking.k8s.io",
+            plural,
+            versions,
+        }
+    }
+}
 
 /// All kinds of configuration.
 pub(super) const CONFIG_KINDS: &[ConfigKind] = &[
-    ConfigKind {
-        kind: Kind::VirtualService,
-        group: "networking.istio.io",
-        plural: "virtualservices",
-        versions: ISTIO,
-    },
-    ConfigKind {
-        kind: Kind::DestinationRule,
-        group: "networking.istio.io",
-        plural: "destinationrules",
-        versions: ISTIO,
-    },
-    ConfigKind {
-        kind: Kind::ServiceEntry,
-        group: "networking.istio.io",
-        plural: "serviceentries",
-        versions: ISTIO,
-    },
-    ConfigKind {
-        kind: Kind::WorkloadEntry,
-        group: "networking.istio.io",
-        plural: "workloadentries",
-        versions: ISTIO,
-    },
-    ConfigKind {
-        kind: Kind::Sidecar,
-        group: "networking.istio.io",
-        plural: "sidecars",
-        versions: ISTIO,
-    },
-    ConfigKind {
-        kind: Kind::RouteRule,
-        group: "config.istio.io",
-        plural: "routerules",
-        versions: &["v1alpha2"],
-    },
+    ConfigKind::istio(Kind::VirtualService, "virtualservices"),
+    ConfigKind::istio(Kind::DestinationRule, "destinationrules"),
+    ConfigKind::istio(Kind::ServiceEntry, "serviceentries"),
+    ConfigKind::istio(Kind::WorkloadEntry, "workloadentries"),
+    ConfigKind::istio(Kind::Sidecar, "sidecars"),
+    ConfigKind::istio(Kind::IstioGateway, "gateways"),
+    ConfigKind::seeds(Kind::RouteRule, "routerules"),
+    ConfigKind::seeds(Kind::EgressRule, "egressrules"),
+    ConfigKind::gateway_api(Kind::HttpRoute, "httproutes", &["v1", "v1beta1"]),
+    ConfigKind::gateway_api(Kind::GrpcRoute, "grpcroutes", &["v1", "v1alpha2"]),
+    ConfigKind::gateway_api(Kind::TcpRoute, "tcproutes", &["v1", "v1alpha2"]),
+    ConfigKind::gateway_api(Kind::TlsRoute, "tlsroutes", &["v1", "v1alpha3", "v1alpha2"]),
+    ConfigKind::gateway_api(
+        Kind::ReferenceGrant,
+        "referencegrants",
+        &["v1", "v1beta1", "v1alpha2"],
+    ),
+    ConfigKind::gateway_api(Kind::Gateway, "gateways", &["v1", "v1beta1"]),
+    ConfigKind::gateway_api(Kind::GatewayClass, "gatewayclasses", &["v1", "v1beta1"]),
 ];
 
 /// All kinds of Kubernetes' own.
@@ -319,3 +333,6 @@ fn name_of(kind: Kind, metadata: &ObjectMeta) -> ObjectName {
         .filter(|_| !kind.is_cluster_scoped());
     ObjectName::new(namespace.unwrap_or_default(), name)
 }
+
+#[cfg(test)]
+mod tests;
