@@ -1,9 +1,12 @@
-//! Kubernetes' and Istio's objects: reading them from YAML, and turning them into the model.
+//! Kubernetes' and Istio's objects: reading them from YAML, and turning them into the model; and what pilot itself writes
+//! to an API server.
 //!
-//! Input: text; output: [`crate::model::Object`]s and problems with their line. Called by registries.
+//! Input: text; output: [`crate::model::Object`]s and problems with their line, for registries. [`secret`] keeps the
+//! authorities of pilot's certificates.
 
 pub mod convert;
 pub mod crd;
 pub mod document;
 pub mod mesh_config;
+pub mod secret;
 pub mod yaml;

@@ -21,6 +21,8 @@ pub mod translate;
 
 pub mod serve;
 
+pub mod tls;
+
 mod admin;
 pub mod app;
 pub mod config;
