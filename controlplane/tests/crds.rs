@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use millrace_testkit::apiserver::{ApiServer, apply, documents};
+use millrace_testkit::apiserver::{ApiServer, apply};
 use millrace_testkit::require;
 use serde_json::{Value, json};
 

@@ -14,7 +14,7 @@ use millrace_testkit::mesh::Mesh;
 use millrace_testkit::{Cluster, ClusterOptions};
 use serde_json::json;
 
-use crate::{build, clean, interrupt, setup, ui};
+use crate::{build, clean, interrupt, setup, ui, workspace};
 
 use bookinfo::Bookinfo;
 use narrate::Narrator;
@@ -25,6 +25,10 @@ pub(crate) struct Args {
     /// Print one JSON object on one line of stdout, and everything else on stderr.
     #[arg(long)]
     json: bool,
+    /// Let pilot read a real Kubernetes API server, to which kubectl applies all that it otherwise reads from a
+    /// directory.
+    #[arg(long)]
+    kubernetes: bool,
     /// Leave everything running at the end and say how to look around.
     #[arg(long)]
     keep: bool,
@@ -40,6 +44,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     );
     interrupt::clean_up_on_signal()?;
     setup::ensure_for_build()?;
+    if args.kubernetes {
+        setup::ensure_for_kubernetes()?;
+    }
     let binaries = build::release_or_given()?;
     let narrator = Narrator::new(args.json);
     let cluster = Cluster::with(ClusterOptions {
@@ -65,8 +72,8 @@ struct Shown {
 
 fn show(cluster: &Cluster, args: &Args, narrator: &Narrator) -> anyhow::Result<Shown> {
     narrator.title("A mesh of two nodes");
-    let mesh = Mesh::start_with(cluster, &hops::mesh_config())?;
-    let mut bookinfo = Bookinfo::deploy(&mesh, narrator)?;
+    let mesh = start(cluster, args, narrator)?;
+    let mut bookinfo = Bookinfo::deploy(&mesh)?;
     let mut report = Report::new();
     report.pods = capture::table(&bookinfo, narrator)?;
 
@@ -82,6 +89,23 @@ fn show(cluster: &Cluster, args: &Args, narrator: &Narrator) -> anyhow::Result<S
         bookinfo,
         mesh,
     })
+}
+
+fn start(cluster: &Cluster, args: &Args, narrator: &Narrator) -> anyhow::Result<Mesh> {
+    let settings = hops::mesh_config();
+    if !args.kubernetes {
+        narrator.say("pilot watches a directory of Kubernetes YAML; each node runs an agent, a broker and a proxy");
+        return Mesh::start_with(cluster, &settings);
+    }
+    let deploy = workspace::root().join("deploy");
+    let mesh = Mesh::start_on_kubernetes(cluster, &settings, &deploy)?;
+    let plane = mesh.pilot().control_plane().context("no control plane")?;
+    narrator.say(format_args!(
+        "pilot watches a Kubernetes API server ({}) with the rights of its own ServiceAccount; each node runs an agent, \
+         a broker and a proxy",
+        plane.version()?
+    ));
+    Ok(mesh)
 }
 
 fn finish(

@@ -92,11 +92,14 @@ const ITEMS: [Item; 6] = [
         name: "stock Envoy",
         provide: envoy::provide,
     },
-    Item {
-        name: "Kubernetes' servers",
-        provide: kubernetes::provide,
-    },
+    KUBERNETES,
 ];
+
+/// What only a mesh on Kubernetes needs.
+const KUBERNETES: Item = Item {
+    name: "Kubernetes' servers",
+    provide: kubernetes::provide,
+};
 
 /// What only booting other kernels needs.
 const MACHINE: [Item; 1] = [Item {
@@ -130,6 +133,11 @@ pub(crate) fn ensure_all() -> anyhow::Result<()> {
 pub(crate) fn ensure_for_machine() -> anyhow::Result<()> {
     ensure_for_build()?;
     provide(&MACHINE, Mode::Install, Report::Changes)
+}
+
+/// The servers of a Kubernetes control plane; silent about what is there.
+pub(crate) fn ensure_for_kubernetes() -> anyhow::Result<()> {
+    provide(&[KUBERNETES], Mode::Install, Report::Changes)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

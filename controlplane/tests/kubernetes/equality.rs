@@ -131,7 +131,7 @@ async fn bookinfo_is_the_same_from_a_cluster_and_from_a_directory() -> anyhow::R
 
 async fn remove(client: &kube::Client, plural: &str, text: &str) -> anyhow::Result<()> {
     use kube::api::{Api, ApiResource, DynamicObject};
-    for object in millrace_testkit::apiserver::documents(text)? {
+    for object in millrace_testkit::documents(text)? {
         let object: DynamicObject = serde_json::from_value(object)?;
         let types = object.types.clone().unwrap_or_default();
         let kind = kube::core::GroupVersionKind::try_from(&types)?;

@@ -11,7 +11,6 @@ use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod};
 use millrace_testkit::{Pod, PodOptions, Process, until};
 use serde::Serialize;
 
-use super::narrate::Narrator;
 use crate::client::Called;
 use crate::workspace;
 
@@ -123,12 +122,11 @@ pub(super) struct Outside {
 }
 
 impl Bookinfo {
-    pub(super) fn deploy(mesh: &Mesh, narrator: &Narrator) -> anyhow::Result<Self> {
+    pub(super) fn deploy(mesh: &Mesh) -> anyhow::Result<Self> {
         let objects = examples().join("bookinfo.yaml");
         let text = fs::read_to_string(&objects)
             .with_context(|| format!("reading {}", objects.display()))?;
         mesh.pilot().apply("bookinfo.yaml", &text)?;
-        narrator.say("pilot watches a directory of Kubernetes YAML; each node runs an agent, a broker and a proxy");
         let nodes = vec![mesh.node("node-a")?, mesh.node("node-b")?];
         let bookinfo = mesh.cluster().binary("millrace-bookinfo")?;
         let outside = Outside::deploy(&nodes, &bookinfo)?;
@@ -206,6 +204,16 @@ impl Bookinfo {
                 "the page, as a client in the mesh sees it".to_owned(),
                 command,
             );
+            let plane = client.mesh().pilot().control_plane();
+            if let Some(plane) = plane {
+                way(
+                    "what the cluster has".to_owned(),
+                    format!(
+                        "{} get pods,services,endpointslices,virtualservices,destinationrules,routerules",
+                        plane.kubectl_line()
+                    ),
+                );
+            }
         }
         for node in &self.nodes {
             let millctl = node.mesh().cluster().binary("millctl")?;

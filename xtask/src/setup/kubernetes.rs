@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver and kubectl for tests: what `KUBEBUILDER_ASSETS` names, else built once from the pinned
+//! etcd, kube-apiserver, kube-controller-manager and kubectl: what `KUBEBUILDER_ASSETS` names, else built once from the pinned
 //! tools module in `xtask/kubernetes`, into the cache.
 //!
 //! No registry of packages has these servers. Go's module proxy has their sources, which the module's checksums hold
@@ -19,11 +19,15 @@ use crate::run;
 use crate::ui;
 use crate::workspace::{self, cache_dir, find_program};
 
-/// What is built, of which package; the server that takes minutes comes last.
-const PROGRAMS: [(&str, &str); 3] = [
+/// What is built, of which package; the API server takes minutes.
+const PROGRAMS: [(&str, &str); 4] = [
     ("etcd", "go.etcd.io/etcd/server/v3"),
     ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    (
+        "kube-controller-manager",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+    ),
 ];
 /// Go's releases that make a sound server of this Kubernetes: with 1.27 its `/openapi` is malformed.
 const GO: &str = "go1.26";
@@ -86,7 +90,7 @@ fn build(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
     let go = go(&work)?;
     ui::say(format_args!(
-        "compiling etcd, kubectl and kube-apiserver {} with {}, once: five minutes of a core",
+        "compiling etcd, kubectl and Kubernetes' servers {} with {}, once: six minutes of a core",
         version(),
         go.display()
     ));

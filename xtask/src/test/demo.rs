@@ -14,7 +14,12 @@ use crate::{clean, ui};
 const SPLITS: usize = 5;
 
 pub(super) fn run() -> anyhow::Result<()> {
-    let (succeeded, printed) = output(this()?.args(["demo", "--json", "--keep"]))?;
+    shown(&[])?;
+    shown(&["--kubernetes"])
+}
+
+fn shown(more: &[&str]) -> anyhow::Result<()> {
+    let (succeeded, printed) = output(this()?.args(["demo", "--json", "--keep"]).args(more))?;
     let report: Value = match serde_json::from_str(&printed) {
         Ok(report) => report,
         // It ended before it had anything to keep.

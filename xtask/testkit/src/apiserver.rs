@@ -6,15 +6,13 @@
 //! goes with them.
 
 mod objects;
-mod pki;
 mod ports;
 
-pub use self::objects::{apply, documents};
+pub use self::objects::apply;
 
 use std::fs;
-use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -24,19 +22,15 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use parking_lot::Mutex;
 
-use self::pki::Pki;
 use self::ports::HeldPort;
 use crate::assets;
 use crate::http::{self, Request};
+use crate::kubernetes::{ADMIN, Ports, Servers};
 use crate::spawn::{Process, spawn_here};
 use crate::wait::until;
 
 /// How long a start may take on a machine that does much else.
 const START: Duration = Duration::from_mins(1);
-/// The token of a member of `system:masters`.
-const ADMIN: &str = "millrace-test-admin";
-/// Virtual addresses of services, of both families.
-const SERVICE_RANGES: &str = "10.96.0.0/16,fd00:96::/112";
 
 /// A running control plane without controllers.
 #[derive(Debug)]
@@ -44,11 +38,8 @@ pub struct ApiServer {
     // Dropped in this order: the servers end before their directory goes.
     apiserver: Mutex<Option<Process>>,
     etcd: Mutex<Option<Process>>,
-    secure: HeldPort,
-    client: HeldPort,
-    peer: HeldPort,
-    pki: Pki,
-    assets: PathBuf,
+    _ports: [HeldPort; 3],
+    servers: Servers,
     dir: Directory,
 }
 
@@ -77,20 +68,20 @@ impl ApiServer {
     pub fn start() -> anyhow::Result<Self> {
         let assets = assets::find().context("no etcd and kube-apiserver")?;
         let dir = Directory::make()?;
+        let [secure, client, peer] = [HeldPort::take()?, HeldPort::take()?, HeldPort::take()?];
+        let ports = Ports {
+            secure: secure.port(),
+            client: client.port(),
+            peer: peer.port(),
+        };
+        let address = Ipv4Addr::LOCALHOST.into();
         let server = Self {
             apiserver: Mutex::new(None),
             etcd: Mutex::new(None),
-            secure: HeldPort::take()?,
-            client: HeldPort::take()?,
-            peer: HeldPort::take()?,
-            pki: Pki::make(&dir.path)?,
-            assets,
+            _ports: [secure, client, peer],
+            servers: Servers::prepare(&dir.path, assets, address, ports)?,
             dir,
         };
-        let users = format!("{ADMIN},admin,admin,system:masters\n");
-        fs::write(server.dir.path.join("tokens.csv"), users).context("writing the tokens")?;
-        fs::write(server.kubeconfig(), server.kubeconfig_text(ADMIN))
-            .context("writing the kubeconfig")?;
         server.start_etcd()?;
         server.resume()?;
         Ok(server)
@@ -98,7 +89,7 @@ impl ApiServer {
 
     /// The kubeconfig of somebody who may do everything.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.dir.path.join("admin.kubeconfig")
+        self.servers.admin()
     }
 
     /// A kubeconfig for whoever has this token, in a file of this name.
@@ -121,10 +112,7 @@ impl ApiServer {
         token: &str,
         at: SocketAddr,
     ) -> anyhow::Result<PathBuf> {
-        let path = self.dir.path.join(format!("{name}.kubeconfig"));
-        let text = kubeconfig(&self.pki, token, at);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        Ok(path)
+        self.servers.write_kubeconfig(name, token, at)
     }
 
     /// The token of somebody who may do everything.
@@ -152,7 +140,7 @@ impl ApiServer {
 
     /// Where the API server listens.
     pub fn addr(&self) -> SocketAddr {
-        SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.secure.port())
+        self.servers.at()
     }
 
     /// Kills the API server; etcd keeps what it has.
@@ -198,7 +186,7 @@ impl ApiServer {
     }
 
     fn ask_etcd(&self, path: &str, body: &str) -> anyhow::Result<String> {
-        let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.client.port());
+        let at = self.servers.etcd_at();
         let stream = TcpStream::connect(at).context("connecting to etcd")?;
         let mut client = http::Client::over(stream)?;
         let request = Request::new("POST", "etcd", path)
@@ -215,24 +203,11 @@ impl ApiServer {
     }
 
     fn kubeconfig_text(&self, token: &str) -> String {
-        kubeconfig(&self.pki, token, self.addr())
+        self.servers.kubeconfig(token, self.addr())
     }
 
     fn start_etcd(&self) -> anyhow::Result<()> {
-        let (client, peer) = (self.client.url(), self.peer.url());
-        let mut command = Command::new(self.assets.join("etcd"));
-        command
-            .arg("--data-dir")
-            .arg(self.dir.path.join("etcd"))
-            .args(["--name", "default", "--log-level", "warn"])
-            .args(["--listen-client-urls", &client])
-            .args(["--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer])
-            .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            // The port is held by this process; what is stored need not survive the machine.
-            .args(["--socket-reuse-port", "--unsafe-no-fsync"]);
-        let process = spawn_here("etcd", command, &self.dir.path)?;
+        let process = spawn_here("etcd", self.servers.etcd(), &self.dir.path)?;
         let mut slot = self.etcd.lock();
         let process = slot.insert(process);
         wait_for(process, || {
@@ -242,32 +217,7 @@ impl ApiServer {
     }
 
     fn start_apiserver(&self) -> anyhow::Result<Process> {
-        let file = |name: &str| self.dir.path.join(name);
-        let mut command = Command::new(self.assets.join("kube-apiserver"));
-        command
-            .args(["--etcd-servers", &self.client.url()])
-            .args(["--bind-address", "127.0.0.1", "--permit-port-sharing"])
-            .args(["--advertise-address", "127.0.0.1"])
-            .args(["--secure-port", &self.secure.port().to_string()])
-            .args(["--endpoint-reconciler-type", "none"])
-            .args(["--service-cluster-ip-range", SERVICE_RANGES])
-            .args(["--authorization-mode", "RBAC"])
-            // It would wait for a controller that makes every namespace's account.
-            .args(["--disable-admission-plugins", "ServiceAccount"])
-            .arg("--token-auth-file")
-            .arg(file("tokens.csv"))
-            .arg("--cert-dir")
-            .arg(file("apiserver"))
-            .arg("--tls-cert-file")
-            .arg(&self.pki.certificate)
-            .arg("--tls-private-key-file")
-            .arg(&self.pki.key)
-            .args(["--service-account-issuer", "https://kubernetes.default.svc"])
-            .arg("--service-account-key-file")
-            .arg(&self.pki.accounts_public)
-            .arg("--service-account-signing-key-file")
-            .arg(&self.pki.accounts);
-        spawn_here("kube-apiserver", command, &self.dir.path)
+        spawn_here("kube-apiserver", self.servers.apiserver(), &self.dir.path)
     }
 }
 
@@ -277,16 +227,6 @@ impl Drop for ApiServer {
         drop(self.apiserver.get_mut().take());
         drop(self.etcd.get_mut().take());
     }
-}
-
-fn kubeconfig(pki: &Pki, token: &str, at: SocketAddr) -> String {
-    let authority = pki.authority.display();
-    format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-         clusters: [{{name: test, cluster: {{server: \"https://{at}\", certificate-authority: \"{authority}\"}}}}]\n\
-         users: [{{name: test, user: {{token: \"{token}\"}}}}]\n\
-         contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n"
-    )
 }
 
 async fn client_of(kubeconfig: &str) -> anyhow::Result<Client> {
@@ -378,14 +318,4 @@ fn unique() -> anyhow::Result<PathBuf> {
         .create(&path)
         .with_context(|| format!("making {}", path.display()))?;
     Ok(path)
-}
-
-/// Writes a file that only its owner reads.
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = fs::OpenOptions::new();
-    let file = options.create_new(true).write(true).mode(0o600).open(path);
-    let mut file = file.with_context(|| format!("making {}", path.display()))?;
-    file.write_all(text.as_bytes())
-        .with_context(|| format!("writing {}", path.display()))
 }

@@ -1,8 +1,8 @@
 //! Where the servers of a Kubernetes control plane are: `KUBEBUILDER_ASSETS`, as envtest has it, else what
 //! `cargo xtask setup` built into the cache.
 //!
-//! Input: the environment and the pinned tools module; output: a directory with `etcd`, `kube-apiserver` and
-//! `kubectl`. Asked by the setup, which fills it, and by the tests' API server, which runs them.
+//! Input: the environment and the pinned tools module; output: a directory with `etcd`, `kube-apiserver`, `kubectl` and
+//! `kube-controller-manager`. Asked by the setup, which fills it, and by whoever runs them.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub const VARIABLE: &str = "KUBEBUILDER_ASSETS";
 /// The tools module whose versions are built.
 pub const GO_MOD: &str = include_str!("../../kubernetes/go.mod");
 
-/// What the directory must hold; `kubectl` may come from elsewhere.
+/// What the directory must hold: the other programs only a mesh on Kubernetes asks for.
 const SERVERS: [&str; 2] = ["etcd", "kube-apiserver"];
 
 /// The directory that the environment names, if it does.

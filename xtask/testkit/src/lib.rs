@@ -35,6 +35,9 @@ mod wait;
 pub use wait::{eventually, until};
 pub mod skip;
 
+mod kubernetes;
+pub use kubernetes::documents;
+
 #[cfg(feature = "apiserver")]
 pub mod apiserver;
 

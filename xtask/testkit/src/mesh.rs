@@ -2,13 +2,17 @@
 //! both are told of. Or, in place of all that is on a node, a sidecar in each pod.
 
 mod epochs;
+mod kubernetes;
 mod node;
 mod pilot;
+mod registry;
 mod sidecar;
 
+use std::path::Path;
 use std::sync::Arc;
 
 pub use epochs::Epochs;
+pub use kubernetes::ControlPlane;
 pub use node::{MeshNode, MeshPod, Role};
 pub use pilot::Pilot;
 pub use sidecar::Sidecar;
@@ -38,11 +42,26 @@ impl Mesh {
 
     /// As [`Mesh::start`], with a file of Istio's `MeshConfig`.
     pub fn start_with(cluster: &Cluster, mesh_config: &str) -> anyhow::Result<Self> {
-        let pilot = Arc::new(Pilot::start(cluster, mesh_config)?);
-        Ok(Self {
+        let pilot = Pilot::start(cluster, mesh_config)?;
+        Ok(Self::around(cluster, pilot))
+    }
+
+    /// As [`Mesh::start_with`], with a Kubernetes control plane for pilot to read, which has the manifests below
+    /// `deploy` installed.
+    pub fn start_on_kubernetes(
+        cluster: &Cluster,
+        mesh_config: &str,
+        deploy: &Path,
+    ) -> anyhow::Result<Self> {
+        let pilot = Pilot::start_on_kubernetes(cluster, mesh_config, deploy)?;
+        Ok(Self::around(cluster, pilot))
+    }
+
+    fn around(cluster: &Cluster, pilot: Pilot) -> Self {
+        Self {
             cluster: cluster.clone(),
-            pilot,
-        })
+            pilot: Arc::new(pilot),
+        }
     }
 
     /// The cluster that the mesh is in.

@@ -223,7 +223,7 @@ impl Pod {
             "spec": {
                 "nodeName": self.node_name(),
                 "serviceAccountName": self.options.service_account,
-                "containers": [{ "name": "app", "ports": ports }],
+                "containers": [{ "name": "app", "image": "app", "ports": ports }],
             },
             "status": {
                 "phase": "Running",

@@ -10,6 +10,7 @@ use kube::{Client, discovery};
 use serde_json::{Value, json};
 
 use super::ApiServer;
+use crate::kubernetes::documents;
 
 /// Who the tests' writes are by.
 const FIELD_MANAGER: &str = "millrace-test";
@@ -31,19 +32,6 @@ impl ApiServer {
             .with_context(|| format!("creating the namespace {name}"))?;
         Ok(name)
     }
-}
-
-/// The objects of YAML text.
-///
-/// # Errors
-///
-/// If it is not YAML.
-pub fn documents(yaml: &str) -> anyhow::Result<Vec<Value>> {
-    let objects = serde_saphyr::from_multiple::<Value>(yaml).context("reading YAML")?;
-    Ok(objects
-        .into_iter()
-        .filter(|object| !object.is_null())
-        .collect())
 }
 
 /// Applies YAML text by server-side apply, into `namespace` where an object of a namespaced kind names none. A `status`

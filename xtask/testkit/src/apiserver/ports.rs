@@ -1,6 +1,5 @@
 //! Ports of the kernel's choice for servers that must be told a number.
 
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::Context as _;
@@ -36,9 +35,5 @@ impl HeldPort {
 
     pub(super) fn port(&self) -> u16 {
         self.port
-    }
-
-    pub(super) fn url(&self) -> String {
-        format!("http://{}:{}", Ipv4Addr::LOCALHOST, self.port)
     }
 }

@@ -75,6 +75,7 @@ impl MeshNode {
         arguments: &[&str],
     ) -> anyhow::Result<Self> {
         let node = mesh.cluster.node(name)?;
+        mesh.pilot.register(&node)?;
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let (wrapper, arguments) = (owned(wrapper), owned(arguments));
         let node = Self {
@@ -341,6 +342,11 @@ impl MeshPod {
         };
         pod.tell()?;
         Ok(pod)
+    }
+
+    /// The mesh that the pod belongs to.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
     }
 
     /// Tells the agent that the pod opts in now, as a label on a pod that runs already does.

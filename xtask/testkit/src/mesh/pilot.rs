@@ -1,4 +1,4 @@
-//! Pilot in a namespace of its own, with the directory of YAML that it watches.
+//! Pilot in a namespace of its own, with the directory of YAML or the Kubernetes control plane that it watches.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use parking_lot::Mutex;
 
+use super::kubernetes::ControlPlane;
+use super::registry::Registry;
 use crate::cluster::{Cluster, FabricHost};
 use crate::http::Response;
+use crate::node::Node;
 use crate::spawn::Process;
 use crate::wait::until;
 
@@ -24,16 +27,38 @@ pub struct Pilot {
     process: Mutex<Option<Process>>,
     host: FabricHost,
     program: PathBuf,
-    config: PathBuf,
+    registry: Registry,
     mesh_config: PathBuf,
 }
 
 impl Pilot {
+    /// Starts it with a directory of YAML for a registry.
     pub(super) fn start(cluster: &Cluster, mesh_config: &str) -> anyhow::Result<Self> {
-        let host = cluster.host("pilot")?;
-        let dir = cluster.id().state_dir().join("pilot");
-        let config = dir.join("config");
+        let config = directory(cluster).join("config");
         fs::create_dir_all(&config).with_context(|| format!("creating {}", config.display()))?;
+        Self::start_with(cluster, mesh_config, Registry::Directory(config))
+    }
+
+    /// Starts it with a Kubernetes control plane for a registry.
+    pub(super) fn start_on_kubernetes(
+        cluster: &Cluster,
+        mesh_config: &str,
+        deploy: &Path,
+    ) -> anyhow::Result<Self> {
+        let plane = Box::new(ControlPlane::start(cluster, deploy)?);
+        let kubeconfig = plane.pilot()?;
+        let registry = Registry::Kubernetes { plane, kubeconfig };
+        Self::start_with(cluster, mesh_config, registry)
+    }
+
+    fn start_with(
+        cluster: &Cluster,
+        mesh_config: &str,
+        registry: Registry,
+    ) -> anyhow::Result<Self> {
+        let host = cluster.host("pilot")?;
+        let dir = directory(cluster);
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let settings = dir.join("mesh.yaml");
         fs::write(&settings, mesh_config)
             .with_context(|| format!("writing {}", settings.display()))?;
@@ -41,7 +66,7 @@ impl Pilot {
             process: Mutex::new(None),
             host,
             program: cluster.binary("millrace-pilot")?,
-            config,
+            registry,
             mesh_config: settings,
         };
         pilot.resume()?;
@@ -59,8 +84,7 @@ impl Pilot {
         }
         let mut command = Command::new(&self.program);
         command
-            .arg("--config-dir")
-            .arg(&self.config)
+            .args(self.registry.arguments())
             .arg("--mesh-config")
             .arg(&self.mesh_config)
             .args(["--xds-addr", &self.at(XDS_PORT).to_string()])
@@ -95,23 +119,36 @@ impl Pilot {
         self.at(HTTP_PORT)
     }
 
-    /// The directory that pilot watches.
-    pub fn config_dir(&self) -> &Path {
-        &self.config
+    /// The directory that pilot watches, if it watches one.
+    pub fn config_dir(&self) -> anyhow::Result<&Path> {
+        match &self.registry {
+            Registry::Directory(path) => Ok(path),
+            Registry::Kubernetes { .. } => bail!("pilot reads a Kubernetes API server"),
+        }
     }
 
-    /// Puts a file of YAML into the watched directory, or replaces it, in one step.
+    /// The control plane that pilot reads, if it reads one.
+    pub fn control_plane(&self) -> Option<&ControlPlane> {
+        match &self.registry {
+            Registry::Directory(_) => None,
+            Registry::Kubernetes { plane, .. } => Some(plane),
+        }
+    }
+
+    /// Makes the objects of `yaml` be there, in the place of all that was applied under this name before: a file of
+    /// the watched directory, replaced in one step, or objects of the API server.
     pub fn apply(&self, name: &str, yaml: &str) -> anyhow::Result<()> {
-        let path = self.config.join(name);
-        let nascent = self.config.join(format!(".{name}.new"));
-        fs::write(&nascent, yaml).with_context(|| format!("writing {}", nascent.display()))?;
-        fs::rename(&nascent, &path).with_context(|| format!("writing {}", path.display()))
+        self.registry.apply(name, yaml)
     }
 
-    /// Takes a file out of the watched directory.
+    /// Takes away what was applied under a name.
     pub fn remove(&self, name: &str) -> anyhow::Result<()> {
-        let path = self.config.join(name);
-        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+        self.registry.remove(name)
+    }
+
+    /// Tells pilot's registry of a node.
+    pub(super) fn register(&self, node: &Node) -> anyhow::Result<()> {
+        self.registry.register(node)
     }
 
     /// Gets a page of pilot's debug server.
@@ -138,4 +175,8 @@ impl Pilot {
     fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.host.ip(), port)
     }
+}
+
+fn directory(cluster: &Cluster) -> PathBuf {
+    cluster.id().state_dir().join("pilot")
 }

@@ -1,6 +1,7 @@
 //! The certificates and keys of one API server, made for it and gone with it.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -8,26 +9,27 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::write_private;
 
-/// Names by which the server is reached.
+/// Names by which every server is reached, beside its own address.
 const NAMES: [&str; 4] = ["127.0.0.1", "::1", "localhost", "kubernetes.default.svc"];
 
 /// Files with keys and certificates.
 #[derive(Debug)]
-pub(super) struct Pki {
+pub(crate) struct Pki {
     /// The authority's certificate, for clients.
-    pub(super) authority: PathBuf,
+    pub(crate) authority: PathBuf,
     /// The server's certificate.
-    pub(super) certificate: PathBuf,
+    pub(crate) certificate: PathBuf,
     /// The server's key.
-    pub(super) key: PathBuf,
+    pub(crate) key: PathBuf,
     /// The key that signs service accounts' tokens.
-    pub(super) accounts: PathBuf,
+    pub(crate) accounts: PathBuf,
     /// The public half of it, by which the tokens are known.
-    pub(super) accounts_public: PathBuf,
+    pub(crate) accounts_public: PathBuf,
 }
 
 impl Pki {
-    pub(super) fn make(dir: &Path) -> anyhow::Result<Self> {
+    /// Makes them, for a server that is reached at `address`.
+    pub(crate) fn make(dir: &Path, address: IpAddr) -> anyhow::Result<Self> {
         let pki = Self {
             authority: dir.join("ca.crt"),
             certificate: dir.join("server.crt"),
@@ -46,7 +48,11 @@ impl Pki {
             .context("signing the authority's certificate")?;
         let issuer = Issuer::new(params, key);
         let server = KeyPair::generate().context("making the server's key")?;
-        let certificate = CertificateParams::new(NAMES.map(str::to_owned))
+        let mut names: Vec<String> = NAMES.map(str::to_owned).to_vec();
+        if !address.is_loopback() {
+            names.push(address.to_string());
+        }
+        let certificate = CertificateParams::new(names)
             .context("naming the server")?
             .signed_by(&server, &issuer)
             .context("signing the server's certificate")?;
