@@ -42,7 +42,7 @@ const COMPARE: Duration = Duration::from_secs(2);
 /// Default time between two canaries of a pod.
 pub const CANARY_INTERVAL: Duration = Duration::from_secs(10);
 /// Most canaries that start in a second; on a full node each pod has its turn less often.
-const CANARIES_PER_SECOND: u32 = 5;
+const CANARIES_PER_SECOND: u32 = 4;
 /// Notices that may wait for the reconciler.
 const NOTICES: usize = 64;
 
