@@ -8,6 +8,7 @@ mod canonical;
 mod cluster;
 mod endpoint;
 mod filter;
+mod grpc;
 mod inbound;
 mod listener;
 mod names;

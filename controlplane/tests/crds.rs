@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use millrace_testkit::apiserver::{ApiServer, apply};
-use millrace_testkit::require;
+use millrace_testkit::{documents, require};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_mins(1);

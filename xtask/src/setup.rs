@@ -2,12 +2,14 @@
 //! and says what it did. Running it again changes nothing.
 
 mod envoy;
+mod grpc;
 mod kernel;
 mod kubernetes;
 mod linker;
 mod machine;
 mod packages;
 mod programs;
+mod python;
 mod rust;
 
 use std::fmt;
@@ -17,6 +19,7 @@ use anyhow::bail;
 use crate::ui::{self, bold, dim, green, red};
 
 pub(crate) use envoy::find as find_envoy;
+pub(crate) use grpc::find as find_grpc;
 pub(crate) use kernel::{KernelToolchain, find as find_kernel_toolchain};
 pub(crate) use kubernetes::find as find_kubernetes;
 pub(crate) use linker::find as find_linker;
@@ -71,7 +74,7 @@ struct Item {
 }
 
 /// In the order of installation: later ones use earlier ones.
-const ITEMS: [Item; 6] = [
+const ITEMS: [Item; 7] = [
     Item {
         name: "system programs",
         provide: packages::provide,
@@ -91,6 +94,10 @@ const ITEMS: [Item; 6] = [
     Item {
         name: "stock Envoy",
         provide: envoy::provide,
+    },
+    Item {
+        name: "gRPC's own client",
+        provide: grpc::provide,
     },
     KUBERNETES,
 ];

@@ -165,6 +165,9 @@ fn cargo_test(args: &[&str]) -> anyhow::Result<Tally> {
     if let Some(envoy) = setup::find_envoy() {
         cargo.env("MILLRACE_ENVOY", envoy);
     }
+    if let Some(python) = setup::find_grpc() {
+        cargo.env("MILLRACE_GRPC_PYTHON", python);
+    }
     if let Some(servers) = setup::find_kubernetes() {
         cargo.env("KUBEBUILDER_ASSETS", servers);
     }

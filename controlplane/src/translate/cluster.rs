@@ -20,7 +20,7 @@ use super::listener::{self, any_addresses};
 use super::wrap::{
     ads, duration, list, named_socket, nested, object, socket_address, text, uint, yes,
 };
-use super::{ProxyView, Translator, canonical, inbound};
+use super::{ProxyView, Translator, canonical, grpc, inbound};
 use crate::model::endpoint::{Locality, NamedEndpoint};
 use crate::model::entry::Resolution;
 use crate::model::names::ClusterName;
@@ -49,6 +49,8 @@ pub(super) struct Source<'a> {
     pub(super) labels: Labels,
     subset: String,
     policy: TrafficPolicy,
+    /// The client has no original destination to go by.
+    by_name_only: bool,
 }
 
 impl Source<'_> {
@@ -56,7 +58,8 @@ impl Source<'_> {
         let known = match &self.service.kind {
             ServiceKind::ClusterIp => true,
             ServiceKind::Entry(entry) => entry.resolution == Resolution::Static,
-            ServiceKind::Headless | ServiceKind::ExternalName(_) => false,
+            ServiceKind::Headless => self.by_name_only,
+            ServiceKind::ExternalName(_) => false,
         };
         known && self.policy.load_balancer != Some(LoadBalancer::Passthrough)
     }
@@ -122,6 +125,7 @@ pub(super) fn source<'a>(translator: &Translator<'a>, name: &str) -> Option<Sour
         labels,
         subset,
         policy: traffic,
+        by_name_only: matches!(translator.view, ProxyView::Grpc { .. }),
     })
 }
 
@@ -138,6 +142,7 @@ pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>
         ClusterName::Outbound { .. } => {
             let source = source(translator, text)?;
             outbound(translator, &mut cluster, &source);
+            grpc::adapt_cluster(translator.view, &mut cluster);
             return Some(encode(&cluster, &source));
         }
         ClusterName::Inbound { .. } | ClusterName::InboundPassthrough => {

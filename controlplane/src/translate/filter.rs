@@ -34,6 +34,14 @@ pub(super) fn http(
     stat_prefix: &str,
     routes: Routes,
 ) -> listener::Filter {
+    filter(
+        "envoy.filters.network.http_connection_manager",
+        manager(translator, stat_prefix, routes),
+    )
+}
+
+/// The HTTP connection manager itself.
+pub(super) fn manager(translator: &Translator<'_>, stat_prefix: &str, routes: Routes) -> Any {
     let mesh = &*translator.snapshot.mesh;
     let last = hcm::HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
@@ -66,10 +74,7 @@ pub(super) fn http(
         access_log: access_log(mesh),
         ..Default::default()
     };
-    filter(
-        "envoy.filters.network.http_connection_manager",
-        pack(&manager),
-    )
+    pack(&manager)
 }
 
 /// A TCP proxy to clusters by weight, as a network filter.

@@ -19,7 +19,7 @@ use millrace_xds::proto::{Listener, pack};
 
 use super::filter::{self, Routes};
 use super::wrap::{duration, socket, truth, uint};
-use super::{ProxyView, Translator, inbound};
+use super::{ProxyView, Translator, grpc, inbound};
 use crate::model::Kind;
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::ClusterName;
@@ -44,6 +44,7 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
     let mut names: Vec<String> = outbound.collect();
     match translator.view {
         ProxyView::Sidecar { .. } => names.push(inbound::VIRTUAL_INBOUND.to_owned()),
+        ProxyView::Grpc { .. } => {}
         ProxyView::Node { name } => {
             let pods = pods_of(translator, name);
             names.extend(pods.map(|pod| inbound::name_of(&pod.name)));
@@ -56,6 +57,8 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
 pub(super) fn namespaces<'a>(translator: &Translator<'a>) -> BTreeSet<&'a str> {
     match translator.view {
         ProxyView::Sidecar { namespace, .. } => [namespace.as_str()].into(),
+        // It asks for its targets.
+        ProxyView::Grpc { .. } => BTreeSet::new(),
         ProxyView::Node { name } => pods_of(translator, name)
             .map(|pod| &*pod.name.namespace)
             .collect(),
@@ -91,6 +94,9 @@ pub(super) fn collection(translator: &Translator<'_>, prefix: &str) -> Vec<Strin
 
 /// A listener by its name.
 pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listener> {
+    if let ProxyView::Grpc { namespace } = translator.view {
+        return grpc::listener(translator, namespace, name);
+    }
     if let Some(listener) = inbound::listener(translator, name) {
         return Some(listener);
     }
@@ -187,7 +193,7 @@ pub(super) fn any_addresses(view: &ProxyView) -> (IpAddr, Option<IpAddr>) {
     );
     let addresses = match view {
         // Its proxy knows both families of each of its pods.
-        ProxyView::Node { .. } => return (v4, None),
+        ProxyView::Node { .. } | ProxyView::Grpc { .. } => return (v4, None),
         ProxyView::Sidecar { addresses, .. } => addresses,
     };
     let has_v4 = addresses.is_empty() || addresses.iter().any(IpAddr::is_ipv4);

@@ -11,7 +11,7 @@ use millrace_xds::proto::envoy::config::route::v3 as proto;
 use millrace_xds::proto::{RouteConfiguration, VirtualHost};
 
 use super::wrap::truth;
-use super::{Translator, listener, route_action, route_match};
+use super::{Translator, grpc, listener, route_action, route_match};
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::{ClusterName, Hostname};
 use crate::model::route::{HttpMatch, HttpRoute, VirtualService};
@@ -64,13 +64,15 @@ pub(super) fn configuration(translator: &Translator<'_>, name: &str) -> Option<R
     if builder.domains.insert("*".to_owned()) {
         builder.hosts.push(everything_else(translator, namespace));
     }
-    Some(RouteConfiguration {
+    let mut routes = RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: builder.hosts,
         // A route to a cluster that is not there answers 503 for its own requests only.
         validate_clusters: truth(false),
         ..Default::default()
-    })
+    };
+    grpc::adapt_routes(translator.view, &mut routes);
+    Some(routes)
 }
 
 struct Builder<'a> {

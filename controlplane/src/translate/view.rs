@@ -26,7 +26,15 @@ pub enum ProxyView {
         /// The pod's addresses.
         addresses: Vec<IpAddr>,
     },
+    /// An application that is an xDS client itself, by gRPC's library.
+    Grpc {
+        /// The application's namespace.
+        namespace: String,
+    },
 }
+
+/// The key of metadata by which a client says that it is no proxy, and what it says there.
+const GENERATOR: (&str, &str) = ("GENERATOR", "grpc");
 
 /// Why a client cannot be served.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +70,9 @@ impl ProxyView {
                 let namespace = node
                     .namespace()
                     .ok_or_else(|| InvalidView::Namespace(node.id.clone()))?;
+                if node.text(GENERATOR.0) == Some(GENERATOR.1) {
+                    return Ok(Self::Grpc { namespace });
+                }
                 let pod = id
                     .id
                     .strip_suffix(&format!(".{namespace}"))
@@ -87,7 +98,9 @@ impl ProxyView {
         name: &'n str,
     ) -> Option<(Option<&'n str>, ClusterName)> {
         match self {
-            Self::Sidecar { namespace, .. } => Some((Some(namespace), name.parse().ok()?)),
+            Self::Sidecar { namespace, .. } | Self::Grpc { namespace } => {
+                Some((Some(namespace), name.parse().ok()?))
+            }
             Self::Node { .. } => match name.split_once('/') {
                 Some((namespace, own)) if !namespace.contains('|') => {
                     Some((Some(namespace), own.parse().ok()?))
@@ -101,7 +114,7 @@ impl ProxyView {
     pub(crate) fn split<'n>(&'n self, name: &'n str) -> Option<(&'n str, &'n str)> {
         match self {
             Self::Node { .. } => name.split_once('/'),
-            Self::Sidecar { namespace, .. } => Some((namespace, name)),
+            Self::Sidecar { namespace, .. } | Self::Grpc { namespace } => Some((namespace, name)),
         }
     }
 
@@ -109,14 +122,14 @@ impl ProxyView {
     pub(crate) fn join(&self, namespace: &str, name: &str) -> String {
         match self {
             Self::Node { .. } => format!("{namespace}/{name}"),
-            Self::Sidecar { .. } => name.to_owned(),
+            Self::Sidecar { .. } | Self::Grpc { .. } => name.to_owned(),
         }
     }
 
     /// The pod of a sidecar.
     pub(crate) fn own_pod(&self) -> Option<ObjectName> {
         match self {
-            Self::Node { .. } => None,
+            Self::Node { .. } | Self::Grpc { .. } => None,
             Self::Sidecar { namespace, pod, .. } => Some(ObjectName::new(namespace, pod)),
         }
     }
@@ -129,6 +142,8 @@ pub enum Scope {
     Nodes,
     /// The same for sidecars of one namespace.
     Namespace(String),
+    /// The same for gRPC's clients of one namespace.
+    Grpc(String),
     /// The same for sidecars of one namespace with the same address families (IPv4, IPv6).
     Families(String, bool, bool),
     /// For this proxy alone.
@@ -138,13 +153,14 @@ pub enum Scope {
 impl ProxyView {
     /// What a resource of this view can be shared by.
     pub fn scope(&self, kind: ResourceKind, name: &str) -> Scope {
-        let Self::Sidecar {
-            namespace,
-            addresses,
-            ..
-        } = self
-        else {
-            return Scope::Nodes;
+        let (namespace, addresses) = match self {
+            Self::Node { .. } => return Scope::Nodes,
+            Self::Grpc { namespace } => return Scope::Grpc(namespace.clone()),
+            Self::Sidecar {
+                namespace,
+                addresses,
+                ..
+            } => (namespace, addresses),
         };
         match kind {
             ResourceKind::NameTable => Scope::Nodes,

@@ -12,7 +12,8 @@ use kube::api::{Api, DeleteParams};
 use millrace_controlplane::model::api_route::ApiRoute;
 use millrace_controlplane::model::{Kind, ObjectId};
 use millrace_controlplane::snapshot::MeshSnapshot;
-use millrace_testkit::apiserver::{ApiServer, apply, documents};
+use millrace_testkit::apiserver::{ApiServer, apply};
+use millrace_testkit::documents;
 use millrace_testkit::require;
 use serde_json::Value;
 

