@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use millrace_runtime::handoff::accel::{ACCEL_VERSION, MAX_PROMOTIONS};
+use millrace_runtime::handoff::accel::{ACCEL_VERSION, MAX_PROMOTIONS, SpliceRequest};
 use millrace_runtime::handoff::{
     AccelCall, AccelReply, BindOptions, Connection, HandoffError, Listener, PeerPolicy,
     PromotionRequest, PromotionResult, Refusal,
@@ -80,7 +80,10 @@ pub async fn watch(kernel: Kernel, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {
                 let kernel = kernel.clone();
-                let looked = tokio::task::spawn_blocking(move || kernel.suspend_stalled(STALLED));
+                let looked = tokio::task::spawn_blocking(move || {
+                    kernel.suspend_stalled(STALLED);
+                    kernel.forget_spliced();
+                });
                 if let Err(error) = looked.await {
                     tracing::warn!(%error, "promoted connections are not looked at");
                 }
@@ -138,15 +141,16 @@ fn answer(kernel: &Kernel, call: AccelCall) -> (AccelReply, bool) {
             let results = each(&requests, |request| kernel.leave(request));
             (AccelReply::Left { results }, false)
         }
+        AccelCall::Splice { requests } => {
+            let results = each(&requests, |request| kernel.splice(request));
+            (AccelReply::Spliced { results }, false)
+        }
     }
 }
 
-fn each(
-    requests: &[PromotionRequest],
-    what: impl Fn(&PromotionRequest) -> PromotionResult,
-) -> Vec<PromotionResult> {
-    let refused = |request: &PromotionRequest| PromotionResult {
-        id: request.id,
+fn each<T: Numbered>(requests: &[T], what: impl Fn(&T) -> PromotionResult) -> Vec<PromotionResult> {
+    let refused = |request: &T| PromotionResult {
+        id: request.id(),
         refused: Some(Refusal::Full),
     };
     let (taken, rest) = requests.split_at(requests.len().min(MAX_PROMOTIONS));
@@ -155,6 +159,23 @@ fn each(
         .map(what)
         .chain(rest.iter().map(refused))
         .collect()
+}
+
+/// A request that says in its result which one it was.
+trait Numbered {
+    fn id(&self) -> u64;
+}
+
+impl Numbered for PromotionRequest {
+    fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Numbered for SpliceRequest {
+    fn id(&self) -> u64 {
+        self.id
+    }
 }
 
 #[cfg(test)]

@@ -309,6 +309,7 @@ impl Api {
                     "remote": end.remote.to_string(),
                     "end": if end.is_proxy { "proxy" } else { "application" },
                     "returned_to_tcp": end.returned,
+                    "spliced": end.spliced,
                     "redirected_messages": end.sent.redirected_messages,
                     "redirected_bytes": end.sent.redirected_bytes,
                     "tcp_messages": end.sent.tcp_messages,

@@ -23,7 +23,7 @@ mod programs;
 mod sys;
 mod verify;
 
-pub use accel::{AcceleratedEnd, Inspector, Promotion};
+pub use accel::{AcceleratedEnd, Inspector, Promotion, SpliceEnd};
 pub use enrolment::{Enrolled, PodEnrolment};
 pub use error::BpfError;
 pub use foreign::{ForeignProgram, Order, foreign_at};

@@ -2,6 +2,7 @@
 //!
 //! Collected at scrape time from the [`View`] and the kernel's maps, so nothing is counted twice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millrace_runtime::metrics::Metrics;
@@ -201,22 +202,19 @@ impl NodeCollector {
                 ConstCounter::new(read(counts)).encode(encoder)?;
             }
         }
-        let counter = ConstCounter::new(0_u64);
-        let mut family = encoder.encode_descriptor(
-            "millrace_pod_acceleration_refused",
-            "Connections of the pod that were not promoted, by reason",
-            None,
-            counter.metric_type(),
-        )?;
-        for (pod, counts) in &pods {
-            for (reason, count) in &counts.refused {
-                let labels = [
-                    ("namespace", pod.namespace.as_str()),
-                    ("pod", pod.name.as_str()),
-                    ("reason", reason.as_str()),
-                ];
-                let encoder = family.encode_family(&labels)?;
-                ConstCounter::new(*count).encode(encoder)?;
+        for (name, help, read) in REFUSALS {
+            let counter = ConstCounter::new(0_u64);
+            let mut family = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            for (pod, counts) in &pods {
+                for (reason, count) in read(counts) {
+                    let labels = [
+                        ("namespace", pod.namespace.as_str()),
+                        ("pod", pod.name.as_str()),
+                        ("reason", reason.as_str()),
+                    ];
+                    let encoder = family.encode_family(&labels)?;
+                    ConstCounter::new(*count).encode(encoder)?;
+                }
             }
         }
         Ok(())
@@ -225,7 +223,22 @@ impl NodeCollector {
 
 type ReadCounts = fn(&AccelerationCounts) -> u64;
 
-const ACCELERATION: [(&str, &str, ReadCounts); 9] = [
+type ReadRefusals = fn(&AccelerationCounts) -> &BTreeMap<String, u64>;
+
+const REFUSALS: [(&str, &str, ReadRefusals); 2] = [
+    (
+        "millrace_pod_acceleration_refused",
+        "Connections of the pod that were not promoted, by reason",
+        |counts| &counts.refused,
+    ),
+    (
+        "millrace_pod_acceleration_not_spliced",
+        "Connections of the pod that were not spliced with another pod's, by reason",
+        |counts| &counts.not_spliced,
+    ),
+];
+
+const ACCELERATION: [(&str, &str, ReadCounts); 13] = [
     (
         "millrace_pod_acceleration_promoted",
         "Connections of the pod that were promoted",
@@ -265,6 +278,26 @@ const ACCELERATION: [(&str, &str, ReadCounts); 9] = [
         "millrace_pod_acceleration_mixed",
         "Times that an application had redirected and other bytes to read",
         |counts| counts.mixed,
+    ),
+    (
+        "millrace_pod_acceleration_spliced",
+        "Connections spliced with one of another pod's",
+        |counts| counts.spliced,
+    ),
+    (
+        "millrace_pod_acceleration_unspliced",
+        "Directions of spliced connections that went back to the proxy",
+        |counts| counts.unspliced,
+    ),
+    (
+        "millrace_pod_acceleration_spliced_messages",
+        "Messages that went straight into another pod",
+        |counts| counts.spliced_messages,
+    ),
+    (
+        "millrace_pod_acceleration_spliced_bytes",
+        "Bytes that went straight into another pod",
+        |counts| counts.spliced_bytes,
     ),
     (
         "millrace_pod_acceleration_stalled",

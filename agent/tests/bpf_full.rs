@@ -67,7 +67,7 @@ fn nothing_that_decides_is_evicted() {
         );
         seen += 1;
     }
-    assert_eq!(seen, 17, "every map of the programs");
+    assert_eq!(seen, 18, "every map of the programs");
 }
 
 /// What a pod needs of each map that the agent fills, with the policy of [`excluding`].

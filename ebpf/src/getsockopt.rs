@@ -5,14 +5,14 @@
 //! connection that nobody redirected.
 
 use millrace_ebpf_abi::{
-    AF_INET, AF_INET6, Acceleration, Counter, OrigDst, OrigDstAnswer, SOCKOPT_LEVEL, SOCKOPT_STATE,
-    SOCKOPT_WAY, SockTuple, SocketRole, TCP, getsockopt_verdict,
+    AF_INET, AF_INET6, Acceleration, Counter, OrigDst, OrigDstAnswer, SOCKOPT_LEVEL,
+    SOCKOPT_SPLICED, SOCKOPT_STATE, SOCKOPT_WAY, SockTuple, SocketRole, TCP, getsockopt_verdict,
 };
 
 use crate::count::count;
 use crate::ctx::{Sock, Sockopt};
 use crate::maps::{ORIG_DSTS, POLICIES};
-use crate::{kernel, skmsg, storage};
+use crate::{kernel, skmsg, splice, storage};
 
 /// The kernel's own answer stays.
 const KEEP: i32 = 1;
@@ -99,6 +99,7 @@ fn acceleration(ctx: &Sockopt<'_>) {
             let is_on = skmsg::setting(state.netns_cookie).is_some_and(Acceleration::is_on);
             kernel::way(state, is_on).is_none_or(|way| ctx.answer(way))
         }
+        SOCKOPT_SPLICED => splice::answer(state).is_none_or(|spliced| ctx.answer(spliced)),
         _ => true,
     };
     if !fits {

@@ -5,7 +5,8 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use millrace_ebpf_abi::{
-    AccelAnswer, AccelSocket, AccelTraffic, AccelWay, EndFacts, KernelLayout, Sight, priority,
+    AccelAnswer, AccelSocket, AccelSplice, AccelTraffic, AccelWay, EndFacts, KernelLayout, Pipe,
+    Sight, SpliceSight, experiment, priority,
 };
 
 use crate::ctx::Sock;
@@ -83,12 +84,35 @@ impl KernelSock {
         read(self.address + u64::from(offset))
     }
 
-    /// Redirected bytes that wait here. The psock is behind a pointer whose low bits are flags
-    /// (include/linux/skmsg.h, `SK_USER_DATA_PTRMASK`).
+    /// Whether nobody has it open any more, though the kernel may keep it until its FIN is answered: a proxy that
+    /// has died.
+    #[inline(always)]
+    fn is_orphan(self) -> Option<bool> {
+        let socket: u64 = self.read(at!(socket))?;
+        Some(socket == 0)
+    }
+
+    /// Redirected bytes that wait here.
     #[inline(always)]
     pub fn redirected_unread(self) -> Option<u32> {
-        let psock: u64 = self.read(at!(user_data))?;
-        read((psock & !7) + u64::from(at!(psock_unread)))
+        read(self.psock()? + u64::from(at!(psock_unread)))
+    }
+
+    /// References to its psock: the map's, and one of each `sendmsg` and `recvmsg` for as long as it lasts
+    /// (`tcp_bpf_sendmsg`), so also while a message is on its way to another socket. 0 of a socket that has none.
+    #[inline(always)]
+    pub fn psock_refs(self) -> Option<u32> {
+        match self.psock()? {
+            0 => Some(0),
+            psock => read(psock + u64::from(at!(psock_refs))),
+        }
+    }
+
+    /// The psock is behind a pointer whose low bits are flags (include/linux/skmsg.h, `SK_USER_DATA_PTRMASK`).
+    #[inline(always)]
+    fn psock(self) -> Option<u64> {
+        let pointer: u64 = self.read(at!(user_data))?;
+        Some(pointer & !7)
     }
 }
 
@@ -161,6 +185,64 @@ pub fn sight(sock: Sock, state: &AccelSocket) -> Option<Sight> {
         write_seq: own.write_seq()?,
         armed_from: state.armed_from,
         unread_messages: state.unread_messages,
+        pressure: read::<u64>(state.pressure)? != 0,
+    })
+}
+
+/// The way from one promoted connection's application to another's, through the proxy.
+#[inline(always)]
+pub fn pipe(
+    (from, from_proxy): (&AccelSocket, &AccelSocket),
+    (to_proxy, to): (&AccelSocket, &AccelSocket),
+) -> Option<Pipe> {
+    let [from, from_proxy, to_proxy, to] =
+        [from.own, from_proxy.own, to_proxy.own, to.own].map(KernelSock::at);
+    // What the sender has written is read first: later messages are not those that are found to have arrived.
+    let write_seq = from.write_seq()?;
+    Some(Pipe {
+        write_seq,
+        refs: from.psock_refs()?,
+        proxy_copied_seq: from_proxy.copied_seq()?,
+        proxy_unread: from_proxy.redirected_unread()?,
+        proxy_write_seq: to_proxy.write_seq()?,
+        copied_seq: to.copied_seq()?,
+    })
+}
+
+/// A spliced application and the other one, as the sender of a message sees them; `None` if an end is gone.
+#[inline(always)]
+pub fn splice_sight(
+    (sock, state): (Sock, &AccelSocket),
+    splice: &AccelSplice,
+    size: u32,
+    settings: [Option<millrace_ebpf_abi::Acceleration>; 2],
+) -> Option<SpliceSight> {
+    let proxy = KernelSock::at(state.peer);
+    let (to_proxy, to) = (
+        KernelSock::at(splice.to_proxy),
+        KernelSock::at(splice.to_own),
+    );
+    if proxy.cookie()? != state.peer_cookie
+        || to_proxy.cookie()? != splice.to_proxy_cookie
+        || to.cookie()? != splice.to
+        || proxy.is_orphan()?
+        || to_proxy.is_orphan()?
+    {
+        return None;
+    }
+    let is_unbroken = splice.at == state.sent.redirected_bytes
+        && splice.seq == KernelSock::at(state.own).write_seq()?
+        && splice.proxy_seq == to_proxy.write_seq()?;
+    Some(SpliceSight {
+        size,
+        settings,
+        priorities: [proxy.read(at!(priority))?, to_proxy.read(at!(priority))?],
+        flags: [state.flags, read(splice.to_state + AccelSocket::FLAGS_AT)?],
+        state: sock.state(),
+        is_unbroken: is_unbroken || experiment() & experiment::SPLICE_ANYHOW != 0,
+        peer_unread: to.read(at!(rmem_alloc))?,
+        peer_rcvbuf: to.read(at!(rcvbuf))?,
+        unread_messages: splice.unread_messages,
         pressure: read::<u64>(state.pressure)? != 0,
     })
 }

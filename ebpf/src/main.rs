@@ -44,6 +44,7 @@ mod promote;
 mod setsockopt;
 mod skmsg;
 mod sockops;
+mod splice;
 mod storage;
 
 use aya_ebpf::macros::{

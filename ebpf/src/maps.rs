@@ -9,8 +9,8 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use millrace_ebpf_abi::{
-    AccelSocket, Addr, CidrKey, Counter, Event, ListenerKey, NodeConfig, OrigDst, PodAcceleration,
-    PodPolicy, PodTelemetry, PortKey, SockTuple, SocketState, TelemetryKey,
+    AccelSocket, AccelSplice, Addr, CidrKey, Counter, Event, ListenerKey, NodeConfig, OrigDst,
+    PodAcceleration, PodPolicy, PodTelemetry, PortKey, SockTuple, SocketState, TelemetryKey,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -65,6 +65,11 @@ pub static ACCELERATED: SockHash<u64, 262_144> = SockHash::new();
 /// What an end of a promoted connection is.
 #[btf_map]
 pub static ACCEL_SOCKETS: SkStorage<AccelSocket> = SkStorage::new();
+
+/// Cookie of an application's end → where what it sends goes, instead of to the proxy, or went. The agent removes
+/// it when the socket has been gone for a while.
+#[btf_map]
+pub static SPLICED: HashMap<u64, AccelSplice, 131_072, ON_DEMAND> = HashMap::new();
 
 /// Network namespace cookie → sums over the pod's promoted connections.
 #[btf_map]

@@ -30,7 +30,7 @@ use crate::ctx::Sock;
 use crate::kernel::{self, KernelSock};
 use crate::maps::ACCELERATED;
 use crate::skmsg::sums;
-use crate::storage;
+use crate::{splice, storage};
 
 /// Carries the packet's command out; the return value is an [`AccelOutcome`].
 #[inline(always)]
@@ -57,7 +57,18 @@ pub fn command(ctx: &TcContext) -> i32 {
             count(match outcome {
                 AccelOutcome::Done => Counter::LeaveDone,
                 AccelOutcome::Unread => Counter::LeaveUnread,
+                AccelOutcome::Unsettled => Counter::LeaveUnsettled,
                 _ => Counter::LeaveRefused,
+            });
+            outcome as i32
+        }
+        AccelCommand::SPLICE => {
+            let outcome = splice::command(command);
+            count(match outcome {
+                AccelOutcome::Done => Counter::SpliceDone,
+                AccelOutcome::Unread => Counter::SpliceUnread,
+                AccelOutcome::Off => Counter::SpliceOff,
+                _ => Counter::SpliceRefused,
             });
             outcome as i32
         }
@@ -239,12 +250,16 @@ fn leave_marked(proxy: Sock, far: &mut AccelSocket) -> Result<(), Refused> {
     if proxy.priority() != priority::LEAVING {
         return Err((AccelOutcome::Withdrawn, 0));
     }
+    if far.spliced != 0 && !splice::settle(far) {
+        return Err((AccelOutcome::Unsettled, 0));
+    }
     let unread = KernelSock::at(far.own).redirected_unread();
     if unread.ok_or((AccelOutcome::Failed, 0))? > 0 {
         return Err((AccelOutcome::Unread, 0));
     }
     // What the application sends goes by TCP from here on, behind what it has redirected.
     far.flags = 0;
+    far.spliced = 0;
     delete(far.cookie);
     Ok(())
 }
@@ -347,9 +362,13 @@ fn describe(sock: Sock, report: *mut AccelReport) -> AccelOutcome {
     let (local, remote) = (sock.local(), sock.remote());
     // SAFETY: asks for nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let is_proxy = state.flags & AccelSocket::PROXY != 0;
+    let moved_at = if is_proxy { splice::moved_to(state) } else { 0 };
+    let redirected_at = state.redirected_at.max(moved_at);
+    let spliced = splice::of(state).is_some_and(|splice| splice.on != 0);
     let value = AccelReport {
         answer,
-        idle_ns: now.wrapping_sub(state.redirected_at),
+        idle_ns: now.wrapping_sub(redirected_at),
         netns_cookie: state.netns_cookie,
         local: local.addr,
         remote: remote.addr,
@@ -357,7 +376,7 @@ fn describe(sock: Sock, report: *mut AccelReport) -> AccelOutcome {
         remote_port: remote.port,
         flags: state.flags,
         errno: 0,
-        reserved: 0,
+        spliced: u32::from(spliced && !is_proxy),
     };
     // SAFETY: within the packet, as checked by the caller.
     unsafe { report.write_unaligned(value) };

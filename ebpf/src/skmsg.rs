@@ -6,7 +6,7 @@
 //! other end, who can only make room.
 
 use millrace_ebpf_abi::{
-    AccelSocket, Acceleration, Counter, Message, PodAcceleration, Sight, message_way,
+    AccelSocket, Acceleration, Counter, Message, PodAcceleration, Sight, message_way, splice_way,
     stays_with_tcp,
 };
 
@@ -14,9 +14,8 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 
 use crate::count::count;
 use crate::ctx::{Msg, Sock};
-use crate::kernel;
-use crate::maps::{ACCELERATED, ACCELERATION, POLICIES};
-use crate::storage;
+use crate::maps::{ACCELERATED, ACCELERATION, POLICIES, SPLICED};
+use crate::{kernel, splice, storage};
 
 /// The message goes where the helper said, by TCP if it said nothing.
 const PASS: u32 = 1;
@@ -31,6 +30,9 @@ pub fn message(ctx: &Msg<'_>) -> u32 {
         return PASS;
     };
     if state.flags & AccelSocket::READY == 0 {
+        return PASS;
+    }
+    if state.spliced != 0 && goes_direct(ctx, sock, state) {
         return PASS;
     }
     let message = Message {
@@ -64,6 +66,52 @@ fn way(message: &Message, sock: Sock, state: &AccelSocket) -> Result<Sight, Coun
     };
     message_way(message, &sight)?;
     Ok(sight)
+}
+
+/// Puts the message straight into the other pod's queue, as long as the connections are spliced; ends that where it
+/// may not go there.
+#[inline(always)]
+fn goes_direct(ctx: &Msg<'_>, sock: Sock, state: &AccelSocket) -> bool {
+    let Some(splice) = SPLICED.get_ptr_mut(state.cookie) else {
+        return false;
+    };
+    // SAFETY: an element of a map whose memory the kernel frees only after the program has run.
+    let splice = unsafe { &mut *splice };
+    if splice.on == 0 {
+        return false;
+    }
+    let size = ctx.size();
+    let settings = [setting(state.netns_cookie), setting(splice.to_netns_cookie)];
+    let way = match kernel::splice_sight((sock, state), splice, size, settings) {
+        Some(sight) => splice_way(&sight).map(|()| sight.peer_unread),
+        None => Err(Counter::UnspliceGone),
+    };
+    let why = match way {
+        Ok(unread) => {
+            if ACCELERATED.redirect_msg(ctx.inner(), splice.to, INGRESS) == i64::from(PASS) {
+                let before = if unread == 0 {
+                    0
+                } else {
+                    splice.unread_messages
+                };
+                splice.unread_messages = before + 1;
+                // SAFETY: asks for nothing.
+                splice.moved_at = unsafe { bpf_ktime_get_coarse_ns() };
+                splice.messages += 1;
+                splice.bytes += u64::from(size);
+                if let Some(sums) = sums(state.netns_cookie) {
+                    sums.spliced_messages += 1;
+                    sums.spliced_bytes += u64::from(size);
+                }
+                count(Counter::MessageSpliced);
+                return true;
+            }
+            Counter::UnspliceGone
+        }
+        Err(why) => why,
+    };
+    splice::close(splice, state.netns_cookie, why);
+    false
 }
 
 /// The pod's setting.

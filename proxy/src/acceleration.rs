@@ -5,13 +5,15 @@
 //! promoted; `http` and `tcp` tell it what the connection carries. After a few exchanges the lane
 //! asks the agent through [`Accelerator`] (`client` is the agent's client, on the control thread). Before
 //! each message from then on it asks the kernel whether the message may go by the map (`sockopt`); where
-//! it may not, the application's end leaves the map first (`lane::way`). What must hold is in
+//! it may not, the application's end leaves the map first (`lane::way`). Two connections of which the proxy only
+//! passes the bytes on may have their applications send to each other (`splice`). What must hold is in
 //! `millrace_runtime::handoff::accel`; without agent or answer everything is plain TCP.
 
 pub mod client;
 pub mod entry;
 pub mod lane;
 mod sockopt;
+pub mod splice;
 pub mod stats;
 
 #[cfg(test)]
@@ -21,9 +23,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use millrace_runtime::handoff::Acceleration;
+use millrace_runtime::handoff::accel::{SpliceEnd, SpliceRequest};
+use millrace_runtime::handoff::{Acceleration, Refusal};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::pods::LocalPod;
 use entry::Phase;
@@ -41,12 +44,21 @@ pub struct Accelerator(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    asks: mpsc::Sender<Arc<Entry>>,
+    asks: mpsc::Sender<Ask>,
     entries: Mutex<HashMap<u64, Arc<Entry>>>,
     next: AtomicU64,
     agent: Mutex<Agent>,
     available: std::sync::atomic::AtomicBool,
     stats: Stats,
+}
+
+/// What the agent is asked for.
+#[derive(Debug)]
+pub enum Ask {
+    /// What the connection's phase says.
+    Entry(Arc<Entry>),
+    /// That the applications of two connections send to each other.
+    Splice(SpliceRequest, oneshot::Sender<Result<(), Refusal>>),
 }
 
 /// What is known of the agent.
@@ -63,7 +75,7 @@ pub enum Agent {
 
 impl Accelerator {
     /// An accelerator and the requests that its client is to send.
-    pub fn new() -> (Self, mpsc::Receiver<Arc<Entry>>) {
+    pub fn new() -> (Self, mpsc::Receiver<Ask>) {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let shared = Shared {
             asks,
@@ -125,7 +137,7 @@ impl Accelerator {
     fn ask(&self, entry: &Arc<Entry>) -> bool {
         let mut entries = self.0.entries.lock();
         entries.insert(entry.id(), entry.clone());
-        let sent = self.0.asks.try_send(entry.clone()).is_ok();
+        let sent = self.0.asks.try_send(Ask::Entry(entry.clone())).is_ok();
         if sent {
             self.0.stats.asked();
         } else {
@@ -137,11 +149,23 @@ impl Accelerator {
     /// Asks for a promoted connection to leave the map; false where too many wait.
     fn ask_to_leave(&self, entry: &Arc<Entry>) -> bool {
         entry.set_phase(Phase::Leaving);
-        let sent = self.is_available() && self.0.asks.try_send(entry.clone()).is_ok();
+        let sent = self.is_available() && self.0.asks.try_send(Ask::Entry(entry.clone())).is_ok();
         if !sent {
             entry.set_phase(Phase::Promoted);
         }
         sent
+    }
+
+    /// Asks for two connections to be spliced; `None` where too many wait.
+    fn ask_to_splice(
+        &self,
+        ends: [SpliceEnd; 2],
+    ) -> Option<oneshot::Receiver<Result<(), Refusal>>> {
+        let (answer, answered) = oneshot::channel();
+        let id = self.next_id();
+        let ask = Ask::Splice(SpliceRequest { id, ends }, answer);
+        let sent = self.is_available() && self.0.asks.try_send(ask).is_ok();
+        sent.then_some(answered)
     }
 
     /// Takes in a connection that another process had asked for.

@@ -5,6 +5,7 @@
 //! it keeps both. Only the promotion program takes an application's live end out of the map, when it has read
 //! everything; unread bytes would be lost.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +23,7 @@ use super::programs::{MESSAGE, MESSAGE_ATTACH_TYPE, PROMOTE};
 use super::sys;
 
 const MAP: &str = "ACCELERATED";
+const SPLICED: &str = "SPLICED";
 
 /// The programs of acceleration.
 pub(super) struct AccelPrograms {
@@ -42,6 +44,15 @@ pub struct Promotion {
     pub remote: SocketAddr,
 }
 
+/// The proxy's end of a promoted connection that is to be spliced with another's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SpliceEnd {
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+    /// `SO_COOKIE` of the proxy's end.
+    pub cookie: u64,
+}
+
 /// One end of a promoted connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct AcceleratedEnd {
@@ -55,6 +66,8 @@ pub struct AcceleratedEnd {
     pub is_proxy: bool,
     /// Whether a socket option sent the connection back to TCP.
     pub returned: bool,
+    /// Whether what it sends goes straight into another pod.
+    pub spliced: bool,
     /// What it sent since its promotion.
     pub sent: AccelTraffic,
     /// Redirected bytes that the other end has not read.
@@ -93,17 +106,34 @@ impl Bpf {
         self.command(AccelCommand::LEAVE, promotion)
     }
 
+    /// Lets the applications of two promoted connections send to each other, once the proxy says so, too.
+    ///
+    /// # Errors
+    ///
+    /// If the program cannot be run. That they are not spliced is an outcome.
+    pub fn splice(&self, ends: [SpliceEnd; 2]) -> Result<AccelOutcome, BpfError> {
+        let [here, there] = ends;
+        let command = AccelCommand {
+            netns_cookie: here.netns_cookie,
+            key: here.cookie,
+            other_netns_cookie: there.netns_cookie,
+            other_key: there.cookie,
+            operation: AccelCommand::SPLICE,
+            ..AccelCommand::default()
+        };
+        run(self.program()?, &command).map(|(outcome, _)| outcome)
+    }
+
     fn command(&self, operation: u32, promotion: &Promotion) -> Result<AccelOutcome, BpfError> {
         let command = AccelCommand {
             netns_cookie: promotion.netns_cookie,
-            key: 0,
             local: Addr::from(promotion.local.ip()),
             remote: Addr::from(promotion.remote.ip()),
             nsid: promotion.nsid,
             operation,
             local_port: promotion.local.port(),
             remote_port: promotion.remote.port(),
-            reserved: 0,
+            ..AccelCommand::default()
         };
         let (outcome, report) = run(self.program()?, &command)?;
         if outcome == AccelOutcome::Failed {
@@ -123,11 +153,15 @@ impl Bpf {
     ///
     /// If nothing is accelerated here, or descriptors are short.
     pub fn inspector(&self) -> Result<Inspector, BpfError> {
-        let path = self.pins.map(MAP);
+        let open = |name| {
+            let path = self.pins.map(name);
+            sys::get(&path).map_err(BpfError::bpffs("opening", &path))
+        };
         Ok(Inspector {
-            map: sys::get(&path).map_err(BpfError::bpffs("opening", &path))?,
+            map: open(MAP)?,
+            spliced: open(SPLICED)?,
             promote: self.program()?.try_clone().map_err(failed)?,
-            path,
+            path: self.pins.map(MAP),
         })
     }
 
@@ -181,6 +215,7 @@ impl Bpf {
 /// Looks at promoted connections.
 pub struct Inspector {
     map: OwnedFd,
+    spliced: OwnedFd,
     promote: OwnedFd,
     path: PathBuf,
 }
@@ -208,6 +243,32 @@ impl Inspector {
         }
         Ok(ends)
     }
+
+    /// Cookies of applications' ends that were spliced and are in the map no more.
+    ///
+    /// # Errors
+    ///
+    /// If the maps cannot be listed.
+    pub fn gone(&self) -> Result<BTreeSet<u64>, BpfError> {
+        let keys =
+            |map: &OwnedFd| sys::keys(map.as_fd()).map_err(BpfError::bpffs("listing", &self.path));
+        // In this order: one that is spliced meanwhile is not taken for one that is gone.
+        let spliced = keys(&self.spliced)?;
+        if spliced.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let present = keys(&self.map)?;
+        Ok(spliced.difference(&present).copied().collect())
+    }
+
+    /// Forgets what a spliced application sent.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn forget(&self, cookie: u64) -> Result<(), BpfError> {
+        sys::remove(self.spliced.as_fd(), cookie).map_err(BpfError::bpffs("writing", &self.path))
+    }
 }
 
 fn run(program: &OwnedFd, command: &AccelCommand) -> Result<(AccelOutcome, AccelReport), BpfError> {
@@ -234,6 +295,7 @@ fn end(report: &AccelReport) -> AcceleratedEnd {
         remote: SocketAddr::new(IpAddr::from(report.remote), report.remote_port),
         is_proxy: report.flags & AccelSocket::PROXY != 0,
         returned: report.flags & AccelSocket::OPTION != 0,
+        spliced: report.spliced != 0,
         sent: report.answer.sent,
         unread_redirected: report.answer.unread_redirected,
         unread_tcp: report.answer.unread_tcp,

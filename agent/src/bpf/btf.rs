@@ -89,6 +89,7 @@ fn layout(btf: &Btf<'_>) -> Result<KernelLayout, String> {
         file: btf.offset("socket", "file", 8)?,
         file_flags: btf.offset("file", "f_flags", 4)?,
         psock_unread,
+        psock_refs: btf.offset("sk_psock", "refcnt", 4)?,
         excluded_flags,
         known: 1,
     })

@@ -20,7 +20,7 @@ use super::pins::Pins;
 use super::{BpfError, sys};
 
 /// Every map of the object that is pinned; aya-log's ring is one of them.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 18] = [
     "NODE",
     "POLICIES",
     "ADDRESSES",
@@ -33,6 +33,7 @@ pub(super) const NAMES: [&str; 17] = [
     "SOCKETS",
     "ACCELERATED",
     "ACCEL_SOCKETS",
+    "SPLICED",
     "ACCELERATION",
     "TELEMETRY",
     "COUNTERS",

@@ -8,17 +8,20 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_runtime::handoff::accel::{self as handoff, SpliceRequest};
 use millrace_runtime::handoff::{PodUid, PromotionRequest, PromotionResult, Refusal};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::Kernel;
 use crate::bpf::{
-    AccelOutcome, AcceleratedEnd, Acceleration, Bpf, BpfError, PodAcceleration, Promotion, nsid,
+    AccelOutcome, AcceleratedEnd, Acceleration, Bpf, BpfError, Inspector, PodAcceleration,
+    Promotion, SpliceEnd, nsid,
 };
 use crate::broker::chain;
 
-/// What acceleration does for a pod, since its capture or, for the last three, the agent's start.
+/// What acceleration does for a pod, since its capture or, for the last four, the agent's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccelerationCounts {
@@ -38,8 +41,18 @@ pub struct AccelerationCounts {
     pub returned: u64,
     /// Times that an application had redirected and other bytes to read.
     pub mixed: u64,
+    /// Connections spliced with one of another pod's.
+    pub spliced: u64,
+    /// Directions of them that went back to the proxy.
+    pub unspliced: u64,
+    /// Messages moved straight into another pod.
+    pub spliced_messages: u64,
+    /// Their bytes.
+    pub spliced_bytes: u64,
     /// Connections that were not promoted, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// Connections that were not spliced, by reason.
+    pub not_spliced: BTreeMap<String, u64>,
     /// Connections whose application did not read.
     pub stalled: u64,
     /// Acceleration was ended because of them, until the agent starts again.
@@ -67,6 +80,7 @@ impl Pod {
 #[derive(Debug, Default)]
 struct Tally {
     refused: HashMap<Refusal, u64>,
+    not_spliced: HashMap<Refusal, u64>,
     stalled: u64,
 }
 
@@ -74,7 +88,13 @@ struct Tally {
 struct Known {
     pods: HashMap<PodUid, Pod>,
     tallies: HashMap<u64, Tally>,
+    /// Spliced applications that have closed, and since when that is known.
+    gone: HashMap<u64, Instant>,
 }
+
+/// How long what a spliced application sent is remembered when it has closed: the proxy, which counts it, hears of
+/// that at once.
+const REMEMBERED: Duration = Duration::from_mins(1);
 
 /// The pods; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -149,7 +169,41 @@ impl Kernel {
             }
             pod.connection(request)
         };
-        self.run(request, |bpf| bpf.promote(&promotion))
+        self.run(&request.uid, |bpf| bpf.promote(&promotion))
+    }
+
+    /// Lets two applications send to each other, or says why not. Only where both pods' operators vouch.
+    pub fn splice(&self, request: &SpliceRequest) -> PromotionResult {
+        let refused = self.try_splice(request).err();
+        let mut known = self.accel.0.lock();
+        for end in &request.ends {
+            let pod = known.pods.get(&end.uid).map(|pod| pod.netns_cookie);
+            if let (Some(cookie), Some(refusal)) = (pod, refused) {
+                let tally = known.tallies.entry(cookie).or_default();
+                *tally.not_spliced.entry(refusal).or_default() += 1;
+            }
+        }
+        PromotionResult {
+            id: request.id,
+            refused,
+        }
+    }
+
+    fn try_splice(&self, request: &SpliceRequest) -> Result<(), Refusal> {
+        let known = self.accel.0.lock();
+        let end = |end: &handoff::SpliceEnd| {
+            let pod = known.pods.get(&end.uid).ok_or(Refusal::UnknownPod)?;
+            if pod.setting != Acceleration::On || known.is_suspended(pod.netns_cookie) {
+                return Err(Refusal::Off);
+            }
+            Ok(SpliceEnd {
+                netns_cookie: pod.netns_cookie,
+                cookie: end.cookie,
+            })
+        };
+        let ends = [end(&request.ends[0])?, end(&request.ends[1])?];
+        drop(known);
+        self.run(&request.ends[0].uid, |bpf| bpf.splice(ends))
     }
 
     /// Takes the application's end of a promoted connection out of the map, or says why not; whatever the
@@ -161,7 +215,7 @@ impl Kernel {
             pod.map(|pod| pod.connection(request))
         };
         let left = match promotion {
-            Some(promotion) => self.run(request, |bpf| bpf.leave(&promotion)),
+            Some(promotion) => self.run(&request.uid, |bpf| bpf.leave(&promotion)),
             None => Err(Refusal::UnknownPod),
         };
         PromotionResult {
@@ -172,7 +226,7 @@ impl Kernel {
 
     fn run(
         &self,
-        request: &PromotionRequest,
+        uid: &PodUid,
         what: impl FnOnce(&Bpf) -> Result<AccelOutcome, BpfError>,
     ) -> Result<(), Refusal> {
         let outcome = match &*self.loaded.lock() {
@@ -183,7 +237,7 @@ impl Kernel {
         match outcome {
             Ok(outcome) => refusal(outcome).map_or(Ok(()), Err),
             Err(error) => {
-                tracing::warn!(uid = %request.uid, error = %chain(&error),
+                tracing::warn!(%uid, error = %chain(&error),
                     "the promotion program did not run");
                 Err(Refusal::Failed)
             }
@@ -239,6 +293,35 @@ impl Kernel {
         }
     }
 
+    /// Forgets what applications sent each other that have closed a while ago.
+    pub fn forget_spliced(&self) {
+        let Ok(inspector) = self.with(|bpf| bpf.inspector()) else {
+            return;
+        };
+        if let Err(error) = self.forget_gone(&inspector) {
+            tracing::warn!(error = %chain(&error), "closed splices are not forgotten");
+        }
+    }
+
+    fn forget_gone(&self, inspector: &Inspector) -> Result<(), BpfError> {
+        let gone = inspector.gone()?;
+        let now = Instant::now();
+        let long_ago: Vec<u64> = {
+            let known = &mut self.accel.0.lock().gone;
+            known.retain(|cookie, _| gone.contains(cookie));
+            for cookie in gone {
+                known.entry(cookie).or_insert(now);
+            }
+            let old = known
+                .iter()
+                .filter(|(_, since)| now - **since >= REMEMBERED);
+            old.map(|(cookie, _)| *cookie).collect()
+        };
+        long_ago
+            .into_iter()
+            .try_for_each(|cookie| inspector.forget(cookie))
+    }
+
     fn suspend(&self, netns_cookie: u64) {
         let done = self.with(|bpf| bpf.set_acceleration(netns_cookie, Acceleration::Off));
         if let Err(reason) = done {
@@ -267,10 +350,10 @@ fn is_stalled(end: &AcceleratedEnd, patience: Duration) -> bool {
 }
 
 fn counts(sums: &PodAcceleration, tally: Option<&Tally>) -> AccelerationCounts {
-    let refused = tally.map(|tally| {
+    let named = |refusals: &HashMap<Refusal, u64>| {
         let named = |(refusal, count): (&Refusal, &u64)| (refusal.name().to_owned(), *count);
-        tally.refused.iter().map(named).collect()
-    });
+        refusals.iter().map(named).collect()
+    };
     let stalled = tally.map_or(0, |tally| tally.stalled);
     AccelerationCounts {
         promoted: sums.promoted,
@@ -281,7 +364,14 @@ fn counts(sums: &PodAcceleration, tally: Option<&Tally>) -> AccelerationCounts {
         capped: sums.capped,
         returned: sums.returned,
         mixed: sums.mixed,
-        refused: refused.unwrap_or_default(),
+        spliced: sums.spliced,
+        unspliced: sums.unspliced,
+        spliced_messages: sums.spliced_messages,
+        spliced_bytes: sums.spliced_bytes,
+        refused: tally.map(|tally| named(&tally.refused)).unwrap_or_default(),
+        not_spliced: tally
+            .map(|tally| named(&tally.not_spliced))
+            .unwrap_or_default(),
         stalled,
         suspended: stalled > 0,
     }
@@ -305,6 +395,8 @@ fn refusal(outcome: AccelOutcome) -> Option<Refusal> {
         AccelOutcome::NoLayout => Refusal::Unavailable,
         AccelOutcome::Withdrawn => Refusal::Withdrawn,
         AccelOutcome::Unread => Refusal::Unread,
+        AccelOutcome::Unsettled => Refusal::Unsettled,
+        AccelOutcome::Off => Refusal::Off,
         AccelOutcome::Failed | AccelOutcome::Malformed => Refusal::Failed,
     })
 }

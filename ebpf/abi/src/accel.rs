@@ -5,10 +5,14 @@
 //! [`AccelSocket`] in each socket's storage. Which way a message goes is decided in `rules`.
 
 mod rules;
+mod splice;
 
 pub use rules::{
     EndFacts, Message, OptionVerdict, Sight, end_verdict, experiment, message_way, option_verdict,
     stays_with_tcp,
+};
+pub use splice::{
+    AccelSplice, AccelSpliced, Pipe, REFS_AT_REST, SpliceSight, pipe_is_empty, splice_way,
 };
 
 use crate::{Addr, Counter};
@@ -24,6 +28,15 @@ pub mod priority {
     /// Nobody takes it out of the map: the proxy sends by the map whatever the pod's setting and the
     /// application's options are, the application by TCP.
     pub const FORCED: u32 = 3;
+    /// As normal, and where the proxy's end towards the other pod says the same, the application's messages go
+    /// straight into the other pod.
+    pub const DIRECT: u32 = 4;
+
+    /// Whether the rules decide over each message.
+    #[inline(always)]
+    pub const fn is_normal(priority: u32) -> bool {
+        matches!(priority, NORMAL | DIRECT)
+    }
 }
 
 /// Most bytes of a message of the proxy's that is redirected.
@@ -39,6 +52,8 @@ pub const SOCKOPT_LEVEL: i32 = 0x4d72;
 pub const SOCKOPT_STATE: i32 = 1;
 /// Name of the socket option that answers an [`AccelWay`].
 pub const SOCKOPT_WAY: i32 = 2;
+/// Name of the socket option that answers an [`AccelSpliced`].
+pub const SOCKOPT_SPLICED: i32 = 3;
 
 /// Where the kernel that runs keeps what the programs read: offsets in bytes from its BTF, found by the
 /// agent and given to the programs as a constant. aya emits no relocations for them.
@@ -91,6 +106,8 @@ pub struct KernelLayout {
     pub file_flags: u32,
     /// `sk_psock.msg_tot_len`.
     pub psock_unread: u32,
+    /// `sk_psock.refcnt`.
+    pub psock_refs: u32,
     /// Bits of `sk_flags` that acceleration cannot honour.
     pub excluded_flags: u32,
     /// 1 once everything above is known.
@@ -123,6 +140,7 @@ impl KernelLayout {
         file: 0,
         file_flags: 0,
         psock_unread: 0,
+        psock_refs: 0,
         excluded_flags: 0,
         known: 0,
     };
@@ -167,8 +185,8 @@ pub struct AccelSocket {
     pub armed_from: u32,
     /// Messages redirected since the other end had read everything.
     pub unread_messages: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1 if there is an [`AccelSplice`] of this end's. Only the promotion program changes it.
+    pub spliced: u32,
     /// When a message was redirected last, by `bpf_ktime_get_coarse_ns`.
     pub redirected_at: u64,
     /// What this end sent.
@@ -214,6 +232,14 @@ pub struct PodAcceleration {
     pub returned: u64,
     /// Times that an application had bytes of both kinds to read.
     pub mixed: u64,
+    /// Connections spliced with one of another pod's.
+    pub spliced: u64,
+    /// Directions of them that went back to the proxy.
+    pub unspliced: u64,
+    /// Messages put straight into the queue of another pod's application.
+    pub spliced_messages: u64,
+    /// Their bytes.
+    pub spliced_bytes: u64,
 }
 
 impl PodAcceleration {
@@ -229,6 +255,10 @@ impl PodAcceleration {
             capped: self.capped + other.capped,
             returned: self.returned + other.returned,
             mixed: self.mixed + other.mixed,
+            spliced: self.spliced + other.spliced,
+            unspliced: self.unspliced + other.unspliced,
+            spliced_messages: self.spliced_messages + other.spliced_messages,
+            spliced_bytes: self.spliced_bytes + other.spliced_bytes,
         }
     }
 }
@@ -281,8 +311,12 @@ impl AccelWay {
 pub struct AccelCommand {
     /// The pod.
     pub netns_cookie: u64,
-    /// Cookie of the end to look at, for [`Self::INSPECT`].
+    /// Cookie of the end to look at, for [`Self::INSPECT`]; of the proxy's end, for [`Self::SPLICE`].
     pub key: u64,
+    /// The other pod, for [`Self::SPLICE`].
+    pub other_netns_cookie: u64,
+    /// Cookie of the proxy's end towards it.
+    pub other_key: u64,
     /// Local address of the proxy's end.
     pub local: Addr,
     /// Remote address of the proxy's end.
@@ -306,6 +340,8 @@ impl AccelCommand {
     pub const INSPECT: u32 = 2;
     /// Takes the application's end of a promoted connection out of the map.
     pub const LEAVE: u32 = 3;
+    /// Lets the applications of two promoted connections send to each other.
+    pub const SPLICE: u32 = 4;
     /// Where the command begins in the program's packet: an Ethernet header comes first.
     pub const AT: usize = 16;
 }
@@ -332,8 +368,8 @@ pub struct AccelReport {
     pub flags: u32,
     /// The kernel's answer where it refused an end.
     pub errno: i32,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1 if what this end sends goes straight into another pod.
+    pub spliced: u32,
 }
 
 impl AccelReport {
@@ -379,13 +415,17 @@ pub enum AccelOutcome {
     NoLayout = 14,
     /// The proxy's mark does not allow it any more.
     Withdrawn = 15,
-    /// The application has not read everything that was redirected to it.
+    /// Something is unread: by the application that is to leave, or on the way between two that are to be spliced.
     Unread = 16,
+    /// A message from or to a spliced application may be on its way.
+    Unsettled = 17,
+    /// The setting of a pod is not `on`, as a splice needs it.
+    Off = 18,
 }
 
 impl AccelOutcome {
     /// Every outcome, in the order of the numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Done,
         Self::Malformed,
         Self::NotFound,
@@ -403,6 +443,8 @@ impl AccelOutcome {
         Self::NoLayout,
         Self::Withdrawn,
         Self::Unread,
+        Self::Unsettled,
+        Self::Off,
     ];
 
     /// From the program's return value.
@@ -443,16 +485,18 @@ impl AccelOutcome {
             Self::Full => Counter::PromoteFull,
             Self::Withdrawn => Counter::PromoteWithdrawn,
             Self::Unread => Counter::LeaveUnread,
-            Self::Failed | Self::Malformed | Self::NoLayout => Counter::PromoteFailed,
+            Self::Unsettled | Self::Off | Self::Failed | Self::Malformed | Self::NoLayout => {
+                Counter::PromoteFailed
+            }
         }
     }
 }
 
-const _: () = assert!(size_of::<KernelLayout>() == 25 * 4);
+const _: () = assert!(size_of::<KernelLayout>() == 26 * 4);
 const _: () = assert!(size_of::<AccelSocket>() == 7 * 8 + 4 * 4 + 8 + 4 * 8);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, flags) as u64 == AccelSocket::FLAGS_AT);
 const _: () = assert!(core::mem::offset_of!(AccelSocket, sent) as u64 == AccelSocket::SENT_AT);
-const _: () = assert!(size_of::<PodAcceleration>() == 8 * 8);
+const _: () = assert!(size_of::<PodAcceleration>() == 12 * 8);
 const _: () = assert!(size_of::<AccelAnswer>() == 8 * 8 + 4 * 4);
-const _: () = assert!(size_of::<AccelCommand>() == 2 * 8 + 2 * 16 + 2 * 4 + 2 * 2 + 4);
+const _: () = assert!(size_of::<AccelCommand>() == 4 * 8 + 2 * 16 + 2 * 4 + 2 * 2 + 4);
 const _: () = assert!(size_of::<AccelReport>() == 80 + 2 * 8 + 2 * 16 + 2 * 2 + 3 * 4);

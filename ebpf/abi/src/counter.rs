@@ -163,6 +163,34 @@ counters! {
     LeaveUnread => ("leave", "unread"),
     /// Not taken out for another reason.
     LeaveRefused => ("leave", "refused"),
+    /// Not taken out: a message of a spliced application may be on its way.
+    LeaveUnsettled => ("leave", "unsettled"),
+    /// The applications of two connections send to each other.
+    SpliceDone => ("splice", "spliced"),
+    /// Something is on its way between them.
+    SpliceUnread => ("splice", "unread"),
+    /// A pod's setting is not `on`.
+    SpliceOff => ("splice", "off"),
+    /// An end is gone, has an option that acceleration cannot honour, or is not to be spliced by now.
+    SpliceRefused => ("splice", "refused"),
+    /// A message put straight into the other pod.
+    MessageSpliced => ("sk_msg", "spliced"),
+    /// To the proxy again: a pod's setting is not `on` any more.
+    UnspliceOff => ("unsplice", "off"),
+    /// To the proxy again: it said so.
+    UnspliceMarked => ("unsplice", "marked"),
+    /// To the proxy again: an option that acceleration cannot honour was set.
+    UnspliceOption => ("unsplice", "option"),
+    /// To the proxy again: an end is gone.
+    UnspliceGone => ("unsplice", "gone"),
+    /// To the proxy again: the sender has shut its side down.
+    UnspliceShutDown => ("unsplice", "shut_down"),
+    /// To the proxy again: something went there before the splice was in force.
+    UnspliceBroken => ("unsplice", "broken"),
+    /// To the proxy again: too much is unread.
+    UnspliceCapped => ("unsplice", "capped"),
+    /// To the proxy again: TCP is short of memory.
+    UnsplicePressure => ("unsplice", "pressure"),
     /// A message put straight into the other end's queue.
     MessageRedirected => ("sk_msg", "redirected"),
     /// By TCP: the pod's setting is off, or it is not captured.

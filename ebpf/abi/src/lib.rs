@@ -25,10 +25,11 @@ mod user;
 mod verdict;
 
 pub use accel::{
-    AccelAnswer, AccelCommand, AccelOutcome, AccelReport, AccelSocket, AccelTraffic, AccelWay,
-    EndFacts, KernelLayout, MAX_REDIRECTED, MAX_UNREAD, MAX_UNREAD_MESSAGES, Message,
-    OptionVerdict, PodAcceleration, SOCKOPT_LEVEL, SOCKOPT_STATE, SOCKOPT_WAY, Sight, end_verdict,
-    experiment, message_way, option_verdict, priority, stays_with_tcp,
+    AccelAnswer, AccelCommand, AccelOutcome, AccelReport, AccelSocket, AccelSplice, AccelSpliced,
+    AccelTraffic, AccelWay, EndFacts, KernelLayout, MAX_REDIRECTED, MAX_UNREAD,
+    MAX_UNREAD_MESSAGES, Message, OptionVerdict, Pipe, PodAcceleration, REFS_AT_REST,
+    SOCKOPT_LEVEL, SOCKOPT_SPLICED, SOCKOPT_STATE, SOCKOPT_WAY, Sight, SpliceSight, end_verdict,
+    experiment, message_way, option_verdict, pipe_is_empty, priority, splice_way, stays_with_tcp,
 };
 pub use addr::Addr;
 pub use counter::Counter;
@@ -63,6 +64,7 @@ const fn layout() -> u32 {
         size_of::<AccelCommand>(),
         size_of::<AccelReport>(),
         size_of::<AccelSocket>(),
+        size_of::<AccelSplice>(),
         size_of::<CidrKey>(),
         size_of::<Event>(),
         size_of::<KernelLayout>(),

@@ -1,10 +1,10 @@
 //! The client of the agent's `accel.sock`: passes requests on in batches and takes the answers in.
 //!
-//! Runs on the control thread for as long as the process lives. Input: [`Entry`]s that lanes made.
-//! Output: their phase, and whether asking is of any use. An agent that goes away changes nothing for
+//! Runs on the control thread for as long as the process lives. Input: [`Ask`]s of lanes.
+//! Output: their connections' phase, and whether asking is of any use. An agent that goes away changes nothing for
 //! what is promoted; what became of requests that it had not answered each lane asks the kernel.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use millrace_runtime::handoff::accel::{ACCEL_VERSION, MAX_PROMOTIONS};
 use millrace_runtime::handoff::{
     AccelCall, AccelConnection, AccelReply, Acceleration, HandoffError, PromotionResult, Refusal,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::entry::{Entry, Phase, Returned};
-use super::{Accelerator, Agent};
+use super::entry::{Phase, Returned};
+use super::{Accelerator, Agent, Ask};
 use crate::pods::LocalPods;
 
 /// First pause before another attempt to reach the agent.
@@ -33,7 +33,9 @@ const SETTINGS: Duration = Duration::from_secs(1);
 pub struct Client {
     path: PathBuf,
     accelerator: Accelerator,
-    asks: mpsc::Receiver<Arc<Entry>>,
+    asks: mpsc::Receiver<Ask>,
+    /// Who waits for what became of a splice, by the request's number.
+    splices: HashMap<u64, oneshot::Sender<Result<(), Refusal>>>,
     pods: Arc<LocalPods>,
 }
 
@@ -54,13 +56,14 @@ impl Client {
     /// A client that has not connected yet.
     pub fn new(
         path: PathBuf,
-        (accelerator, asks): (Accelerator, mpsc::Receiver<Arc<Entry>>),
+        (accelerator, asks): (Accelerator, mpsc::Receiver<Ask>),
         pods: Arc<LocalPods>,
     ) -> Self {
         Self {
             path,
             accelerator,
             asks,
+            splices: HashMap::new(),
             pods,
         }
     }
@@ -135,15 +138,14 @@ impl Client {
                     Err(error) => return error.into(),
                 },
                 _ = self.asks.recv_many(&mut next, MAX_PROMOTIONS), if calls.is_empty() => {
-                    calls.extend(wanted(&next));
-                    next.clear();
+                    calls.extend(self.wanted(next.drain(..)));
                 }
                 _ = settings.tick() => self.follow_settings(),
             }
         }
     }
 
-    fn answered(&self, reply: &AccelReply) {
+    fn answered(&mut self, reply: &AccelReply) {
         match reply {
             AccelReply::Promoted { results } => {
                 for result in results {
@@ -153,6 +155,16 @@ impl Client {
             AccelReply::Left { results } => {
                 for result in results {
                     self.left(result);
+                }
+            }
+            AccelReply::Spliced { results } => {
+                for result in results {
+                    let Some(waiting) = self.splices.remove(&result.id) else {
+                        continue;
+                    };
+                    if waiting.send(result.refused.map_or(Ok(()), Err)).is_err() {
+                        tracing::debug!(id = result.id, "nobody waits for a splice any more");
+                    }
                 }
             }
             AccelReply::Welcome { .. } => tracing::warn!("unexpected welcome from the agent"),
@@ -194,7 +206,9 @@ impl Client {
 
     /// What was asked and not answered will not be.
     fn let_go(&mut self) {
-        while let Ok(entry) = self.asks.try_recv() {
+        self.splices.clear();
+        while let Ok(ask) = self.asks.try_recv() {
+            let Ask::Entry(entry) = ask else { continue };
             // Never sent, so that everything is as it was.
             if entry.answered(Phase::Asked, Phase::Refused(Refusal::Failed)) {
                 self.accelerator.forget(entry.id());
@@ -208,6 +222,32 @@ impl Client {
                 self.accelerator.stats().unanswered();
             }
         }
+    }
+
+    /// What this wants of the agent; a connection whose lane did not wait wants nothing any more.
+    fn wanted(&mut self, asks: impl Iterator<Item = Ask>) -> Vec<AccelCall> {
+        let (mut promote, mut leave, mut splice) = (Vec::new(), Vec::new(), Vec::new());
+        for ask in asks {
+            match ask {
+                Ask::Entry(entry) => match entry.phase() {
+                    Phase::Asked => promote.push(entry.request()),
+                    Phase::Leaving => leave.push(entry.request()),
+                    _ => {}
+                },
+                Ask::Splice(request, answer) if !answer.is_closed() => {
+                    self.splices.insert(request.id, answer);
+                    splice.push(request);
+                }
+                Ask::Splice(..) => {}
+            }
+        }
+        let mut calls = vec![
+            AccelCall::Promote { requests: promote },
+            AccelCall::Leave { requests: leave },
+            AccelCall::Splice { requests: splice },
+        ];
+        calls.retain(|call| !call.is_empty());
+        calls
     }
 
     /// Connections of pods whose setting no longer allows them return to TCP.
@@ -230,21 +270,4 @@ async fn send(connection: &AccelConnection, call: Option<&AccelCall>) -> Result<
         Some(call) => connection.send(call, &[]).await,
         None => Ok(()),
     }
-}
-
-/// What these connections want of the agent; one whose lane did not wait wants nothing any more.
-fn wanted(entries: &[Arc<Entry>]) -> Vec<AccelCall> {
-    let of = |phase| {
-        let wanting = entries.iter().filter(move |entry| entry.phase() == phase);
-        wanting.map(|entry| entry.request()).collect::<Vec<_>>()
-    };
-    let promote = AccelCall::Promote {
-        requests: of(Phase::Asked),
-    };
-    let leave = AccelCall::Leave {
-        requests: of(Phase::Leaving),
-    };
-    let mut calls = vec![promote, leave];
-    calls.retain(|call| !call.is_empty());
-    calls
 }

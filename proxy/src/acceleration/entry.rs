@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Waker};
 
-use millrace_runtime::handoff::accel::AccelState;
+use millrace_runtime::handoff::accel::{AccelSpliced, AccelState};
 use millrace_runtime::handoff::{PromotionRequest, Refusal};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -124,7 +124,10 @@ pub struct Entry {
     left: AtomicBool,
     returned: AtomicU8,
     stalled: AtomicBool,
+    /// What the application sends goes straight into another pod, as far as is known.
+    spliced: AtomicBool,
     state: Mutex<AccelState>,
+    moved: Mutex<AccelSpliced>,
 }
 
 impl Entry {
@@ -150,7 +153,9 @@ impl Entry {
             left: AtomicBool::new(false),
             returned: AtomicU8::new(NOT_RETURNED),
             stalled: AtomicBool::new(false),
+            spliced: AtomicBool::new(false),
             state: Mutex::default(),
+            moved: Mutex::default(),
         }
     }
 
@@ -249,6 +254,19 @@ impl Entry {
         self.stalled.store(true, Ordering::Relaxed);
     }
 
+    pub(super) fn set_spliced(&self, spliced: bool) {
+        self.spliced.store(spliced, Ordering::Relaxed);
+    }
+
+    /// Whether the application's messages go straight into another pod, as far as is known.
+    pub fn is_spliced(&self) -> bool {
+        self.spliced.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_moved(&self, moved: AccelSpliced) {
+        *self.moved.lock() = moved;
+    }
+
     /// What the kernel counted when it was last asked.
     pub fn state(&self) -> AccelState {
         *self.state.lock()
@@ -272,6 +290,7 @@ impl Entry {
         let (phase, refused) = match self.phase() {
             Phase::Asked => ("asked", None),
             Phase::Promoted if self.returned().is_some() => ("returned", None),
+            Phase::Promoted if self.is_spliced() => ("spliced", None),
             Phase::Promoted => ("promoted", None),
             Phase::Refused(why) => ("refused", Some(why)),
             Phase::Leaving => ("leaving", None),
@@ -279,6 +298,7 @@ impl Entry {
             Phase::Left => ("left", None),
             Phase::Unanswered => ("unanswered", None),
         };
+        let moved = *self.moved.lock();
         json!({
             "id": self.id,
             "pod": self.pod.spec.qualified_name(),
@@ -293,6 +313,7 @@ impl Entry {
             "reader_stalled": self.stalled.load(Ordering::Relaxed),
             "to_application": traffic(&state.sent),
             "from_application": traffic(&state.received),
+            "to_other_pod": { "messages": moved.messages, "bytes": moved.bytes },
             "unread_redirected": state.unread_redirected,
             "unread_tcp": state.unread_tcp,
         })

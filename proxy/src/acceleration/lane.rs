@@ -1,8 +1,10 @@
 //! The proxy's end of one connection that may be promoted: asks when the connection has earned it,
 //! and from then on decides before each message to the application which way it goes.
 //!
-//! `way` is that decision, `ending` what the end of a connection needs, `moved` what another process does.
+//! `way` is that decision, `ending` what the end of a connection needs, `moved` what another process does, `direct`
+//! its part in a splice.
 
+mod direct;
 mod ending;
 mod moved;
 mod way;
@@ -12,7 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use millrace_runtime::handoff::Acceleration;
-use millrace_runtime::handoff::accel::{AccelState, AccelWay, MAX_REDIRECTED};
+use millrace_runtime::handoff::accel::{AccelSpliced, AccelState, AccelWay, MAX_REDIRECTED};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -82,6 +84,8 @@ pub struct Lane {
     /// Exchanges after which it asks next.
     ask_at: Cell<u32>,
     tries: Cell<u32>,
+    /// Times that a connection of bytes has returned to TCP.
+    returns: Cell<u32>,
     entry: RefCell<Option<Arc<Entry>>>,
     mark: Cell<Mark>,
     writes: Cell<u32>,
@@ -95,6 +99,10 @@ pub struct Lane {
     proved: Cell<bool>,
     /// Until then nobody is asked to take the connection out of the map.
     forced_until: Cell<Option<Instant>>,
+    /// Since when a message of a spliced application may be on its way.
+    unsettled: Cell<Option<Instant>>,
+    /// What the application sent straight into another pod, as far as it is counted; `None` if it never did.
+    moved: Cell<Option<AccelSpliced>>,
     wait: RefCell<Option<Wait>>,
 }
 
@@ -115,6 +123,7 @@ impl Lane {
             exchanges: Cell::new(0),
             ask_at: Cell::new(EARNED),
             tries: Cell::new(0),
+            returns: Cell::new(0),
             entry: RefCell::default(),
             mark: Cell::new(Mark::Normal),
             writes: Cell::new(0),
@@ -123,6 +132,8 @@ impl Lane {
             redirects: Cell::new(false),
             proved: Cell::new(false),
             forced_until: Cell::new(None),
+            unsettled: Cell::new(None),
+            moved: Cell::new(None),
             wait: RefCell::default(),
         }
     }
@@ -197,10 +208,15 @@ impl Lane {
         if entry.is_promoted() {
             self.accelerator.stats().returned(why);
         }
-        if why.passes() && self.carries.get() == Carries::Http1 {
+        if !why.passes() {
+            self.ask_at.set(u32::MAX);
+        } else if self.carries.get() == Carries::Http1 {
             self.ask_later(AFTER_LARGE);
         } else {
-            self.ask_at.set(u32::MAX);
+            // Nobody says where a message ends, so that what comes of it may differ each time.
+            let returns = self.returns.get();
+            self.returns.set(returns + 1);
+            self.ask_later(AFTER_LARGE.saturating_mul(4_u32.saturating_pow(returns)));
         }
     }
 

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::AsFd;
 
 use millrace_runtime::handoff::accel::{
-    AccelState, AccelWay, Membership, PRIORITY_FORCED, PRIORITY_LEAVING, PRIORITY_NORMAL,
-    PRIORITY_OUT, SOCKOPT_LEVEL, SOCKOPT_STATE, SOCKOPT_WAY,
+    AccelSpliced, AccelState, AccelWay, Membership, PRIORITY_DIRECT, PRIORITY_FORCED,
+    PRIORITY_LEAVING, PRIORITY_NORMAL, PRIORITY_OUT, SOCKOPT_LEVEL, SOCKOPT_SPLICED, SOCKOPT_STATE,
+    SOCKOPT_WAY,
 };
 use nix::sys::socket::{GetSockOpt, setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ pub(super) enum Mark {
     Leaving,
     Out,
     Forced,
+    Direct,
 }
 
 impl Mark {
@@ -31,6 +33,7 @@ impl Mark {
             Self::Leaving => PRIORITY_LEAVING,
             Self::Out => PRIORITY_OUT,
             Self::Forced => PRIORITY_FORCED,
+            Self::Direct => PRIORITY_DIRECT,
         };
         Ok(setsockopt(tcp, sockopt::Priority, &priority.cast_signed())?)
     }
@@ -59,6 +62,24 @@ nix::getsockopt_impl!(
     [u8; AccelWay::SIZE],
     sockopt::GetStruct<[u8; AccelWay::SIZE]>
 );
+
+/// Answers the kernel's [`AccelSpliced`].
+#[derive(Clone, Copy, Debug)]
+struct Spliced;
+
+nix::getsockopt_impl!(
+    Spliced,
+    SOCKOPT_LEVEL,
+    SOCKOPT_SPLICED,
+    [u8; AccelSpliced::SIZE],
+    sockopt::GetStruct<[u8; AccelSpliced::SIZE]>
+);
+
+/// What the application sent straight into another pod; `None` of a connection that never was spliced.
+pub(super) fn spliced(tcp: &TcpStream) -> Option<AccelSpliced> {
+    let bytes = Spliced.get(tcp).ok()?;
+    Some(AccelSpliced::from_bytes(&bytes))
+}
 
 /// What the kernel counts; `None` of a connection that never was promoted.
 pub(super) fn state(tcp: &TcpStream) -> Option<AccelState> {

@@ -1,6 +1,7 @@
 //! Counters of acceleration, over all workers.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use millrace_runtime::handoff::Refusal;
@@ -11,11 +12,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::entry::Returned;
+use super::entry::{Entry, Returned};
 use super::{Accelerator, Agent};
 
 /// Why a request came to nothing, and its name.
-const REFUSALS: [(Refusal, &str); 17] = [
+const REFUSALS: [(Refusal, &str); 18] = [
     (Refusal::Unavailable, "unavailable"),
     (Refusal::UnknownPod, "unknown_pod"),
     (Refusal::Off, "off"),
@@ -33,6 +34,7 @@ const REFUSALS: [(Refusal, &str); 17] = [
     (Refusal::Failed, "failed"),
     (Refusal::Withdrawn, "withdrawn"),
     (Refusal::Unread, "unread"),
+    (Refusal::Unsettled, "unsettled"),
 ];
 
 /// Counters that only grow.
@@ -46,6 +48,11 @@ pub struct Stats {
     left: AtomicU64,
     forced: AtomicU64,
     stalled: AtomicU64,
+    spliced: AtomicU64,
+    not_spliced: [AtomicU64; REFUSALS.len()],
+    unspliced: AtomicU64,
+    /// Messages and bytes that went from one pod straight into another.
+    moved: [AtomicU64; 2],
     /// Of connections that are closed: to and from applications.
     closed: [Traffic; 2],
 }
@@ -111,6 +118,31 @@ impl Stats {
 
     pub(super) fn stalled(&self) {
         add(&self.stalled);
+    }
+
+    pub(super) fn spliced(&self) {
+        add(&self.spliced);
+    }
+
+    pub(super) fn not_spliced(&self, why: Refusal) {
+        if let Some(at) = REFUSALS.iter().position(|(refusal, _)| *refusal == why) {
+            add(&self.not_spliced[at]);
+        }
+    }
+
+    pub(super) fn unspliced(&self) {
+        add(&self.unspliced);
+    }
+
+    pub(super) fn moved(&self, messages: u64, bytes: u64) {
+        for (sum, value) in self.moved.iter().zip([messages, bytes]) {
+            sum.fetch_add(value, Ordering::Relaxed);
+        }
+    }
+
+    /// How many connections were spliced.
+    pub fn splices(&self) -> u64 {
+        self.spliced.load(Ordering::Relaxed)
     }
 
     /// A promoted connection is closed; this is what the kernel counted.
@@ -179,6 +211,7 @@ impl Collector for AccelerationCollector {
             "Connections that stay plain TCP",
             refused.map(|((_, name), count)| (vec![("reason", *name)], load(count))),
         )?;
+        encode_splices(e, stats, &entries)?;
         let returned = Returned::ALL.iter().zip(&stats.returned);
         family(
             e,
@@ -197,6 +230,49 @@ impl Collector for AccelerationCollector {
         }
         traffic(e, &sums)
     }
+}
+
+/// Connections whose applications send to each other.
+fn encode_splices(
+    encoder: &mut DescriptorEncoder<'_>,
+    stats: &Stats,
+    entries: &[Arc<Entry>],
+) -> fmt::Result {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let now = entries.iter().filter(|entry| entry.is_spliced()).count() as u64;
+    let help = "Connections whose applications' messages go straight into another pod now";
+    gauge(encoder, "spliced_connections", help, now)?;
+    for (name, help, count) in [
+        (
+            "spliced",
+            "Pairs of connections whose applications were made to send to each other",
+            &stats.spliced,
+        ),
+        (
+            "unspliced",
+            "Pairs of connections that returned to the proxy",
+            &stats.unspliced,
+        ),
+        (
+            "spliced_messages",
+            "Messages that went from one pod straight into another",
+            &stats.moved[0],
+        ),
+        (
+            "spliced_bytes",
+            "Bytes that went from one pod straight into another",
+            &stats.moved[1],
+        ),
+    ] {
+        counter(encoder, name, help, load(count))?;
+    }
+    let refused = REFUSALS.iter().zip(&stats.not_spliced);
+    family(
+        encoder,
+        "not_spliced",
+        "Pairs of connections that stay with the proxy",
+        refused.map(|((_, name), count)| (vec![("reason", *name)], load(count))),
+    )
 }
 
 /// Messages and bytes of accelerated connections, by direction and way.

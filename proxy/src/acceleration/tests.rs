@@ -27,7 +27,7 @@ use crate::socket::Stream;
 const SOON: Duration = Duration::from_secs(20);
 const SMALL: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-fn pod(setting: Option<&str>, capture: CaptureMode) -> Arc<LocalPod> {
+pub(super) fn pod(setting: Option<&str>, capture: CaptureMode) -> Arc<LocalPod> {
     let (wants, _) = mpsc::unbounded_channel();
     let mut spec = PodSpec {
         uid: "u1".into(),
@@ -43,13 +43,13 @@ fn pod(setting: Option<&str>, capture: CaptureMode) -> Arc<LocalPod> {
 }
 
 /// The agent's side of `accel.sock`.
-struct FakeAgent {
+pub(super) struct FakeAgent {
     listener: Listener,
     _dir: tempfile::TempDir,
 }
 
 impl FakeAgent {
-    fn start(pods: &Arc<LocalPods>) -> (Self, Accelerator) {
+    pub(super) fn start(pods: &Arc<LocalPods>) -> (Self, Accelerator) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("accel.sock");
         let options = BindOptions {
@@ -67,7 +67,10 @@ impl FakeAgent {
         (agent, shared)
     }
 
-    async fn welcome(&mut self, unavailable: Option<&str>) -> Connection<AccelCall, AccelReply> {
+    pub(super) async fn welcome(
+        &mut self,
+        unavailable: Option<&str>,
+    ) -> Connection<AccelCall, AccelReply> {
         let accepting = self.listener.accept();
         let (connection, _) = tokio::time::timeout(SOON, accepting)
             .await
@@ -84,14 +87,14 @@ impl FakeAgent {
     }
 }
 
-async fn asked(connection: &Connection<AccelCall, AccelReply>) -> Vec<PromotionRequest> {
+pub(super) async fn asked(connection: &Connection<AccelCall, AccelReply>) -> Vec<PromotionRequest> {
     match connection.recv().await.unwrap().unwrap().message {
         AccelCall::Promote { requests } => requests,
         other => panic!("{other:?}"),
     }
 }
 
-async fn answer(
+pub(super) async fn answer(
     connection: &Connection<AccelCall, AccelReply>,
     request: &PromotionRequest,
     refused: Option<Refusal>,
@@ -104,7 +107,7 @@ async fn answer(
     connection.send(&reply, &[]).await.unwrap();
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
             tokio::task::yield_now().await;
@@ -114,7 +117,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A connection between the proxy and an application of the pod.
-async fn connection(
+pub(super) async fn connection(
     accelerator: &Accelerator,
     pod: &Arc<LocalPod>,
     carries: Carries,
@@ -129,7 +132,7 @@ async fn connection(
     (stream, application)
 }
 
-fn exchange(stream: &Stream, times: u32) {
+pub(super) fn exchange(stream: &Stream, times: u32) {
     let (lane, tcp) = stream.lane().unwrap();
     for _ in 0..times {
         lane.exchanged(tcp, 1024, false);

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::acceleration::splice::Splicer;
 use crate::handover::message::Flow;
 use crate::socket::Stream;
 
@@ -76,6 +77,7 @@ pub enum Copied<T> {
 pub struct Progress {
     out: Direction,
     back: Direction,
+    splicer: Splicer,
     /// When the last byte came.
     last: Cell<Instant>,
 }
@@ -85,6 +87,7 @@ impl Default for Progress {
         Self {
             out: Direction::new(Side::Downstream),
             back: Direction::new(Side::Upstream),
+            splicer: Splicer::default(),
             last: Cell::new(Instant::now()),
         }
     }
@@ -99,6 +102,7 @@ impl Progress {
         Self {
             out: Direction::resume(Side::Downstream, out),
             back: Direction::resume(Side::Upstream, back),
+            splicer: Splicer::default(),
             last: Cell::new(now.checked_sub(quiet).unwrap_or(now)),
         }
     }
@@ -123,6 +127,13 @@ pub async fn copy<F: Fn(Side, usize), T>(
     park: impl Future<Output = T>,
 ) -> Copied<T> {
     let copied = run(downstream, upstream, progress, terms, pin!(park)).await;
+    count(
+        &progress.splicer,
+        downstream,
+        upstream,
+        terms,
+        &progress.last,
+    );
     match &copied {
         Copied::Ended(End::Reset(Side::Downstream, _)) => upstream.reset_on_close(),
         Copied::Ended(End::Reset(Side::Upstream, _)) => downstream.reset_on_close(),
@@ -140,34 +151,42 @@ async fn run<F: Fn(Side, usize), T>(
     terms: &Terms<'_, F>,
     mut park: Pin<&mut impl Future<Output = T>>,
 ) -> Copied<T> {
-    let Progress { out, back, last } = progress;
+    let Progress {
+        out,
+        back,
+        splicer,
+        last,
+    } = progress;
     let idle = Idle {
         timeout: terms.idle_timeout,
         last,
     };
     let mut timer = pin!(idle.timer());
     let first = std::future::poll_fn(|cx| {
-        if let Err(end) = out.advance(cx, downstream, upstream, &idle, terms) {
+        let ends = (&mut *downstream, &mut *upstream);
+        if let Err(end) = advance_both(cx, (out, back), ends, splicer, &idle, terms) {
             return Poll::Ready(Some(Copied::Ended(end)));
         }
-        if let Err(end) = back.advance(cx, upstream, downstream, &idle, terms) {
-            return Poll::Ready(Some(Copied::Ended(end)));
-        }
-        if out.is_over() || back.is_over() {
+        if !splicer.is_asking() && (out.is_over() || back.is_over()) {
             return Poll::Ready(None);
         }
         if let Poll::Ready(parked) = park.as_mut().poll(cx) {
             return Poll::Ready(Some(Copied::Parked(parked)));
         }
-        idle.poll(cx, timer.as_mut())
+        while splicer.poll_count(cx, downstream, upstream).is_ready() {
+            count(splicer, downstream, upstream, terms, last);
+        }
+        let count = || count(splicer, downstream, upstream, terms, last);
+        idle.poll(cx, timer.as_mut(), count)
             .map(|end| Some(Copied::Ended(end)))
     });
     if let Some(copied) = first.await {
         return copied;
     }
+    splicer.give_up();
     // One direction is over, so nothing is read from its source any more: a reset of it
     // would go unnoticed if it were not watched for.
-    let watched = (&idle, timer, terms, park);
+    let watched = (&idle, timer, terms, park, splicer);
     let last = if out.is_over() {
         finish(back, upstream, downstream, watched).await
     } else {
@@ -184,12 +203,42 @@ async fn run<F: Fn(Side, usize), T>(
     }
 }
 
+/// Moves what can be moved now, both ways; nothing while the agent's word on a splice is waited for.
+fn advance_both<F: Fn(Side, usize)>(
+    cx: &mut Context<'_>,
+    (out, back): (&mut Direction, &mut Direction),
+    (downstream, upstream): (&mut Stream, &mut Stream),
+    splicer: &mut Splicer,
+    idle: &Idle<'_>,
+    terms: &Terms<'_, F>,
+) -> Result<(), End> {
+    loop {
+        if splicer.is_asking() {
+            let Poll::Ready(granted) = splicer.poll_answer(cx, downstream) else {
+                return Ok(());
+            };
+            if granted {
+                let written = out.flush(cx, upstream) & back.flush(cx, downstream);
+                splicer.open(written, downstream, upstream);
+            }
+        }
+        out.advance(cx, downstream, upstream, splicer, idle, terms)?;
+        if !splicer.is_asking() {
+            back.advance(cx, upstream, downstream, splicer, idle, terms)?;
+        }
+        if !splicer.is_asking() {
+            return Ok(());
+        }
+    }
+}
+
 /// What the direction that is left is run with.
 type Watched<'a, 'b, F, P> = (
     &'a Idle<'b>,
     Pin<&'a mut Option<Sleep>>,
     &'a Terms<'b, F>,
     Pin<&'a mut P>,
+    &'a mut Splicer,
 );
 
 /// Runs the direction that is left until it is over (`None`) or the pair has to end.
@@ -197,11 +246,11 @@ async fn finish<F: Fn(Side, usize), T, P: Future<Output = T>>(
     direction: &mut Direction,
     from: &mut Stream,
     to: &Stream,
-    (idle, mut timer, terms, mut park): Watched<'_, '_, F, P>,
+    (idle, mut timer, terms, mut park, splicer): Watched<'_, '_, F, P>,
 ) -> Option<Copied<T>> {
     let mut failed = pin!(to.failed());
     std::future::poll_fn(|cx| {
-        if let Err(end) = direction.advance(cx, from, to, idle, terms) {
+        if let Err(end) = direction.advance(cx, from, to, splicer, idle, terms) {
             return Poll::Ready(Some(Copied::Ended(end)));
         }
         if direction.is_over() {
@@ -214,10 +263,36 @@ async fn finish<F: Fn(Side, usize), T, P: Future<Output = T>>(
         if let Poll::Ready(parked) = park.as_mut().poll(cx) {
             return Poll::Ready(Some(Copied::Parked(parked)));
         }
-        idle.poll(cx, timer.as_mut())
+        let (downstream, upstream) = match direction.from {
+            Side::Downstream => (&*from, to),
+            Side::Upstream => (to, &*from),
+        };
+        while splicer.poll_count(cx, downstream, upstream).is_ready() {
+            count(splicer, downstream, upstream, terms, idle.last);
+        }
+        let count = || count(splicer, downstream, upstream, terms, idle.last);
+        idle.poll(cx, timer.as_mut(), count)
             .map(|end| Some(Copied::Ended(end)))
     })
     .await
+}
+
+/// Counts what went past the proxy since that was done last.
+fn count<F: Fn(Side, usize)>(
+    splicer: &Splicer,
+    downstream: &Stream,
+    upstream: &Stream,
+    terms: &Terms<'_, F>,
+    last: &Cell<Instant>,
+) {
+    for (side, stream) in [(Side::Downstream, downstream), (Side::Upstream, upstream)] {
+        let (bytes, at) = splicer.moved(stream);
+        let Some(at) = at else { continue };
+        (terms.passed)(side, usize::try_from(bytes).unwrap_or(usize::MAX));
+        if !terms.idle_timeout.is_zero() {
+            last.set(last.get().max(at));
+        }
+    }
 }
 
 /// Bytes on their way from one side to the other.
@@ -288,6 +363,7 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut Stream,
         to: &Stream,
+        splicer: &mut Splicer,
         idle: &Idle<'_>,
         terms: &Terms<'_, F>,
     ) -> Result<(), End> {
@@ -313,6 +389,11 @@ impl Direction {
             }
             idle.touch();
             (terms.passed)(self.from, bytes.len());
+            if splicer.heard(from, to, bytes.len()) {
+                self.pending = bytes.to_vec();
+                self.written = 0;
+                break;
+            }
             self.send(cx, to, bytes);
         }
         Ok(())
@@ -376,11 +457,18 @@ impl Idle<'_> {
         }
     }
 
-    fn poll(&self, cx: &mut Context<'_>, timer: Pin<&mut Option<Sleep>>) -> Poll<End> {
+    /// `count` notes what came without the proxy's seeing it.
+    fn poll(
+        &self,
+        cx: &mut Context<'_>,
+        timer: Pin<&mut Option<Sleep>>,
+        count: impl Fn(),
+    ) -> Poll<End> {
         let Some(mut timer) = timer.as_pin_mut() else {
             return Poll::Pending;
         };
         while timer.as_mut().poll(cx).is_ready() {
+            count();
             if self.deadline() <= Instant::now() {
                 return Poll::Ready(End::Idle);
             }

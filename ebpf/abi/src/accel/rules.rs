@@ -46,8 +46,8 @@ pub struct EndFacts {
     pub mptcp: bool,
 }
 
-const ESTABLISHED: u32 = 1;
-const CLOSE_WAIT: u32 = 8;
+pub(super) const ESTABLISHED: u32 = 1;
+pub(super) const CLOSE_WAIT: u32 = 8;
 const O_NONBLOCK: u32 = 0o4000;
 
 /// Whether an end may be promoted for the pod of this namespace; `as_proxy` says which one it should be.
@@ -109,6 +109,10 @@ pub mod experiment {
     pub const NO_RULE_5: u32 = 1 << 4;
     /// Blocking ends are promoted, too.
     pub const BLOCKING: u32 = 1 << 5;
+    /// A splice begins and goes on whatever is on its way through the proxy.
+    pub const SPLICE_ANYHOW: u32 = 1 << 6;
+    /// A spliced application leaves the map though a message may be on its way to it.
+    pub const LEAVE_UNSETTLED: u32 = 1 << 7;
 }
 
 /// What is known of a message without a look at the other end.
@@ -151,7 +155,7 @@ pub const fn stays_with_tcp(message: &Message) -> Option<Counter> {
     if !message.is_proxys() || message.experiment & experiment::NO_RULE_5 != 0 {
         return None;
     }
-    if message.priority != priority::NORMAL && message.priority != priority::FORCED {
+    if !priority::is_normal(message.priority) && message.priority != priority::FORCED {
         return Some(Counter::MessageMarked);
     }
     if message.size > MAX_REDIRECTED {
@@ -214,7 +218,7 @@ pub const fn message_way(message: &Message, sight: &Sight) -> Result<(), Counter
     if sight.peer_flags & AccelSocket::OPTION != 0 && !message.is_forced() {
         return Err(Counter::MessageOption);
     }
-    if sight.peer_flags & AccelSocket::PROXY != 0 && sight.peer_priority != priority::NORMAL {
+    if sight.peer_flags & AccelSocket::PROXY != 0 && !priority::is_normal(sight.peer_priority) {
         return Err(Counter::MessageWithdrawn);
     }
     if sight.state != ESTABLISHED
@@ -233,7 +237,13 @@ pub const fn message_way(message: &Message, sight: &Sight) -> Result<(), Counter
     {
         return Err(Counter::MessageNotArmed);
     }
-    if is_over_cap(message.size, sight) && message.experiment & experiment::NO_RULE_3 == 0 {
+    let is_over_cap = is_over_cap(
+        message.size,
+        sight.peer_unread,
+        sight.peer_rcvbuf,
+        sight.unread_messages,
+    );
+    if is_over_cap && message.experiment & experiment::NO_RULE_3 == 0 {
         return Err(Counter::MessageCapped);
     }
     if sight.pressure {
@@ -243,18 +253,18 @@ pub const fn message_way(message: &Message, sight: &Sight) -> Result<(), Counter
 }
 
 #[inline(always)]
-const fn is_over_cap(size: u32, sight: &Sight) -> bool {
-    let quarter = sight.peer_rcvbuf / 4;
+pub(super) const fn is_over_cap(size: u32, unread: u32, rcvbuf: u32, messages: u32) -> bool {
+    let quarter = rcvbuf / 4;
     let cap = if quarter < MAX_UNREAD {
         quarter
     } else {
         MAX_UNREAD
     };
-    if sight.peer_unread == 0 {
+    if unread == 0 {
         // A small buffer is no reason to wait for ever.
         return size > cap && size > MAX_REDIRECTED;
     }
-    size > cap || sight.peer_unread > cap - size || sight.unread_messages >= MAX_UNREAD_MESSAGES
+    size > cap || unread > cap - size || messages >= MAX_UNREAD_MESSAGES
 }
 
 /// What a `setsockopt` means for a promoted connection.

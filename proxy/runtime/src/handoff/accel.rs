@@ -19,6 +19,12 @@
 //! and grouping, by its number. Where [`Refusal::is_final`] holds, asking again for the same connection
 //! is of no use.
 //!
+//! Two promoted connections whose bytes the proxy only passes on may be *spliced*, where the operator vouches for
+//! both pods: [`AccelCall::Splice`]. What the one application sends then goes straight into the other's queue. It
+//! is the proxy that opens this way: it reads and writes neither connection from the moment it asks, sends what it
+//! has read, and only then sets [`PRIORITY_DIRECT`] on both sockets. The first message that a rule keeps from going
+//! there comes to the proxy again, and so does everything after it, until it asks anew.
+//!
 //! **The proxy's part.** For a promoted connection the proxy
 //! 1. reads until `EAGAIN`: a short read does not mean that nothing is left, as redirected bytes and bytes
 //!    by TCP come from two queues and one `recv` returns one kind;
@@ -45,6 +51,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +61,7 @@ use super::pod::{PodSpec, PodUid};
 /// Most connections that one [`AccelCall::Promote`] names.
 pub const MAX_PROMOTIONS: usize = 128;
 /// Version of this conversation, by itself: another agent or proxy than this makes plain TCP.
-pub const ACCEL_VERSION: u32 = 2;
+pub const ACCEL_VERSION: u32 = 3;
 /// Most bytes of a message that the proxy sends by the map; the kernel refuses longer ones.
 pub const MAX_REDIRECTED: usize = 16 * 1024;
 
@@ -66,6 +73,8 @@ pub const PRIORITY_LEAVING: u32 = 1;
 pub const PRIORITY_OUT: u32 = 2;
 /// `SO_PRIORITY` of the proxy's socket: what it sends goes by the map, whatever was set.
 pub const PRIORITY_FORCED: u32 = 3;
+/// `SO_PRIORITY` of both of the proxy's sockets: the applications' messages go straight to each other.
+pub const PRIORITY_DIRECT: u32 = 4;
 
 /// Level of the socket option that tells an end's [`AccelState`].
 pub const SOCKOPT_LEVEL: i32 = 0x4d72;
@@ -73,6 +82,8 @@ pub const SOCKOPT_LEVEL: i32 = 0x4d72;
 pub const SOCKOPT_STATE: i32 = 1;
 /// Name of the socket option that tells an end's [`AccelWay`].
 pub const SOCKOPT_WAY: i32 = 2;
+/// Name of the socket option that tells an application's [`AccelSpliced`].
+pub const SOCKOPT_SPLICED: i32 = 3;
 
 /// Annotation of a pod or namespace that holds its [`Acceleration`].
 pub const ACCELERATION_ANNOTATION: &str = "millrace.io/acceleration";
@@ -141,7 +152,25 @@ pub struct PromotionRequest {
     pub remote: SocketAddr,
 }
 
-/// What became of a [`PromotionRequest`], to promote or to leave.
+/// Two promoted connections whose applications are to send to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpliceRequest {
+    /// Chosen by the proxy, repeated in the result.
+    pub id: u64,
+    /// The proxy's sockets.
+    pub ends: [SpliceEnd; 2],
+}
+
+/// The proxy's socket of one of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpliceEnd {
+    /// The application's pod.
+    pub uid: PodUid,
+    /// The socket's `SO_COOKIE`.
+    pub cookie: u64,
+}
+
+/// What became of a [`PromotionRequest`], to promote or to leave, or of a [`SpliceRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromotionResult {
     /// Number of the request.
@@ -187,8 +216,10 @@ pub enum Refusal {
     Failed,
     /// The proxy took its mark back before it was done.
     Withdrawn,
-    /// The application has not read everything; to leave.
+    /// Something is not read: by the application that is to leave, or on the way that is to be spliced.
     Unread,
+    /// A message from or to a spliced application may be on its way; to leave.
+    Unsettled,
 }
 
 impl Refusal {
@@ -212,6 +243,7 @@ impl Refusal {
             Self::Failed => "failed",
             Self::Withdrawn => "withdrawn",
             Self::Unread => "unread",
+            Self::Unsettled => "unsettled",
         }
     }
 
@@ -219,7 +251,12 @@ impl Refusal {
     pub const fn is_final(self) -> bool {
         !matches!(
             self,
-            Self::NotAccepted | Self::Full | Self::Failed | Self::Withdrawn
+            Self::NotAccepted
+                | Self::Full
+                | Self::Failed
+                | Self::Withdrawn
+                | Self::Unread
+                | Self::Unsettled
         )
     }
 }
@@ -245,6 +282,11 @@ pub enum AccelCall {
         /// At most [`MAX_PROMOTIONS`]; further ones are refused as `full`.
         requests: Vec<PromotionRequest>,
     },
+    /// Asks for applications to send to each other.
+    Splice {
+        /// At most [`MAX_PROMOTIONS`]; further ones are refused as `full`.
+        requests: Vec<SpliceRequest>,
+    },
 }
 
 impl AccelCall {
@@ -253,6 +295,7 @@ impl AccelCall {
         match self {
             Self::Hello { .. } => false,
             Self::Promote { requests } | Self::Leave { requests } => requests.is_empty(),
+            Self::Splice { requests } => requests.is_empty(),
         }
     }
 }
@@ -282,6 +325,11 @@ pub enum AccelReply {
     },
     /// What became of connections that were to leave.
     Left {
+        /// One per request.
+        results: Vec<PromotionResult>,
+    },
+    /// What became of connections that were to be spliced.
+    Spliced {
         /// One per request.
         results: Vec<PromotionResult>,
     },
@@ -353,6 +401,39 @@ impl AccelWay {
             unread_redirected: word(4),
             unread_tcp: word(8),
             obstacles: word(12),
+        }
+    }
+}
+
+/// What went from the application at the other end straight into another pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccelSpliced {
+    /// Messages.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Time since the last one.
+    pub quiet: Duration,
+    /// Whether its next message goes there, too, unless a rule forbids it.
+    pub on: bool,
+}
+
+impl AccelSpliced {
+    /// Size of the kernel's answer.
+    pub const SIZE: usize = 32;
+
+    /// Reads the kernel's answer: three numbers of 64 bits and two of 32, in the machine's byte order.
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(word)
+        };
+        Self {
+            messages: word(0),
+            bytes: word(8),
+            quiet: Duration::from_nanos(word(16)),
+            on: bytes[24..28] != [0; 4],
         }
     }
 }

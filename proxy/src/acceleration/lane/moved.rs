@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use millrace_runtime::handoff::PodUid;
-use millrace_runtime::handoff::accel::Membership;
+use millrace_runtime::handoff::accel::{AccelSpliced, Membership};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
@@ -31,6 +31,12 @@ pub struct LaneState {
     mark: Mark,
     had_body: bool,
     proved: bool,
+    /// The application sends straight into another pod.
+    #[serde(default)]
+    direct: bool,
+    /// Messages and bytes of it that are counted, if it ever did.
+    #[serde(default)]
+    spliced: Option<(u64, u64)>,
 }
 
 /// Where the connection is.
@@ -68,9 +74,15 @@ impl Lane {
             tries: self.tries.get(),
             place,
             returned: entry.as_ref().and_then(|entry| entry.returned()),
-            mark: self.mark.get(),
+            // A proxy that knows of no splices closes the way by its own marks.
+            mark: match self.mark.get() {
+                Mark::Direct => Mark::Normal,
+                mark => mark,
+            },
             had_body: self.had_body.get(),
             proved: self.proved.get(),
+            direct: self.is_direct(),
+            spliced: self.moved.get().map(|moved| (moved.messages, moved.bytes)),
         }
     }
 
@@ -111,6 +123,7 @@ impl Lane {
             if let Some(why) = state.returned {
                 entry.give_up(why);
             }
+            entry.set_spliced(state.direct);
             accelerator.adopt(&entry);
             lane.entry.replace(Some(entry));
         }
@@ -119,7 +132,17 @@ impl Lane {
         lane.exchanges.set(state.exchanges);
         lane.ask_at.set(state.ask_at);
         lane.tries.set(state.tries);
-        lane.mark.set(state.mark);
+        lane.mark.set(if state.direct {
+            Mark::Direct
+        } else {
+            state.mark
+        });
+        lane.moved
+            .set(state.spliced.map(|(messages, bytes)| AccelSpliced {
+                messages,
+                bytes,
+                ..AccelSpliced::default()
+            }));
         lane.had_body.set(state.had_body);
         lane.was_in.set(state.place != Place::Out);
         lane.redirects.set(state.place == Place::In);

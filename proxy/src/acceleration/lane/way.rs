@@ -95,8 +95,11 @@ impl Lane {
                     self.revoke(tcp, entry)?;
                 }
             }
+            Phase::Stays(Refusal::Unsettled) if self.is_unsettled_for_long() => {
+                self.revoke(tcp, entry)?;
+            }
             // It has read since, or will.
-            Phase::Stays(Refusal::Unread | Refusal::Withdrawn) => {
+            Phase::Stays(Refusal::Unread | Refusal::Withdrawn | Refusal::Unsettled) => {
                 entry.set_phase(Phase::Promoted);
                 ready!(self.poll_pause(cx, DRAIN_PAUSE));
             }
@@ -151,6 +154,15 @@ impl Lane {
             self.force();
         }
         Poll::Ready(Ok(Step::Again))
+    }
+
+    /// Whether the other application has been sending, or this one receiving, for longer than a message takes: a
+    /// system call that waits keeps the kernel from saying that nothing is on its way.
+    fn is_unsettled_for_long(&self) -> bool {
+        let since = self.unsettled.get().unwrap_or_else(Instant::now);
+        let is_long = since.elapsed() >= ANSWER;
+        self.unsettled.set((!is_long).then_some(since));
+        is_long
     }
 
     /// Takes the mark back, so that the programs begin nothing any more, and asks the kernel what they have
