@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod entry;
 pub mod mesh;
 pub mod names;
+pub mod near;
 pub mod node;
 pub mod policy;
 pub mod problem;

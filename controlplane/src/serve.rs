@@ -197,8 +197,10 @@ impl ConfigSource for MeshSource {
         self.view_of(Arc::clone(&client.view))
     }
 
-    fn affects(&self, _: &Arc<Client>, since: Generation, type_url: &TypeUrl) -> bool {
-        self.published.load().revisions.affect(type_url, since)
+    fn affects(&self, client: &Arc<Client>, since: Generation, type_url: &TypeUrl) -> bool {
+        let revisions = self.published.load().revisions;
+        let elsewhere = || *type_url == TypeUrl::ENDPOINT && revisions.moves(&client.view, since);
+        revisions.affect(type_url, since) || elsewhere()
     }
 
     fn report(&self, client: &Arc<Client>, report: Report<'_>) {

@@ -26,7 +26,8 @@ use millrace_xds::{EncodedResource, TypeUrl};
 pub use self::view::{InvalidView, ProxyView, Scope};
 
 use crate::model::endpoint::ServiceEndpoints;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, ObjectName};
+use crate::model::near::Place;
 use crate::model::route::{Destination, Reference};
 use crate::snapshot::MeshSnapshot;
 
@@ -130,6 +131,21 @@ impl<'a> Translator<'a> {
     pub(crate) fn endpoints_behind(&self, name: &str) -> Option<&'a Arc<ServiceEndpoints>> {
         let service = cluster::source(self, name)?.service;
         self.snapshot.endpoints.get(&service.name)
+    }
+
+    /// Where the client stands: as it says, else where its pod runs, in the zone that the node's object has.
+    pub(crate) fn place(&self) -> Place {
+        let mut place = self.view.stated_place();
+        if place.node.is_empty() {
+            let pod = self.view.own_pod();
+            let pod = pod.and_then(|pod| self.snapshot.workloads.get(&pod));
+            place.node = pod.and_then(|pod| pod.node.clone()).unwrap_or_default();
+        }
+        if place.zone.is_empty() {
+            let node = self.snapshot.nodes.get(&ObjectName::new("", &place.node));
+            place.zone = node.map_or_else(String::new, |node| node.locality.zone.clone());
+        }
+        place
     }
 
     /// The names in a collection (`<prefix>/*`) of this proxy: listeners of a namespace or of its pods.

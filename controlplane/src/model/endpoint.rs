@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Kind;
 use super::entry::{Entry, EntryAddress, Resolution, WorkloadEntry};
 use super::names::ObjectName;
+use super::near::{Hints, Nearness, Reach};
 use super::service::{Service, ServicePort, TargetPort};
 use super::workload::Workload;
 
@@ -58,10 +59,16 @@ pub struct SliceEndpoint {
     pub address: IpAddr,
     /// Whether it may receive traffic.
     pub ready: bool,
+    /// Whether it is ending and still answers: used where nothing is ready.
+    pub ending: bool,
     /// Its label under a headless service.
     pub hostname: Option<String>,
     /// The zone it is in.
     pub zone: Option<String>,
+    /// The node it is on.
+    pub node: Option<Arc<str>>,
+    /// For whom it is meant.
+    pub hints: Option<Arc<Hints>>,
     /// The pod behind it.
     pub pod: Option<ObjectName>,
 }
@@ -73,6 +80,8 @@ pub struct ServiceEndpoints {
     pub ports: Vec<(u16, Vec<Endpoint>)>,
     /// For each port of a service whose endpoints DNS finds, the names to ask for.
     pub names: Vec<(u16, Vec<NamedEndpoint>)>,
+    /// By which part of a client's place its endpoints may be chosen.
+    pub nearness: Nearness,
 }
 
 /// Where an endpoint runs, as far as it is known.
@@ -139,8 +148,20 @@ pub struct Endpoint {
     pub locality: Locality,
     /// Its share among its locality's endpoints.
     pub weight: u32,
+    /// The node it is on, where the registry states it.
+    pub node: Option<Arc<str>>,
+    /// For whom it is meant; none where for everybody.
+    pub hints: Option<Arc<Hints>>,
     /// The pod behind it, where known.
     pub workload: Option<Arc<Workload>>,
+}
+
+impl Endpoint {
+    /// The node it is on, where known.
+    pub fn node(&self) -> Option<&str> {
+        let of_pod = || self.workload.as_ref()?.node.as_deref();
+        self.node.as_deref().or_else(of_pod)
+    }
 }
 
 impl ServiceEndpoints {
@@ -182,7 +203,7 @@ pub fn from_slices<'a>(
 ) -> ServiceEndpoints {
     let mut result = ServiceEndpoints::default();
     for port in &service.ports {
-        let mut endpoints = Vec::new();
+        let (mut endpoints, mut ending) = (Vec::new(), Vec::new());
         for group in slices.clone().flat_map(|slice| &slice.groups) {
             for number in group
                 .ports
@@ -191,27 +212,52 @@ pub fn from_slices<'a>(
                 .map(|p| p.port)
             {
                 for stated in &group.endpoints {
-                    if !stated.ready && !service.publish_not_ready {
-                        continue;
+                    let usable = stated.ready || service.publish_not_ready;
+                    if usable || stated.ending {
+                        let endpoint = from_slice(service, stated, number, workloads);
+                        let list = if usable { &mut endpoints } else { &mut ending };
+                        list.push(endpoint);
                     }
-                    let workload = match &stated.pod {
-                        Some(pod) => workloads.by_name(pod),
-                        None => workloads.by_address(stated.address),
-                    };
-                    endpoints.push(Endpoint {
-                        address: stated.address,
-                        port: number,
-                        hostname: stated.hostname.clone(),
-                        locality: Locality::zone(stated.zone.as_deref()),
-                        weight: 1,
-                        workload,
-                    });
                 }
             }
         }
-        push_port(&mut result, port.port, endpoints);
+        // As kube-proxy does: what is ending answers until there is something else.
+        let used = if endpoints.is_empty() {
+            ending
+        } else {
+            endpoints
+        };
+        push_port(&mut result, service, port.port, used);
     }
     result
+}
+
+fn from_slice(
+    service: &Service,
+    stated: &SliceEndpoint,
+    port: u16,
+    workloads: &impl WorkloadLookup,
+) -> Endpoint {
+    let workload = match &stated.pod {
+        Some(pod) => workloads.by_name(pod),
+        None => workloads.by_address(stated.address),
+    };
+    // A cluster writes hints for what a service prefers; where nobody does, they are made here.
+    let made = || {
+        service
+            .reach
+            .hints(stated.zone.as_deref(), stated.node.as_deref())
+    };
+    Endpoint {
+        address: stated.address,
+        port,
+        hostname: stated.hostname.clone(),
+        locality: Locality::zone(stated.zone.as_deref()),
+        weight: 1,
+        node: stated.node.clone(),
+        hints: stated.hints.clone().or_else(|| made().map(Arc::new)),
+        workload,
+    }
 }
 
 /// Endpoints of a service from the pods that its selector matches.
@@ -229,6 +275,8 @@ pub fn from_workloads<'a>(
             let Some(number) = target_port(&port.target, workload) else {
                 continue;
             };
+            let made = service.reach.hints(None, workload.node.as_deref());
+            let made = made.map(Arc::new);
             for address in &workload.addresses {
                 endpoints.push(Endpoint {
                     address: *address,
@@ -236,11 +284,13 @@ pub fn from_workloads<'a>(
                     hostname: subdomain_hostname(service, workload),
                     locality: Locality::default(),
                     weight: 1,
+                    node: None,
+                    hints: made.clone(),
                     workload: Some(Arc::clone(workload)),
                 });
             }
         }
-        push_port(&mut result, port.port, endpoints);
+        push_port(&mut result, service, port.port, endpoints);
     }
     result
 }
@@ -258,7 +308,7 @@ pub fn add_entries(
             .position(|(number, _)| *number == port.port);
         let mut all = at.map_or_else(Vec::new, |at| endpoints.ports.remove(at).1);
         all.extend(entries.iter().filter_map(|entry| stated(port, entry)));
-        push_port(endpoints, port.port, all);
+        push_port(endpoints, service, port.port, all);
     }
     endpoints.ports.sort_by_key(|(port, _)| {
         service
@@ -351,6 +401,8 @@ fn stated(port: &ServicePort, entry: &Arc<WorkloadEntry>) -> Option<Endpoint> {
         hostname: None,
         locality: entry.locality.clone(),
         weight: entry.weight,
+        node: None,
+        hints: None,
         workload: Some(Arc::clone(&entry.workload)),
     })
 }
@@ -380,7 +432,19 @@ fn subdomain_hostname(service: &Service, workload: &Workload) -> Option<String> 
     (workload.subdomain.as_deref() == Some(&*service.name.name)).then(|| workload.hostname.clone())
 }
 
-fn push_port(result: &mut ServiceEndpoints, port: u16, mut endpoints: Vec<Endpoint>) {
+fn push_port(
+    result: &mut ServiceEndpoints,
+    service: &Service,
+    port: u16,
+    mut endpoints: Vec<Endpoint>,
+) {
+    let hinted = endpoints.iter().filter_map(|e| e.hints.as_deref());
+    let nearness = hinted.map(Nearness::of_hints).max().unwrap_or_default();
+    let local = match service.reach {
+        Reach::Local => Nearness::Node,
+        _ => Nearness::Nothing,
+    };
+    result.nearness = result.nearness.max(nearness).max(local);
     endpoints.sort_by_key(|endpoint| (endpoint.address, endpoint.port));
     endpoints.dedup_by_key(|endpoint| (endpoint.address, endpoint.port));
     if !endpoints.is_empty() {

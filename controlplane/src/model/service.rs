@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::entry::Entry;
 use super::names::{Hostname, ObjectName};
+use super::near::Reach;
 use super::route::ExportTo;
 
 /// A service that pods of the mesh can call.
@@ -30,6 +31,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Whether pods that are not ready are endpoints too.
     pub publish_not_ready: bool,
+    /// How near to a client its endpoints have to be, or should be.
+    pub reach: Reach,
     /// The namespaces whose pods may use it.
     pub export_to: ExportTo,
 }

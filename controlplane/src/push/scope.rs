@@ -7,7 +7,7 @@ use millrace_xds::TypeUrl;
 use millrace_xds::server::Generation;
 
 use crate::index::ChangeSet;
-use crate::translate::ResourceKind;
+use crate::translate::{ProxyView, ResourceKind};
 
 /// For each part of the mesh, the generation that last changed it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Revisions {
     pub endpoints: Generation,
     /// Pods.
     pub workloads: Generation,
+    /// Nodes.
+    pub nodes: Generation,
     /// `VirtualServices` and `RouteRules`.
     pub routes: Generation,
     /// `DestinationRules`.
@@ -39,6 +41,7 @@ impl Revisions {
             (&mut self.services, !changes.services.is_empty()),
             (&mut self.endpoints, !changes.endpoints.is_empty()),
             (&mut self.workloads, !changes.workloads.is_empty()),
+            (&mut self.nodes, !changes.nodes.is_empty()),
             (&mut self.routes, changes.routes),
             (&mut self.policies, changes.policies),
             (&mut self.scopes, changes.scopes),
@@ -69,6 +72,13 @@ impl Revisions {
         self.of(type_url).into_iter().any(|changed| changed > since)
     }
 
+    /// Whether a client may stand elsewhere than at `since`, as far as it does not say itself where.
+    pub fn moves(&self, view: &ProxyView, since: Generation) -> bool {
+        let stated = view.stated_place();
+        (stated.node.is_empty() && view.own_pod().is_some() && self.workloads > since)
+            || (stated.zone.is_empty() && self.nodes > since)
+    }
+
     /// The parts of the mesh that resources of a type are made from.
     fn of(&self, type_url: &TypeUrl) -> [Generation; 6] {
         let Self {
@@ -79,6 +89,7 @@ impl Revisions {
             policies,
             scopes,
             mesh,
+            nodes: _,
         } = *self;
         if *type_url == TypeUrl::LISTENER {
             // Headless services have listeners per endpoint; inbound ones come from pods.

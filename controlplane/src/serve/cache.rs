@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::Published;
 use crate::metrics::PilotMetrics;
 use crate::model::endpoint::ServiceEndpoints;
+use crate::model::near::{Nearness, Place};
 use crate::push::scope::Stamp;
 use crate::translate::{ProxyView, ResourceKind, Scope, Translator};
 
@@ -30,6 +31,8 @@ pub(super) struct Cache {
 struct Key {
     kind: ResourceKind,
     scope: Scope,
+    /// Of the client's place what its endpoints depend on.
+    place: Place,
     name: String,
 }
 
@@ -49,14 +52,25 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn of(published: &Published, view: &ProxyView, kind: ResourceKind, name: &str) -> Self {
+    fn of(
+        published: &Published,
+        translator: &Translator<'_>,
+        kind: ResourceKind,
+        name: &str,
+    ) -> Self {
         let stamp = published.revisions.stamp(kind);
-        let endpoints = || {
-            let translator = Translator::new(&published.snapshot, view);
-            translator.endpoints_behind(name).cloned()
-        };
+        let endpoints = || translator.endpoints_behind(name).cloned();
         let endpoints = (kind == ResourceKind::Endpoints).then(endpoints).flatten();
         Self { stamp, endpoints }
+    }
+
+    /// The place of a client, as far as its endpoints depend on it: nodes whose endpoints do not share one entry.
+    fn place(&self, translator: &Translator<'_>) -> Place {
+        let nearness = self.endpoints.as_ref().map(|behind| behind.nearness);
+        match nearness.unwrap_or_default() {
+            Nearness::Nothing => Place::default(),
+            nearness => nearness.part_of(translator.place()),
+        }
     }
 
     fn same(&self, other: &Self) -> bool {
@@ -86,12 +100,14 @@ impl Cache {
         kind: ResourceKind,
         name: &str,
     ) -> Option<Arc<EncodedResource>> {
+        let translator = Translator::new(&published.snapshot, view);
+        let inputs = Inputs::of(published, &translator, kind, name);
         let key = Key {
             kind,
             scope: view.scope(kind, name),
+            place: inputs.place(&translator),
             name: name.to_owned(),
         };
-        let inputs = Inputs::of(published, view, kind, name);
         let short_name = kind.type_url();
         if let Some(entry) = self
             .entries
@@ -104,7 +120,7 @@ impl Cache {
             return Some(Arc::clone(&entry.resource));
         }
         // Made outside the lock: two clients may make the same thing, but none waits for another.
-        let made = Translator::new(&published.snapshot, view).resource(kind, name);
+        let made = translator.resource(kind, name);
         self.metrics.translated(short_name.short_name());
         let mut entries = self.entries.lock();
         let Some(made) = made else {

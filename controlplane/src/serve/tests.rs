@@ -41,6 +41,7 @@ impl Mesh {
     fn endpoints(&self, node: &str, service: &str) -> Arc<EncodedResource> {
         let view = ProxyView::Node {
             name: node.to_owned(),
+            zone: String::new(),
         };
         let name = format!("outbound|80||{service}.default.svc.cluster.local");
         let selection = Selection::from_iter([name]);
@@ -69,6 +70,54 @@ fn nodes_share_one_encoding() {
     mesh.apply(&(service("a") + &pod("a-1", "a", "10.1.0.1")));
     let (one, other) = (mesh.endpoints("node-a", "a"), mesh.endpoints("node-b", "a"));
     assert!(Arc::ptr_eq(&one, &other));
+}
+
+fn node(name: &str, zone: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n---\n"
+    )
+}
+
+/// A slice with an endpoint on a node of each zone.
+fn slice(service: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {service}-1, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 80}}]\nendpoints:\n\
+         - {{addresses: [10.1.0.1], nodeName: a-1, zone: a, hints: {{forZones: [{{name: a}}]}}}}\n\
+         - {{addresses: [10.1.0.2], nodeName: b-1, zone: b, hints: {{forZones: [{{name: b}}]}}}}\n---\n"
+    )
+}
+
+#[test]
+fn nodes_share_what_does_not_depend_on_where_they_are() {
+    let mut mesh = Mesh::new();
+    let nodes = node("a-1", "a") + &node("a-2", "a") + &node("b-1", "b");
+    let plain = slice("plain").replace(", hints: {forZones: [{name: a}]}", "");
+    let local = service("local").replace("spec:", "spec:\n  internalTrafficPolicy: Local");
+    mesh.apply(&(nodes + &service("near") + &slice("near") + &service("plain") + &plain));
+    mesh.apply(&(local + &slice("local")));
+    let near = ["a-1", "a-2", "b-1"].map(|node| mesh.endpoints(node, "near"));
+    assert!(Arc::ptr_eq(&near[0], &near[1]), "one zone");
+    assert_ne!(near[0].version(), near[2].version(), "two zones");
+    let local = ["a-1", "a-2"].map(|node| mesh.endpoints(node, "local"));
+    assert_ne!(local[0].version(), local[1].version(), "two nodes");
+
+    // A node that turns out to be elsewhere gets what is meant for there.
+    let before = mesh.source.published().generation;
+    mesh.apply(&node("a-2", "b"));
+    let moved = mesh.endpoints("a-2", "near");
+    assert!(Arc::ptr_eq(&moved, &near[2]));
+    let revisions = mesh.source.published().revisions;
+    let says = |zone: &str| ProxyView::Node {
+        name: "a-2".to_owned(),
+        zone: zone.to_owned(),
+    };
+    assert!(revisions.moves(&says(""), before));
+    assert!(
+        !revisions.moves(&says("a"), before),
+        "it says itself where it is"
+    );
 }
 
 #[test]

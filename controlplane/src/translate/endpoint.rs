@@ -11,6 +11,7 @@ use super::Translator;
 use super::cluster::{self, Source};
 use super::wrap::{istio_metadata, object, socket, text, uint};
 use crate::model::endpoint::{Endpoint, Locality};
+use crate::model::near::{self, Nearness};
 use crate::model::service::Service;
 use crate::model::workload::{Workload, has_all};
 
@@ -30,17 +31,24 @@ pub(super) fn assignment(translator: &Translator<'_>, name: &str) -> Option<Clus
     let endpoints = translator
         .snapshot
         .endpoints_of(&source.service.name, source.port.port);
+    let fits = |endpoint: &&Endpoint| {
+        let workload = endpoint.workload.as_ref();
+        source.labels.is_empty()
+            || workload.is_some_and(|workload| has_all(&source.labels, &workload.labels))
+    };
+    // Nearness is judged among those of the subset: one that is only elsewhere stays reachable.
+    let all = once_per_pod(source.service, endpoints)
+        .filter(fits)
+        .collect();
+    let behind = translator.snapshot.endpoints.get(&source.service.name);
+    let used = match behind.map(|behind| behind.nearness) {
+        None | Some(Nearness::Nothing) => all,
+        Some(_) => near::select(source.service.reach, all, &translator.place()),
+    };
     let mut localities: BTreeMap<&Locality, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in once_per_pod(source.service, endpoints) {
-        let fits = source.labels.is_empty()
-            || endpoint
-                .workload
-                .as_ref()
-                .is_some_and(|workload| has_all(&source.labels, &workload.labels));
-        if fits {
-            let locality = &endpoint.locality;
-            localities.entry(locality).or_default().push(endpoint);
-        }
+    for endpoint in used {
+        let locality = &endpoint.locality;
+        localities.entry(locality).or_default().push(endpoint);
     }
     let endpoints = localities.into_iter().map(|(locality, endpoints)| {
         let weight = endpoints.iter().map(|endpoint| endpoint.weight).sum();

@@ -64,7 +64,7 @@ pub(super) fn own_ports(translator: &Translator<'_>) -> BTreeSet<u16> {
     let workloads: Vec<Arc<Workload>> = match translator.view {
         ProxyView::Sidecar { .. } => own_workload(translator).into_iter().collect(),
         ProxyView::Grpc { .. } => Vec::new(),
-        ProxyView::Node { name } => {
+        ProxyView::Node { name, .. } => {
             let all = translator.snapshot.workloads.values();
             all.filter(|pod| is_on_node(pod, name)).cloned().collect()
         }

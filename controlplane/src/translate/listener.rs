@@ -45,7 +45,7 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
     match translator.view {
         ProxyView::Sidecar { .. } => names.push(inbound::VIRTUAL_INBOUND.to_owned()),
         ProxyView::Grpc { .. } => {}
-        ProxyView::Node { name } => {
+        ProxyView::Node { name, .. } => {
             let pods = pods_of(translator, name);
             names.extend(pods.map(|pod| inbound::name_of(&pod.name)));
         }
@@ -59,7 +59,7 @@ pub(super) fn namespaces<'a>(translator: &Translator<'a>) -> BTreeSet<&'a str> {
         ProxyView::Sidecar { namespace, .. } => [namespace.as_str()].into(),
         // It asks for its targets.
         ProxyView::Grpc { .. } => BTreeSet::new(),
-        ProxyView::Node { name } => pods_of(translator, name)
+        ProxyView::Node { name, .. } => pods_of(translator, name)
             .map(|pod| &*pod.name.namespace)
             .collect(),
     }
@@ -94,7 +94,7 @@ pub(super) fn collection(translator: &Translator<'_>, prefix: &str) -> Vec<Strin
 
 /// A listener by its name.
 pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listener> {
-    if let ProxyView::Grpc { namespace } = translator.view {
+    if let ProxyView::Grpc { namespace, .. } = translator.view {
         return grpc::listener(translator, namespace, name);
     }
     if let Some(listener) = inbound::listener(translator, name) {

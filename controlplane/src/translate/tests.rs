@@ -15,6 +15,7 @@ use super::{ProxyView, ResourceKind, Scope, Translator};
 use crate::index::Index;
 use crate::kube::{document, mesh_config};
 use crate::model::mesh::MeshConfig;
+use crate::model::near::Place;
 use crate::snapshot::MeshSnapshot;
 
 fn cases() -> Vec<PathBuf> {
@@ -48,6 +49,7 @@ fn snapshot_of(case: &Path) -> MeshSnapshot {
 fn node() -> ProxyView {
     ProxyView::Node {
         name: "node-a".to_owned(),
+        zone: String::new(),
     }
 }
 
@@ -56,6 +58,7 @@ fn sidecar() -> ProxyView {
         namespace: "default".to_owned(),
         pod: "client".to_owned(),
         addresses: vec!["10.244.1.9".parse().unwrap()],
+        place: Place::default(),
     }
 }
 
@@ -163,6 +166,7 @@ fn a_sidecar_delivers_from_an_address_of_each_family_that_it_has() {
             namespace: "default".to_owned(),
             pod: "client".to_owned(),
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+            place: Place::default(),
         };
         let translator = Translator::new(&snapshot, &view);
         let name = "InboundPassthroughCluster";

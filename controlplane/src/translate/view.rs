@@ -7,6 +7,7 @@ use millrace_xds::node::{Node, NodeRole};
 use super::ResourceKind;
 use super::inbound::VIRTUAL_INBOUND;
 use crate::model::names::{ClusterName, ObjectName};
+use crate::model::near::Place;
 
 /// How a proxy sees the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,6 +17,8 @@ pub enum ProxyView {
     Node {
         /// The node's name.
         name: String,
+        /// The zone that it says it is in; empty where it says none.
+        zone: String,
     },
     /// A proxy for one pod, ours or stock Envoy, with Istio's resource names.
     Sidecar {
@@ -25,11 +28,15 @@ pub enum ProxyView {
         pod: String,
         /// The pod's addresses.
         addresses: Vec<IpAddr>,
+        /// Where it says it is.
+        place: Place,
     },
     /// An application that is an xDS client itself, by gRPC's library.
     Grpc {
         /// The application's namespace.
         namespace: String,
+        /// Where it says it is.
+        place: Place,
     },
 }
 
@@ -62,16 +69,23 @@ impl ProxyView {
     /// When that does not determine a view.
     pub fn of_node(node: &Node) -> Result<Self, InvalidView> {
         let id = node.parsed_id()?;
+        let locality = node.locality.as_ref();
+        let zone = locality.map_or_else(String::new, |locality| locality.zone.clone());
         match id.role {
             NodeRole::Node => Ok(Self::Node {
                 name: node.node_name().unwrap_or(&id.id).to_owned(),
+                zone,
             }),
             NodeRole::Sidecar => {
                 let namespace = node
                     .namespace()
                     .ok_or_else(|| InvalidView::Namespace(node.id.clone()))?;
+                let place = Place {
+                    node: node.node_name().unwrap_or_default().to_owned(),
+                    zone,
+                };
                 if node.text(GENERATOR.0) == Some(GENERATOR.1) {
-                    return Ok(Self::Grpc { namespace });
+                    return Ok(Self::Grpc { namespace, place });
                 }
                 let pod = id
                     .id
@@ -82,6 +96,7 @@ impl ProxyView {
                     namespace,
                     pod,
                     addresses: node.addresses(),
+                    place,
                 })
             }
             role @ (NodeRole::Router | NodeRole::Waypoint) => Err(InvalidView::Role {
@@ -98,7 +113,7 @@ impl ProxyView {
         name: &'n str,
     ) -> Option<(Option<&'n str>, ClusterName)> {
         match self {
-            Self::Sidecar { namespace, .. } | Self::Grpc { namespace } => {
+            Self::Sidecar { namespace, .. } | Self::Grpc { namespace, .. } => {
                 Some((Some(namespace), name.parse().ok()?))
             }
             Self::Node { .. } => match name.split_once('/') {
@@ -114,7 +129,9 @@ impl ProxyView {
     pub(crate) fn split<'n>(&'n self, name: &'n str) -> Option<(&'n str, &'n str)> {
         match self {
             Self::Node { .. } => name.split_once('/'),
-            Self::Sidecar { namespace, .. } | Self::Grpc { namespace } => Some((namespace, name)),
+            Self::Sidecar { namespace, .. } | Self::Grpc { namespace, .. } => {
+                Some((namespace, name))
+            }
         }
     }
 
@@ -123,6 +140,17 @@ impl ProxyView {
         match self {
             Self::Node { .. } => format!("{namespace}/{name}"),
             Self::Sidecar { .. } | Self::Grpc { .. } => name.to_owned(),
+        }
+    }
+
+    /// Where the client says it stands, as far as it says so.
+    pub(crate) fn stated_place(&self) -> Place {
+        match self {
+            Self::Node { name, zone } => Place {
+                node: name.clone(),
+                zone: zone.clone(),
+            },
+            Self::Sidecar { place, .. } | Self::Grpc { place, .. } => place.clone(),
         }
     }
 
@@ -155,7 +183,7 @@ impl ProxyView {
     pub fn scope(&self, kind: ResourceKind, name: &str) -> Scope {
         let (namespace, addresses) = match self {
             Self::Node { .. } => return Scope::Nodes,
-            Self::Grpc { namespace } => return Scope::Grpc(namespace.clone()),
+            Self::Grpc { namespace, .. } => return Scope::Grpc(namespace.clone()),
             Self::Sidecar {
                 namespace,
                 addresses,

@@ -3,9 +3,12 @@
 use std::net::IpAddr;
 
 use millrace_controlplane::model::names::ObjectName;
+use millrace_controlplane::model::near::Reach;
 use millrace_controlplane::model::service::{Protocol, Service, ServiceKind, TargetPort};
+use millrace_controlplane::translate::{ProxyView, ResourceKind, Translator};
 use millrace_testkit::apiserver::{ApiServer, apply};
 use millrace_testkit::require;
+use millrace_xds::json;
 
 use crate::mesh::Mesh;
 
@@ -62,6 +65,127 @@ addressType: IPv4
 ports: [{name: '', port: 9090}]
 endpoints: [{addresses: [10.244.0.9], conditions: {ready: false}, hostname: db-0}]
 ";
+
+const NEAR: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: near-a, labels: {topology.kubernetes.io/zone: near-zone-a}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: near-b, labels: {topology.kubernetes.io/zone: near-zone-b}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: local}
+spec: {internalTrafficPolicy: Local, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: zone}
+spec: {trafficDistribution: PreferSameZone, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: node}
+spec: {trafficDistribution: PreferSameNode, ports: [{name: http, port: 80}]}
+";
+
+/// Slices as a cluster's controller writes them for these services: hints for those that prefer.
+const NEAR_SLICES: [(&str, &str, &str); 3] = [
+    ("local", "", ""),
+    (
+        "zone",
+        ", hints: {forZones: [{name: near-zone-a}]}",
+        ", hints: {forZones: [{name: near-zone-b}]}",
+    ),
+    (
+        "node",
+        ", hints: {forNodes: [{name: near-a}], forZones: [{name: near-zone-a}]}",
+        ", hints: {forNodes: [{name: elsewhere}], forZones: [{name: near-zone-b}]}",
+    ),
+];
+
+fn near_slice((name, one, other): (&str, &str, &str)) -> String {
+    format!(
+        "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}
+addressType: IPv4
+ports: [{{name: http, port: 80}}]
+endpoints:
+- {{addresses: [10.244.9.1], nodeName: near-a, zone: near-zone-a{one}}}
+- {{addresses: [10.244.9.2], nodeName: elsewhere, zone: near-zone-b{other}}}
+"
+    )
+}
+
+/// The addresses that a node's proxy gets for port 80 of a service.
+fn served(mesh: &Mesh, node: &str, service: &ObjectName) -> Vec<String> {
+    let view = ProxyView::Node {
+        name: node.to_owned(),
+        zone: String::new(),
+    };
+    let (namespace, name) = (&service.namespace, &service.name);
+    let cluster = format!("outbound|80||{name}.{namespace}.svc.cluster.local");
+    let snapshot = mesh.snapshot();
+    let made = Translator::new(&snapshot, &view).resource(ResourceKind::Endpoints, &cluster);
+    let made = json::any_to_value(&made.unwrap().to_any()).unwrap();
+    let mut addresses = Vec::new();
+    for locality in made["endpoints"].as_array().into_iter().flatten() {
+        for endpoint in locality["lb_endpoints"].as_array().into_iter().flatten() {
+            let socket = &endpoint["endpoint"]["address"]["socket_address"];
+            addresses.push(socket["address"].as_str().unwrap().to_owned());
+        }
+    }
+    addresses
+}
+
+#[tokio::test]
+async fn clients_are_served_by_where_they_stand() -> anyhow::Result<()> {
+    require!(apiserver);
+    let server = ApiServer::shared()?;
+    let client = server.client().await?;
+    let namespace = server.namespace(&client).await?;
+    apply(&client, &namespace, NEAR).await?;
+    for slice in NEAR_SLICES {
+        apply(&client, &namespace, &near_slice(slice)).await?;
+    }
+    let mut mesh = Mesh::of_cluster(server.kubeconfig());
+    mesh.synced().await?;
+    let (one, other) = ("10.244.9.1", "10.244.9.2");
+    for (service, node, wanted) in [
+        ("local", "near-a", vec![one]),
+        ("local", "near-b", vec![]),
+        ("zone", "near-a", vec![one]),
+        ("zone", "near-b", vec![other]),
+        ("zone", "unknown", vec![one, other]),
+        ("node", "near-a", vec![one]),
+        ("node", "near-b", vec![other]),
+        ("node", "elsewhere", vec![other]),
+    ] {
+        let name = ObjectName::new(&namespace, service);
+        assert_eq!(served(&mesh, node, &name), wanted, "{service} from {node}");
+    }
+    // What ends serves while there is nothing else.
+    let zone = ObjectName::new(&namespace, "zone");
+    let ending = near_slice(NEAR_SLICES[1]).replace(
+        "zone: near-zone-",
+        "conditions: {ready: false, serving: true, terminating: true}, zone: near-zone-",
+    );
+    apply(&client, &namespace, &ending).await?;
+    let moved = NEAR.replace(
+        "near-b, labels: {topology.kubernetes.io/zone: near-zone-b}",
+        "near-b, labels: {topology.kubernetes.io/zone: near-zone-a}",
+    );
+    apply(&client, &namespace, &moved).await?;
+    mesh.until("the node has moved", |mesh| {
+        served(mesh, "near-b", &zone) == [one]
+    })
+    .await?;
+    mesh.end().await
+}
 
 const NODE: &str = "
 apiVersion: v1
@@ -129,18 +253,18 @@ async fn every_form_of_service_is_known_for_what_it_is() -> anyhow::Result<()> {
         (nodeport.kind, nodeport.addresses.len()),
         (ServiceKind::ClusterIp, 1)
     );
+    assert_eq!(nodeport.reach, Reach::Local);
     let object = format!("Service {namespace}/nodeport");
     let problems = mesh
         .problems
         .iter()
         .filter(|problem| problem.object.as_ref() == Some(&object));
     let fields: Vec<&str> = problems.map(|problem| problem.field.as_str()).collect();
-    let unexecuted = [
-        "spec.sessionAffinity",
-        "spec.internalTrafficPolicy",
-        "spec.trafficDistribution",
-    ];
-    assert_eq!(fields, unexecuted, "what is not executed is named");
+    assert_eq!(
+        fields,
+        ["spec.sessionAffinity"],
+        "what is not executed is named"
+    );
     mesh.end().await
 }
 

@@ -10,6 +10,7 @@ use super::{name_of, port_number};
 use crate::model::Object;
 use crate::model::endpoint::{EndpointSlice, SliceEndpoint, SliceGroup, SlicePort};
 use crate::model::names::ObjectName;
+use crate::model::near::Hints;
 use crate::model::problem::Finding;
 use crate::model::validate::Validated;
 
@@ -73,7 +74,13 @@ fn slice_endpoints(
 ) {
     let conditions = endpoint.conditions.clone().unwrap_or_default();
     // Absent means ready, as the API says.
-    let ready = conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false);
+    let terminating = conditions.terminating.unwrap_or(false);
+    let ready = conditions.ready.unwrap_or(true) && !terminating;
+    let ending = terminating && conditions.serving.unwrap_or(false);
+    let (node, hints) = (
+        endpoint.node_name.as_deref().map(Arc::from),
+        hints(endpoint, result),
+    );
     let target = endpoint
         .target_ref
         .as_ref()
@@ -87,11 +94,31 @@ fn slice_endpoints(
         result.push(SliceEndpoint {
             address,
             ready,
+            ending,
             hostname: endpoint.hostname.clone(),
             zone: endpoint.zone.clone(),
+            node: node.clone(),
+            hints: hints.clone(),
             pod: pod.clone(),
         });
     }
+}
+
+/// For whom an endpoint is meant; most of a slice share that.
+fn hints(endpoint: &discovery::Endpoint, before: &[SliceEndpoint]) -> Option<Arc<Hints>> {
+    let stated = endpoint.hints.as_ref()?;
+    let zones = stated.for_zones.iter().flatten().map(|zone| &zone.name);
+    let nodes = stated.for_nodes.iter().flatten().map(|node| &node.name);
+    let hints = Hints {
+        zones: zones.cloned().collect(),
+        nodes: nodes.cloned().collect(),
+    };
+    let mut known = before.iter().filter_map(|other| other.hints.as_ref());
+    if hints == Hints::default() {
+        return None;
+    }
+    let shared = known.find(|other| ***other == hints).cloned();
+    Some(shared.unwrap_or_else(|| Arc::new(hints)))
 }
 
 /// An Endpoints object.
@@ -130,8 +157,11 @@ pub fn endpoints(object: k8s::Endpoints, _domain: &str) -> Validated<Object> {
             endpoints.push(SliceEndpoint {
                 address,
                 ready,
+                ending: false,
                 hostname: stated.hostname.clone(),
                 zone: None,
+                node: stated.node_name.as_deref().map(Arc::from),
+                hints: None,
                 pod: target.and_then(|target| pod_of(target, &name)),
             });
         }

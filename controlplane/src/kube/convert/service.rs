@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{created, name_of, port_number};
 use crate::model::Object;
 use crate::model::names::Hostname;
+use crate::model::near::Reach;
 use crate::model::problem::Finding;
 use crate::model::route::ExportTo;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
@@ -30,6 +31,11 @@ pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
             &mut findings,
         ));
     }
+    let reach = match kind {
+        // Its clients choose among its addresses themselves.
+        ServiceKind::Headless => Reach::Anywhere,
+        _ => reach(&spec, &mut findings),
+    };
     findings.extend(unexecuted(&spec));
     let service = Service {
         created: created(&object.metadata),
@@ -40,6 +46,7 @@ pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
         addresses,
         ports,
         selector: spec.selector.unwrap_or_default(),
+        reach,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
     };
     Validated::judged(Object::Service(Arc::new(service)), findings)
@@ -61,19 +68,38 @@ fn export_to(metadata: &ObjectMeta) -> ExportTo {
 /// What a service asks for and no proxy of this release does.
 fn unexecuted(spec: &k8s::ServiceSpec) -> Vec<Finding> {
     let affinity = spec.session_affinity.as_deref() == Some("ClientIP");
-    let local = spec.internal_traffic_policy.as_deref() == Some("Local");
-    let asked = [
-        ("spec.sessionAffinity", affinity),
-        ("spec.internalTrafficPolicy", local),
-        (
-            "spec.trafficDistribution",
-            spec.traffic_distribution.is_some(),
-        ),
-    ];
-    let asked = asked.into_iter().filter(|(_, asked)| *asked);
-    asked
-        .map(|(field, _)| Finding::not_executed(field, "no proxy of this release executes it"))
-        .collect()
+    let finding = || {
+        Finding::not_executed(
+            "spec.sessionAffinity",
+            "no proxy of this release executes it",
+        )
+    };
+    affinity.then(finding).into_iter().collect()
+}
+
+/// How near the endpoints have to be. What only prefers must not take a service away, so a preference that is not known
+/// is none.
+fn reach(spec: &k8s::ServiceSpec, findings: &mut Vec<Finding>) -> Reach {
+    match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => {}
+        Some("Local") => return Reach::Local,
+        Some(other) => findings.push(Finding::error(
+            "spec.internalTrafficPolicy",
+            format!("{other:?} is not Cluster or Local"),
+        )),
+    }
+    match spec.traffic_distribution.as_deref() {
+        None | Some("") => Reach::Anywhere,
+        Some("PreferClose" | "PreferSameZone") => Reach::PreferZone,
+        Some("PreferSameNode") => Reach::PreferNode,
+        Some(other) => {
+            findings.push(Finding::not_executed(
+                "spec.trafficDistribution",
+                format!("{other:?} is not PreferClose, PreferSameZone or PreferSameNode"),
+            ));
+            Reach::Anywhere
+        }
+    }
 }
 
 /// The virtual addresses. One that is `None` means headless; none at all, a file without the address

@@ -10,6 +10,7 @@ use super::fields::Judge;
 use crate::kube::crd;
 use crate::model::entry::{Entry, Resolution, ServiceEntry};
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::near::Reach;
 use crate::model::problem::Finding;
 use crate::model::route::ExportTo;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
@@ -64,6 +65,7 @@ pub fn egress_rule(object: &crd::EgressRule, domain: &str) -> Validated<Object> 
         ports,
         selector: Labels::new(),
         publish_not_ready: false,
+        reach: Reach::Anywhere,
         export_to: ExportTo::Everyone,
     };
     let entry = ServiceEntry {

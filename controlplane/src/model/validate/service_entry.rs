@@ -12,6 +12,7 @@ use crate::kube::crd;
 use crate::model::endpoint::Locality;
 use crate::model::entry::{Entry, EntryAddress, Resolution, ServiceEntry, WorkloadEntry};
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::near::Reach;
 use crate::model::problem::Finding;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
 use crate::model::workload::{Labels, Workload};
@@ -68,6 +69,7 @@ pub fn service_entry(object: &crd::ServiceEntry, domain: &str) -> Validated<Obje
             ports: ports.clone(),
             selector: selector.clone(),
             publish_not_ready: false,
+            reach: Reach::Anywhere,
             export_to: export_to.clone(),
         })
     });
