@@ -9,6 +9,7 @@ mod hops;
 mod lane;
 mod memory;
 mod picture;
+mod pilot;
 mod pods;
 mod ports;
 mod programs;
@@ -66,6 +67,24 @@ pub(crate) struct Args {
     /// How many connections at once the report `connections` asks for.
     #[arg(long, default_value_t = 100_000)]
     connections: usize,
+    /// Services of the mesh of the report `pilot`.
+    #[arg(long, default_value_t = 10_000)]
+    services: usize,
+    /// Its endpoints.
+    #[arg(long, default_value_t = 100_000)]
+    endpoints: usize,
+    /// Its nodes.
+    #[arg(long, default_value_t = 1_000)]
+    nodes: usize,
+    /// How many changes of each kind the report `pilot` times.
+    #[arg(long, default_value_t = 100)]
+    changes: usize,
+    /// How many pods the report `pilot` restarts.
+    #[arg(long, default_value_t = 1_000)]
+    restarts: usize,
+    /// Let the report `pilot` build without optimisation: for its shape, not for its figures.
+    #[arg(long)]
+    debug: bool,
 }
 
 /// What is measured.
@@ -83,6 +102,8 @@ enum Report {
     Programs,
     /// Memory and CPU with many idle pods, and how fast they are enrolled.
     Pods,
+    /// Pilot in a large mesh of simulated nodes.
+    Pilot,
 }
 
 /// What lies between client and server.
@@ -147,6 +168,9 @@ const WARM_UP: f64 = 1.0;
 const REST: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.report == Report::Pilot {
+        return pilot::run(args);
+    }
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the bench makes network namespaces: run it as root"
@@ -167,6 +191,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Report::Hops => hops::run(&cluster, &setting, args),
         Report::Programs => programs::run(&cluster, &setting, args),
         Report::Pods => pods::run(&cluster, &setting, args),
+        Report::Pilot => Ok(()),
     }
 }
 

@@ -41,7 +41,12 @@ pub(crate) fn build(release: bool) -> anyhow::Result<PathBuf> {
         cargo.args(["--package", package]);
     }
     run::check(&mut cargo)?;
-    Ok(workspace::target_dir().join(if release { "release" } else { "debug" }))
+    Ok(directory(release))
+}
+
+/// Where cargo puts binaries.
+pub(crate) fn directory(release: bool) -> PathBuf {
+    workspace::target_dir().join(if release { "release" } else { "debug" })
 }
 
 /// Optimised binaries: those in `MILLRACE_BIN_DIR` where it is set, else freshly built ones.

@@ -27,7 +27,7 @@ struct Edges {
     dev: &'static [&'static str],
 }
 
-const EDGES: [Edges; 16] = [
+const EDGES: [Edges; 17] = [
     Edges {
         from: "millrace-ebpf-abi",
         to: &[],
@@ -105,6 +105,11 @@ const EDGES: [Edges; 16] = [
     Edges {
         from: "millrace-bookinfo",
         to: &[],
+        dev: &[],
+    },
+    Edges {
+        from: "millrace-nodes",
+        to: &["millrace-xds"],
         dev: &[],
     },
     Edges {
