@@ -6,14 +6,16 @@
 
 mod allocate;
 mod changes;
+mod links;
 
 pub use self::changes::ChangeSet;
+use self::links::Links;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::api_route::ApiRoute;
+use crate::model::api_route::{ApiRoute, ReferenceGrant};
 use crate::model::delegate;
 use crate::model::endpoint::{self, EndpointSlice, ServiceEndpoints};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
@@ -21,8 +23,9 @@ use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::node::Node;
 use crate::model::policy::DestinationRule;
-use crate::model::route::{HttpAction, VirtualService};
+use crate::model::route::{HttpAction, RouteRule, VirtualService};
 use crate::model::service::{Service, ServiceKind};
+use crate::model::sidecar::Sidecar;
 use crate::model::workload::{Workload, selects};
 use crate::model::{Kind, Object, ObjectId};
 use crate::snapshot::{MeshSnapshot, Table};
@@ -31,6 +34,7 @@ use crate::snapshot::{MeshSnapshot, Table};
 #[derive(Debug, Default)]
 pub struct Index {
     state: MeshSnapshot,
+    links: Links,
     changes: ChangeSet,
 }
 
@@ -43,6 +47,7 @@ impl Index {
         };
         Self {
             state,
+            links: Links::default(),
             changes: ChangeSet::default(),
         }
     }
@@ -51,6 +56,7 @@ impl Index {
     pub fn set_mesh(&mut self, mesh: MeshConfig) {
         if *self.state.mesh != mesh {
             self.state.mesh = Arc::new(mesh);
+            self.state.reach = Arc::default();
             self.changes.mesh = true;
         }
     }
@@ -61,11 +67,11 @@ impl Index {
         let name = id.name.clone();
         match object {
             Object::Namespace(_) => {
-                Arc::make_mut(&mut self.state.namespaces).insert(name, ());
+                self.state.namespaces.insert(name, ());
             }
             Object::Node(node) => self.put_node(&name, Some(node)),
             Object::ServiceAccount(_) => {
-                Arc::make_mut(&mut self.state.service_accounts).insert(name, ());
+                self.state.service_accounts.insert(name, ());
             }
             Object::Service(service) => self.put_service(&name, Some(service)),
             Object::EndpointSlice(slice) => {
@@ -82,20 +88,14 @@ impl Index {
             Object::DestinationRule(rule) => {
                 self.put_destination_rule(&name, Some(rule));
             }
-            Object::RouteRule(rule) => {
-                self.changes.routes |= put(&mut self.state.route_rules, &name, Some(rule));
-            }
+            Object::RouteRule(rule) => self.put_route_rule(&name, Some(rule)),
             Object::ServiceEntry(entry) => self.put_service_entry(&id, Some(entry)),
             Object::ApiRoute(route) => {
                 self.put_api_route(&id, Some(route));
             }
-            Object::ReferenceGrant(grant) => {
-                self.changes.routes |= put(&mut self.state.reference_grants, &name, Some(grant));
-            }
+            Object::ReferenceGrant(grant) => self.put_grant(&name, Some(grant)),
             Object::WorkloadEntry(entry) => self.put_workload_entry(&name, Some(entry)),
-            Object::Sidecar(sidecar) => {
-                self.changes.scopes |= put(&mut self.state.sidecars, &name, Some(sidecar));
-            }
+            Object::Sidecar(sidecar) => self.put_sidecar(&name, Some(sidecar)),
         }
     }
 
@@ -104,11 +104,11 @@ impl Index {
         let name = &id.name;
         match id.kind {
             Kind::Namespace => {
-                Arc::make_mut(&mut self.state.namespaces).remove(name);
+                self.state.namespaces.remove(name);
             }
             Kind::Node => self.put_node(name, None),
             Kind::ServiceAccount => {
-                Arc::make_mut(&mut self.state.service_accounts).remove(name);
+                self.state.service_accounts.remove(name);
             }
             Kind::Service => self.put_service(name, None),
             Kind::EndpointSlice | Kind::Endpoints => self.put_slice(id.kind, name, None),
@@ -122,18 +122,16 @@ impl Index {
             Kind::DestinationRule => {
                 self.put_destination_rule(name, None);
             }
-            Kind::RouteRule => self.changes.routes |= put(&mut self.state.route_rules, name, None),
+            Kind::RouteRule => self.put_route_rule(name, None),
             Kind::ServiceEntry | Kind::EgressRule => self.put_service_entry(id, None),
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
                 self.put_api_route(id, None);
             }
-            Kind::ReferenceGrant => {
-                self.changes.routes |= put(&mut self.state.reference_grants, name, None);
-            }
+            Kind::ReferenceGrant => self.put_grant(name, None),
             // Judged and never kept.
             Kind::Gateway | Kind::GatewayClass | Kind::IstioGateway => {}
             Kind::WorkloadEntry => self.put_workload_entry(name, None),
-            Kind::Sidecar => self.changes.scopes |= put(&mut self.state.sidecars, name, None),
+            Kind::Sidecar => self.put_sidecar(name, None),
         }
     }
 
@@ -153,12 +151,38 @@ impl Index {
         }
     }
 
+    fn put_route_rule(&mut self, name: &ObjectName, rule: Option<Arc<RouteRule>>) {
+        if put(&mut self.state.route_rules, name, rule) {
+            self.changes.routes = true;
+            self.changes.labels = true;
+        }
+    }
+
+    fn put_grant(&mut self, name: &ObjectName, grant: Option<Arc<ReferenceGrant>>) {
+        if put(&mut self.state.reference_grants, name, grant) {
+            self.changes.routes = true;
+            self.changes.attached = true;
+        }
+    }
+
+    fn put_sidecar(&mut self, name: &ObjectName, sidecar: Option<Arc<Sidecar>>) {
+        if put(&mut self.state.sidecars, name, sidecar) {
+            self.changes.scopes = true;
+            self.state.reach = Arc::default();
+        }
+    }
+
     fn put_service(&mut self, name: &ObjectName, service: Option<Arc<Service>>) {
         let old = self.state.services.get(name).cloned();
         if !put(&mut self.state.services, name, service.clone()) {
             return;
         }
         self.changes.services.insert(name.clone());
+        let versions = old.iter().chain(&service);
+        self.changes.versions.extend(versions.cloned());
+        self.state.reach = Arc::default();
+        self.links
+            .set_service(name, old.as_deref(), service.as_deref());
         let hosts: BTreeSet<Hostname> = old
             .into_iter()
             .chain(service)
@@ -197,6 +221,7 @@ impl Index {
         let new = rule.as_ref().map(host);
         if put(&mut self.state.destination_rules, name, rule) {
             self.changes.policies = true;
+            self.changes.ruled.extend(old.iter().chain(&new).cloned());
             refile(&mut self.state.ruled, old, new, name);
         }
     }
@@ -214,6 +239,7 @@ impl Index {
         let new = route.as_ref().map(parents);
         if put(&mut self.state.api_routes, id, route) {
             self.changes.routes = true;
+            self.changes.attached = true;
             let old = old.into_iter().flatten();
             refile(&mut self.state.attached, old, new.into_iter().flatten(), id);
         }
@@ -239,7 +265,12 @@ impl Index {
             let rules = &self.state.virtual_services;
             let rule = rules.get(&root).filter(|rule| !rule.hosts.is_empty());
             let resolved = rule.map(|rule| delegate::resolve(rule, |name| rules.get(name)).0);
-            put(&mut self.state.routed, &root, resolved);
+            let before = self.state.routed.get(&root).cloned();
+            if put(&mut self.state.routed, &root, resolved.clone()) {
+                self.changes
+                    .rules
+                    .extend(before.into_iter().chain(resolved));
+            }
         }
     }
 
@@ -261,7 +292,7 @@ impl Index {
         for service in new {
             self.put_service(&service.name.clone(), Some(service));
         }
-        self.state.allocated = Arc::new(allocate::addresses(&self.state));
+        self.state.allocated = allocate::addresses(&self.state).into();
     }
 
     fn put_workload_entry(&mut self, name: &ObjectName, entry: Option<Arc<WorkloadEntry>>) {
@@ -273,8 +304,7 @@ impl Index {
         let touched: Vec<ObjectName> = self
             .state
             .services
-            .values()
-            .filter(|service| service.name.namespace == name.namespace)
+            .in_namespace(&name.namespace)
             .filter(|service| {
                 let labels = versions.iter().map(|version| &version.workload.labels);
                 labels
@@ -293,12 +323,14 @@ impl Index {
             Kind::Endpoints => &mut self.state.legacy_endpoints,
             _ => &mut self.state.slices,
         };
-        let old = table.get(name).map(|slice| slice.service.clone());
-        let new = slice.as_ref().map(|slice| slice.service.clone());
-        if !put(table, name, slice) {
+        let old = table.get(name).cloned();
+        if !put(table, name, slice.clone()) {
             return;
         }
-        for service in old.into_iter().chain(new).collect::<BTreeSet<_>>() {
+        self.links
+            .set_slice(kind, name, old.as_deref(), slice.as_deref());
+        let services = old.into_iter().chain(slice).map(|it| it.service.clone());
+        for service in services.collect::<BTreeSet<_>>() {
             self.derive_endpoints(&service);
         }
     }
@@ -309,6 +341,8 @@ impl Index {
             return;
         }
         self.changes.workloads.insert(name.clone());
+        self.links
+            .set_workload(name, old.as_deref(), workload.as_deref());
         let versions: Vec<_> = old.into_iter().chain(workload).collect();
         let addresses: BTreeSet<IpAddr> = versions
             .iter()
@@ -325,48 +359,36 @@ impl Index {
     /// Who an address belongs to: among pods that claim it (a new pod may get the address of one that
     /// is just going), a ready one, then the first by name.
     fn derive_address(&mut self, address: IpAddr) {
-        let claims = |workload: &&Arc<Workload>| {
-            !workload.host_network && workload.addresses.contains(&address)
-        };
-        let owner = self
-            .state
-            .workloads
-            .values()
-            .filter(claims)
+        let names = self.links.claimants(&address);
+        let owner = names
+            .filter_map(|name| self.state.workloads.get(name))
             .max_by_key(|w| (w.ready, std::cmp::Reverse(&w.name)));
         let owner = owner.map(|workload| workload.name.clone());
         put(&mut self.state.addresses, &address, owner);
     }
 
-    /// Services that a pod can be an endpoint of: by selector, or because a slice names it or one of
-    /// its addresses.
+    /// Services that a pod can be an endpoint of: because a slice names it or one of its addresses, or
+    /// by selector where nothing states the endpoints.
     fn services_touched_by(
         &self,
         name: &ObjectName,
         versions: &[Arc<Workload>],
     ) -> BTreeSet<ObjectName> {
-        let selected = self.state.services.values().filter(|service| {
-            service.name.namespace == name.namespace
-                && versions
-                    .iter()
-                    .any(|version| selects(&service.selector, &version.labels))
+        let addresses = versions.iter().flat_map(|version| &version.addresses);
+        let slices = self.links.slices_naming(name, addresses).into_iter();
+        let named = slices.filter_map(|(kind, slice)| match kind {
+            Kind::Endpoints => self.state.legacy_endpoints.get(slice),
+            _ => self.state.slices.get(slice),
         });
-        let named = self
-            .state
-            .slices
-            .values()
-            .chain(self.state.legacy_endpoints.values())
-            .filter(|slice| {
-                slice
-                    .groups
-                    .iter()
-                    .flat_map(|group| &group.endpoints)
-                    .any(|stated| match &stated.pod {
-                        Some(pod) => pod == name,
-                        None => versions
-                            .iter()
-                            .any(|version| version.addresses.contains(&stated.address)),
-                    })
+        let may = versions
+            .iter()
+            .flat_map(|version| self.links.may_select(&name.namespace, &version.labels));
+        let selected = may
+            .filter_map(|service| self.state.services.get(service))
+            .filter(|service| service.entry().is_some() || !self.links.are_stated(&service.name))
+            .filter(|service| {
+                let mut labels = versions.iter().map(|version| &version.labels);
+                labels.any(|labels| selects(&service.selector, labels))
             });
         selected
             .map(|service| service.name.clone())
@@ -379,47 +401,44 @@ impl Index {
             .state
             .services
             .get(service)
-            .and_then(|service| derive(&self.state, service));
+            .and_then(|service| derive(&self.state, &self.links, service));
         let before = self.state.endpoints.get(service).cloned();
         let names = |endpoints: &ServiceEndpoints| !endpoints.names.is_empty();
         let by_dns = before.as_deref().is_some_and(names) || derived.as_ref().is_some_and(names);
         if put(&mut self.state.endpoints, service, derived.map(Arc::new)) {
             self.changes.endpoints.insert(service.clone());
+            self.changes
+                .note_endpoints(self.state.services.get(service));
             // Names that DNS resolves stand in the cluster itself.
             if by_dns {
                 self.changes.services.insert(service.clone());
+                let version = self.state.services.get(service);
+                self.changes.versions.extend(version.cloned());
             }
         }
     }
 }
 
 /// Endpoints by `EndpointSlices`, else by an Endpoints object, else by the selector.
-fn derive(state: &MeshSnapshot, service: &Service) -> Option<ServiceEndpoints> {
+fn derive(state: &MeshSnapshot, links: &Links, service: &Service) -> Option<ServiceEndpoints> {
     if matches!(service.kind, ServiceKind::ExternalName(_)) {
         return None;
     }
-    let in_namespace = |table: &Table<ObjectName, Arc<EndpointSlice>>| -> Vec<Arc<EndpointSlice>> {
-        table
-            .values()
-            .filter(|slice| slice.service == service.name)
-            .cloned()
-            .collect()
+    let stated = |kind: Kind, table: &Table<ObjectName, Arc<EndpointSlice>>| {
+        let names = links.slices_of(&service.name, kind).into_iter();
+        let slices = names.filter_map(|name| table.get(name).cloned());
+        slices.collect::<Vec<Arc<EndpointSlice>>>()
     };
-    let mut slices = in_namespace(&state.slices);
+    let mut slices = stated(Kind::EndpointSlice, &state.slices);
     if slices.is_empty() {
-        slices = in_namespace(&state.legacy_endpoints);
+        slices = stated(Kind::Endpoints, &state.legacy_endpoints);
     }
-    let pods = state.workloads.values().filter(|workload| {
-        workload.name.namespace == service.name.namespace
-            && selects(&service.selector, &workload.labels)
-    });
-    let entries: Vec<Arc<WorkloadEntry>> = state
-        .workload_entries
-        .values()
-        .filter(|entry| {
-            entry.workload.name.namespace == service.name.namespace
-                && selects(&service.selector, &entry.workload.labels)
-        })
+    let namespace = &service.name.namespace;
+    let pods = state.workloads.in_namespace(namespace);
+    let pods = pods.filter(|workload| selects(&service.selector, &workload.labels));
+    let entries = state.workload_entries.in_namespace(namespace);
+    let entries: Vec<Arc<WorkloadEntry>> = entries
+        .filter(|entry| selects(&service.selector, &entry.workload.labels))
         .cloned()
         .collect();
     let mut endpoints = match service.entry() {
@@ -435,12 +454,11 @@ fn derive(state: &MeshSnapshot, service: &Service) -> Option<ServiceEndpoints> {
 
 /// Takes a value from where it was filed, and files it where it belongs now.
 fn refile<K: Ord + Clone, V: Ord + Clone>(
-    table: &mut Arc<BTreeMap<K, BTreeSet<V>>>,
+    table: &mut Table<K, BTreeSet<V>>,
     old: impl IntoIterator<Item = K>,
     new: impl IntoIterator<Item = K>,
     value: &V,
 ) {
-    let table = Arc::make_mut(table);
     for key in old {
         if let Some(values) = table.get_mut(&key) {
             values.remove(value);
@@ -450,20 +468,26 @@ fn refile<K: Ord + Clone, V: Ord + Clone>(
         }
     }
     for key in new {
-        table.entry(key).or_default().insert(value.clone());
+        match table.get_mut(&key) {
+            Some(values) => {
+                values.insert(value.clone());
+            }
+            None => {
+                table.insert(key, BTreeSet::from([value.clone()]));
+            }
+        }
     }
 }
 
 /// Sets or removes an entry; says whether anything is different now.
 fn put<K: Ord + Clone, V: Clone + PartialEq>(
-    table: &mut Arc<BTreeMap<K, V>>,
+    table: &mut Table<K, V>,
     key: &K,
     value: Option<V>,
 ) -> bool {
     if table.get(key) == value.as_ref() {
         return false;
     }
-    let table = Arc::make_mut(table);
     match value {
         Some(value) => table.insert(key.clone(), value),
         None => table.remove(key),

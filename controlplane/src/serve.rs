@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use millrace_xds::server::{
-    ConfigSource, ConfigView, Connection, ConnectionId, Generation, Report,
+    ConfigSource, ConfigView, Connection, ConnectionId, Generation, ProtocolVariant, Report,
 };
 use millrace_xds::subscription::Selection;
 use millrace_xds::{EncodedResource, TypeUrl};
@@ -24,7 +24,7 @@ use self::cache::Cache;
 use crate::index::ChangeSet;
 use crate::metrics::PilotMetrics;
 use crate::model::problem::Problem;
-use crate::push::scope::Revisions;
+use crate::push::scope::History;
 use crate::snapshot::MeshSnapshot;
 use crate::translate::{ProxyView, ResourceKind, Translator};
 
@@ -35,7 +35,52 @@ pub struct Published {
     pub snapshot: Arc<MeshSnapshot>,
     /// Its number.
     pub generation: Generation,
-    revisions: Revisions,
+    history: History,
+}
+
+impl Published {
+    /// Whether a resource can differ from what it was in an earlier generation.
+    fn touched(&self, view: &ProxyView, resource: (ResourceKind, &str), since: Generation) -> bool {
+        self.history.touched(&self.snapshot, view, resource, since)
+    }
+
+    /// Those of a selection that may have changed; none where that is not known by name.
+    fn changed(
+        &self,
+        view: &ProxyView,
+        kind: ResourceKind,
+        since: Generation,
+        selection: &Selection,
+    ) -> Option<Vec<String>> {
+        // What a wildcard stands for may be other names than before, and so may a collection.
+        if selection.is_wildcard() || since == Generation::default() {
+            return None;
+        }
+        if kind == ResourceKind::Endpoints && self.history.revisions.moves(view, since) {
+            return None;
+        }
+        let mut collections = selection.glob_prefixes();
+        if collections.any(|prefix| self.touched(view, (kind, &format!("{prefix}/*")), since)) {
+            return None;
+        }
+        let names = selection.names();
+        if kind == ResourceKind::Endpoints
+            && let Some(hosts) = self.history.moved_since(since)
+        {
+            let moved = |name: &str| {
+                let host = name.rsplit('|').next().unwrap_or_default();
+                hosts.iter().any(|moved| moved.as_str() == host)
+            };
+            return Some(
+                names
+                    .filter(|name| moved(name))
+                    .map(str::to_owned)
+                    .collect(),
+            );
+        }
+        let touched = names.filter(|name| self.touched(view, (kind, name), since));
+        Some(touched.map(str::to_owned).collect())
+    }
 }
 
 /// The source.
@@ -56,6 +101,8 @@ pub struct Client {
     id: ConnectionId,
     node_id: String,
     view: Arc<ProxyView>,
+    /// Whether changes are told one by one, as in delta, and not as whole states.
+    names_changes: bool,
     selections: Mutex<BTreeMap<String, Selection>>,
 }
 
@@ -65,7 +112,7 @@ impl MeshSource {
         let nothing = Published {
             snapshot: Arc::default(),
             generation: Generation::default(),
-            revisions: Revisions::default(),
+            history: History::default(),
         };
         Self {
             published: ArcSwap::from_pointee(nothing),
@@ -82,12 +129,12 @@ impl MeshSource {
     pub fn publish(&self, snapshot: Arc<MeshSnapshot>, changes: &ChangeSet) -> Generation {
         let before = self.published.load_full();
         let generation = Generation(before.generation.0 + 1);
-        let mut revisions = before.revisions;
-        revisions.record(changes, generation);
+        let mut history = before.history.clone();
+        history.record(changes, &snapshot, generation);
         self.published.store(Arc::new(Published {
             snapshot,
             generation,
-            revisions,
+            history,
         }));
         self.cache.age(generation);
         self.generations.send_replace(generation);
@@ -173,6 +220,7 @@ impl ConfigSource for MeshSource {
             id: connection.id,
             node_id: connection.node.id.clone(),
             view: Arc::new(view),
+            names_changes: connection.variant == ProtocolVariant::Delta,
             selections: Mutex::default(),
         });
         self.clients
@@ -198,9 +246,21 @@ impl ConfigSource for MeshSource {
     }
 
     fn affects(&self, client: &Arc<Client>, since: Generation, type_url: &TypeUrl) -> bool {
-        let revisions = self.published.load().revisions;
+        let published = self.published.load();
+        let revisions = &published.history.revisions;
         let elsewhere = || *type_url == TypeUrl::ENDPOINT && revisions.moves(&client.view, since);
-        revisions.affect(type_url, since) || elsewhere()
+        if !revisions.affect(type_url, since) && !elsewhere() {
+            return false;
+        }
+        let Some(kind) = ResourceKind::of(type_url).filter(|_| client.names_changes) else {
+            return true;
+        };
+        let selections = client.selections.lock();
+        let Some(selection) = selections.get(type_url.as_str()) else {
+            return true;
+        };
+        let changed = published.changed(&client.view, kind, since, selection);
+        changed.is_none_or(|names| !names.is_empty())
     }
 
     fn report(&self, client: &Arc<Client>, report: Report<'_>) {
@@ -298,6 +358,16 @@ impl ConfigView for MeshView {
                 .resource(&self.published, &self.view, kind, &name)
         };
         names.into_iter().filter_map(resource).collect()
+    }
+
+    fn changed(
+        &self,
+        type_url: &TypeUrl,
+        since: Generation,
+        selection: &Selection,
+    ) -> Option<Vec<String>> {
+        let kind = ResourceKind::of(type_url)?;
+        self.published.changed(&self.view, kind, since, selection)
     }
 }
 

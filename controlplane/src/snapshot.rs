@@ -1,16 +1,20 @@
 //! The mesh at one moment: immutable, shared by every stream, cheap to take.
 //!
 //! Made by [`crate::index::Index`], whose tables it shares; read by the analysis and the translation.
-//! Tables are copied only when the index changes one that a snapshot still holds.
+//! Of a table that a snapshot still holds the index copies only what it changes.
 
 mod api_route;
+mod reach;
 mod resolve;
 mod services;
 mod sidecar;
+mod table;
 
+pub use self::reach::Reach;
 pub use self::resolve::{Policy, ResolvedSubset, claim};
+pub use self::table::{Iter, Table};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,9 +30,6 @@ use crate::model::route::{RouteRule, VirtualService};
 use crate::model::service::Service;
 use crate::model::sidecar::Sidecar;
 use crate::model::workload::{Workload, WorkloadTemplate};
-
-/// A table of the mesh, shared until it changes.
-pub type Table<K, V> = Arc<BTreeMap<K, V>>;
 
 /// The mesh at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,6 +82,8 @@ pub struct MeshSnapshot {
     pub route_rules: Table<ObjectName, Arc<RouteRule>>,
     /// Derived: the endpoints of each service that has any.
     pub endpoints: Table<ObjectName, Arc<ServiceEndpoints>>,
+    /// Derived when asked: the ports that clients of a namespace reach.
+    pub reach: Arc<Reach>,
 }
 
 impl MeshSnapshot {
@@ -100,10 +103,9 @@ impl MeshSnapshot {
         &'a self,
         workload: &'a Workload,
     ) -> impl Iterator<Item = &'a Arc<Service>> {
-        self.services.values().filter(move |service| {
-            service.name.namespace == workload.name.namespace
-                && crate::model::workload::selects(&service.selector, &workload.labels)
-        })
+        let services = self.services.in_namespace(&workload.name.namespace);
+        services
+            .filter(|service| crate::model::workload::selects(&service.selector, &workload.labels))
     }
 }
 

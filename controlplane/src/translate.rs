@@ -23,6 +23,7 @@ use std::sync::Arc;
 use millrace_xds::proto;
 use millrace_xds::{EncodedResource, TypeUrl};
 
+pub(crate) use self::view::Part;
 pub use self::view::{InvalidView, ProxyView, Scope};
 
 use crate::model::endpoint::ServiceEndpoints;

@@ -1,13 +1,29 @@
-//! Which types a change can touch.
+//! Which resources a change can touch.
 //!
-//! Asked per stream and type before anything is compared, so that a pod that comes up does not make
-//! every node look through its routes.
+//! Asked before anything is made or compared: per type for clients that leave the choice to pilot, per resource
+//! for those that name what they want and for the cache. So a pod that comes up costs what its services cost,
+//! whatever the size of the mesh. What is not known for sure counts as touched.
+
+mod log;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use millrace_xds::TypeUrl;
 use millrace_xds::server::Generation;
 
+use self::log::Log;
 use crate::index::ChangeSet;
-use crate::translate::{ProxyView, ResourceKind};
+use crate::model::names::{Hostname, ObjectName};
+use crate::model::route::{HttpAction, VirtualService};
+use crate::model::service::Service;
+use crate::snapshot::{MeshSnapshot, Table};
+use crate::translate::{Part, ProxyView, ResourceKind};
+
+/// Services changed in one generation beyond this number count as all of them.
+const MANY: usize = 64;
+/// Generations of which the moved hosts are kept apart.
+const RECENT: usize = 16;
 
 /// For each part of the mesh, the generation that last changed it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,12 +32,18 @@ pub struct Revisions {
     pub services: Generation,
     /// Endpoints of services.
     pub endpoints: Generation,
+    /// Endpoints of headless services.
+    pub headless: Generation,
     /// Pods.
     pub workloads: Generation,
     /// Nodes.
     pub nodes: Generation,
-    /// `VirtualServices` and `RouteRules`.
+    /// Routes of all kinds.
     pub routes: Generation,
+    /// `RouteRules`.
+    pub labels: Generation,
+    /// Routes of the Gateway API.
+    pub attached: Generation,
     /// `DestinationRules`.
     pub policies: Generation,
     /// `Sidecars`.
@@ -30,19 +52,18 @@ pub struct Revisions {
     pub mesh: Generation,
 }
 
-/// The generations of the parts that a resource was made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp([Generation; 6]);
-
 impl Revisions {
     /// Notes what a generation changed.
     pub fn record(&mut self, changes: &ChangeSet, generation: Generation) {
         for (slot, changed) in [
             (&mut self.services, !changes.services.is_empty()),
             (&mut self.endpoints, !changes.endpoints.is_empty()),
+            (&mut self.headless, changes.headless),
             (&mut self.workloads, !changes.workloads.is_empty()),
             (&mut self.nodes, !changes.nodes.is_empty()),
             (&mut self.routes, changes.routes),
+            (&mut self.labels, changes.labels),
+            (&mut self.attached, changes.attached),
             (&mut self.policies, changes.policies),
             (&mut self.scopes, changes.scopes),
             (&mut self.mesh, changes.mesh),
@@ -53,25 +74,6 @@ impl Revisions {
         }
     }
 
-    /// What resources of a kind are made from, for a cache that also compares the endpoints of EDS.
-    pub fn stamp(&self, kind: ResourceKind) -> Stamp {
-        let without_endpoints = Self {
-            endpoints: Generation::default(),
-            ..*self
-        };
-        let parts = if kind == ResourceKind::Endpoints {
-            &without_endpoints
-        } else {
-            self
-        };
-        Stamp(parts.of(&kind.type_url()))
-    }
-
-    /// Whether resources of a type can differ from what they were at `since`.
-    pub fn affect(&self, type_url: &TypeUrl, since: Generation) -> bool {
-        self.of(type_url).into_iter().any(|changed| changed > since)
-    }
-
     /// Whether a client may stand elsewhere than at `since`, as far as it does not say itself where.
     pub fn moves(&self, view: &ProxyView, since: Generation) -> bool {
         let stated = view.stated_place();
@@ -79,77 +81,243 @@ impl Revisions {
             || (stated.zone.is_empty() && self.nodes > since)
     }
 
-    /// The parts of the mesh that resources of a type are made from.
-    fn of(&self, type_url: &TypeUrl) -> [Generation; 6] {
+    /// Whether resources of a type can differ from what they were at `since`.
+    pub fn affect(&self, type_url: &TypeUrl, since: Generation) -> bool {
         let Self {
             services,
             endpoints,
+            headless,
             workloads,
             routes,
             policies,
             scopes,
             mesh,
-            nodes: _,
+            ..
         } = *self;
-        if *type_url == TypeUrl::LISTENER {
+        let parts = if *type_url == TypeUrl::LISTENER {
             // Headless services have listeners per endpoint; inbound ones come from pods.
-            [
-                services,
-                endpoints,
-                workloads,
-                routes.max(policies),
-                scopes,
-                mesh,
-            ]
+            [services, headless, workloads, routes.max(policies), scopes]
         } else if *type_url == TypeUrl::ROUTE || *type_url == TypeUrl::CLUSTER {
             // Routes name subsets, which may come from labels in routes and rules alike; clusters of a
             // sidecar include those of its pod's ports.
-            [services, workloads, routes, policies, scopes, mesh]
+            [services, workloads, routes, policies, scopes]
         } else if *type_url == TypeUrl::ENDPOINT {
-            [services, endpoints, routes, policies, mesh, mesh]
+            [services, endpoints, routes, policies, scopes]
         } else {
-            [services, endpoints, mesh, mesh, mesh, mesh]
+            [services, headless, mesh, mesh, mesh]
+        };
+        mesh > since || parts.into_iter().any(|changed| changed > since)
+    }
+}
+
+/// What generations have changed, part by part.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// By part of the mesh.
+    pub revisions: Revisions,
+    /// The generations that last changed a host's services, and moved its endpoints.
+    services_of: Table<Hostname, Generation>,
+    moved: Table<Hostname, Generation>,
+    pods: Table<ObjectName, Generation>,
+    /// What the tables do not have has not changed after this.
+    forgotten: Generation,
+    services: Log<Change<Service>>,
+    rules: Log<Arc<VirtualService>>,
+    policies: Log<Hostname>,
+    /// The newest generations with the hosts that are not the same in EDS, oldest first.
+    recent: VecDeque<(Generation, Arc<[Hostname]>)>,
+}
+
+#[derive(Clone, Debug)]
+struct Change<T> {
+    version: Arc<T>,
+    /// Whether a rule names it, so that it may be in routes of those who may not call it.
+    named: bool,
+}
+
+impl History {
+    /// Notes what a generation changed, and what the mesh is since.
+    pub fn record(&mut self, changes: &ChangeSet, snapshot: &MeshSnapshot, generation: Generation) {
+        self.revisions.record(changes, generation);
+        for version in &changes.versions {
+            self.services_of
+                .insert(version.hostname.clone(), generation);
+        }
+        for host in &changes.moved {
+            self.moved.insert(host.clone(), generation);
+        }
+        for pod in &changes.workloads {
+            self.pods.insert(pod.clone(), generation);
+        }
+        if changes.versions.len() > MANY {
+            self.services.restart(generation);
+        } else {
+            for version in &changes.versions {
+                let change = Change {
+                    version: Arc::clone(version),
+                    named: is_named(snapshot, &version.hostname),
+                };
+                self.services.push(generation, change);
+            }
+        }
+        self.rules.extend(generation, changes.rules.iter().cloned());
+        self.policies
+            .extend(generation, changes.ruled.iter().cloned());
+        let versions = changes.versions.iter().map(|version| &version.hostname);
+        let hosts = versions.chain(&changes.moved).cloned();
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((generation, hosts.collect()));
+        self.forget(snapshot, generation);
+    }
+
+    /// Forgets names that come and go, as those of pods do.
+    fn forget(&mut self, snapshot: &MeshSnapshot, generation: Generation) {
+        let much = |kept: usize, there: usize| kept > 2 * there + 1024;
+        let hosts = snapshot.hosts.len();
+        if much(self.pods.len(), snapshot.workloads.len())
+            || much(self.moved.len(), hosts)
+            || much(self.services_of.len(), hosts)
+        {
+            self.pods = Table::default();
+            self.moved = Table::default();
+            self.services_of = Table::default();
+            self.forgotten = generation;
         }
     }
+
+    /// Whether a resource can differ from what it was at `since`, for a proxy that asks for it by name and
+    /// stands where it stood.
+    pub fn touched(
+        &self,
+        snapshot: &MeshSnapshot,
+        view: &ProxyView,
+        (kind, name): (ResourceKind, &str),
+        since: Generation,
+    ) -> bool {
+        let at = &self.revisions;
+        if at.mesh > since || at.labels > since {
+            return true;
+        }
+        match view.part(kind, name) {
+            Part::Cluster(host) => self.cluster(&host, kind, since),
+            Part::Routes(namespace, host) => {
+                let own = host.map(|host| self.last(&self.services_of, &host));
+                own.is_some_and(|changed| changed > since)
+                    || self.routes(snapshot, namespace, since, |_| true)
+            }
+            Part::Outbound(namespace) => {
+                let of_connections =
+                    |rule: &VirtualService| !rule.tcp.is_empty() || !rule.tls.is_empty();
+                at.headless > since || self.routes(snapshot, namespace, since, of_connections)
+            }
+            Part::Inbound { namespace, pod } => {
+                let pods = match pod {
+                    Some(pod) => self.last(&self.pods, &pod),
+                    // One that is known by its address alone may be of any namespace.
+                    None => at.workloads.max(at.services),
+                };
+                let here = |change: &Change<Service>| *change.version.name.namespace == *namespace;
+                pods > since || at.scopes > since || self.services.any(since, here)
+            }
+            Part::Names => at.services > since || at.headless > since,
+            Part::Fixed => false,
+        }
+    }
+
+    fn cluster(&self, host: &Hostname, kind: ResourceKind, since: Generation) -> bool {
+        self.last(&self.services_of, host) > since
+            || (kind == ResourceKind::Endpoints && self.last(&self.moved, host) > since)
+            || self.policies.any(since, |ruled| ruled.covers(host))
+    }
+
+    /// What clients of a namespace find routes made from: services that they may call, rules that hold
+    /// for them. An entry may give other hosts other addresses, so it is everybody's.
+    fn routes(
+        &self,
+        snapshot: &MeshSnapshot,
+        namespace: &str,
+        since: Generation,
+        counts: impl Fn(&VirtualService) -> bool,
+    ) -> bool {
+        let at = &self.revisions;
+        if [at.scopes, at.attached, at.policies]
+            .iter()
+            .any(|part| *part > since)
+        {
+            return true;
+        }
+        if at.services <= since && at.routes <= since {
+            return false;
+        }
+        let sidecar = snapshot.sidecar_of(namespace);
+        let of_service = |change: &Change<Service>| {
+            let service = &change.version;
+            let imported = || {
+                sidecar.is_none_or(|sidecar| {
+                    let own = &service.name.namespace;
+                    let mut ports = service.ports.iter();
+                    ports.any(|port| sidecar.imports(namespace, own, &service.hostname, port.port))
+                })
+            };
+            change.named
+                || service.entry().is_some()
+                || (service.export_to.includes(namespace) && imported())
+        };
+        let of_rule = |rule: &Arc<VirtualService>| {
+            let imported = || {
+                sidecar.is_none_or(|sidecar| {
+                    let own = &rule.name.namespace;
+                    let mut hosts = rule.hosts.iter();
+                    hosts.any(|host| sidecar.imports_rules(namespace, own, host))
+                })
+            };
+            counts(rule) && rule.export_to.includes(namespace) && imported()
+        };
+        self.services.any(since, of_service) || self.rules.any(since, of_rule)
+    }
+
+    /// The hosts that are not the same in EDS as at `since`, where nothing else there is touched.
+    pub fn moved_since(&self, since: Generation) -> Option<Vec<&Hostname>> {
+        let at = &self.revisions;
+        let others = [at.mesh, at.labels, at.policies];
+        let oldest = self.recent.front()?.0;
+        if others.iter().any(|part| *part > since) || since.0 + 1 < oldest.0 {
+            return None;
+        }
+        let newer = self
+            .recent
+            .iter()
+            .filter(|(generation, _)| *generation > since);
+        Some(newer.flat_map(|(_, hosts)| hosts.iter()).collect())
+    }
+
+    fn last<K: Ord>(&self, table: &Table<K, Generation>, key: &K) -> Generation {
+        table.get(key).copied().unwrap_or(self.forgotten)
+    }
+}
+
+/// Whether any rule routes a host, or to it.
+fn is_named(snapshot: &MeshSnapshot, host: &Hostname) -> bool {
+    let to = |rule: &VirtualService| {
+        let http = rule.http.iter().filter_map(|route| match &route.action {
+            HttpAction::Forward(destinations) => Some(destinations),
+            _ => None,
+        });
+        let connections = rule
+            .tcp
+            .iter()
+            .chain(&rule.tls)
+            .map(|route| &route.destinations);
+        http.chain(connections).flatten().any(|to| to.host == *host)
+    };
+    let names =
+        |rule: &Arc<VirtualService>| rule.hosts.iter().any(|claim| claim.covers(host)) || to(rule);
+    !snapshot.api_routes.is_empty()
+        || !snapshot.route_rules.is_empty()
+        || snapshot.routed.values().any(names)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::names::ObjectName;
-
-    #[test]
-    fn endpoints_that_move_leave_routes_and_clusters_alone() {
-        let mut revisions = Revisions::default();
-        let mut changes = ChangeSet::default();
-        changes
-            .endpoints
-            .insert(ObjectName::new("default", "reviews"));
-        revisions.record(&changes, Generation(7));
-        assert!(revisions.affect(&TypeUrl::ENDPOINT, Generation(6)));
-        assert!(!revisions.affect(&TypeUrl::ENDPOINT, Generation(7)));
-        assert!(!revisions.affect(&TypeUrl::ROUTE, Generation(6)));
-        assert!(!revisions.affect(&TypeUrl::CLUSTER, Generation(6)));
-    }
-
-    #[test]
-    fn routes_reach_listeners_too_because_tcp_routes_live_there() {
-        let mut revisions = Revisions::default();
-        revisions.record(
-            &ChangeSet {
-                routes: true,
-                ..ChangeSet::default()
-            },
-            Generation(1),
-        );
-        for url in [
-            TypeUrl::LISTENER,
-            TypeUrl::ROUTE,
-            TypeUrl::CLUSTER,
-            TypeUrl::ENDPOINT,
-        ] {
-            assert!(revisions.affect(&url, Generation(0)), "{url:?}");
-        }
-        assert!(!revisions.affect(&TypeUrl::NAME_TABLE, Generation(0)));
-    }
-}
+mod tests;

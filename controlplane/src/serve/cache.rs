@@ -1,7 +1,7 @@
 //! Encoded resources, made once for each distinct input and shared by every client.
 //!
-//! An entry is good as long as the parts of the mesh that it was made from are the same, which their
-//! revisions say; nothing has to be told what to throw away.
+//! An entry is good as long as no change has touched it, which the history says; nothing has to be told
+//! what to throw away.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,12 +12,10 @@ use parking_lot::Mutex;
 
 use super::Published;
 use crate::metrics::PilotMetrics;
-use crate::model::endpoint::ServiceEndpoints;
 use crate::model::near::{Nearness, Place};
-use crate::push::scope::Stamp;
 use crate::translate::{ProxyView, ResourceKind, Scope, Translator};
 
-/// Entries that nobody asked for over this many generations are dropped: pods and services that are
+/// Entries that nobody holds or asked for over this many generations are dropped: pods and services that are
 /// gone leave them behind.
 const IDLE_GENERATIONS: u64 = 64;
 
@@ -38,49 +36,11 @@ struct Key {
 
 #[derive(Debug)]
 struct Entry {
-    inputs: Inputs,
+    /// The generation that it was made of, and the newest in which it was the same.
+    made: Generation,
+    valid: Generation,
     resource: Arc<EncodedResource>,
     used: Generation,
-}
-
-/// What a resource was made from.
-#[derive(Debug)]
-struct Inputs {
-    stamp: Stamp,
-    /// For EDS the service's endpoints alone, so that one pod does not touch every service.
-    endpoints: Option<Arc<ServiceEndpoints>>,
-}
-
-impl Inputs {
-    fn of(
-        published: &Published,
-        translator: &Translator<'_>,
-        kind: ResourceKind,
-        name: &str,
-    ) -> Self {
-        let stamp = published.revisions.stamp(kind);
-        let endpoints = || translator.endpoints_behind(name).cloned();
-        let endpoints = (kind == ResourceKind::Endpoints).then(endpoints).flatten();
-        Self { stamp, endpoints }
-    }
-
-    /// The place of a client, as far as its endpoints depend on it: nodes whose endpoints do not share one entry.
-    fn place(&self, translator: &Translator<'_>) -> Place {
-        let nearness = self.endpoints.as_ref().map(|behind| behind.nearness);
-        match nearness.unwrap_or_default() {
-            Nearness::Nothing => Place::default(),
-            nearness => nearness.part_of(translator.place()),
-        }
-    }
-
-    fn same(&self, other: &Self) -> bool {
-        let endpoints = match (&self.endpoints, &other.endpoints) {
-            (None, None) => true,
-            (Some(mine), Some(theirs)) => Arc::ptr_eq(mine, theirs),
-            _ => false,
-        };
-        endpoints && self.stamp == other.stamp
-    }
 }
 
 impl Cache {
@@ -101,21 +61,20 @@ impl Cache {
         name: &str,
     ) -> Option<Arc<EncodedResource>> {
         let translator = Translator::new(&published.snapshot, view);
-        let inputs = Inputs::of(published, &translator, kind, name);
         let key = Key {
             kind,
             scope: view.scope(kind, name),
-            place: inputs.place(&translator),
+            place: place(&translator, kind, name),
             name: name.to_owned(),
         };
         let short_name = kind.type_url();
-        if let Some(entry) = self
-            .entries
-            .lock()
-            .get_mut(&key)
-            .filter(|entry| entry.inputs.same(&inputs))
+        let now = published.generation;
+        if let Some(entry) = self.entries.lock().get_mut(&key)
+            && entry.made <= now
+            && !published.touched(view, (kind, name), entry.valid)
         {
-            entry.used = published.generation;
+            entry.valid = entry.valid.max(now);
+            entry.used = entry.used.max(now);
             self.metrics.reused(short_name.short_name());
             return Some(Arc::clone(&entry.resource));
         }
@@ -123,19 +82,25 @@ impl Cache {
         let made = translator.resource(kind, name);
         self.metrics.translated(short_name.short_name());
         let mut entries = self.entries.lock();
+        let known = entries.get(&key);
+        if known.is_some_and(|entry| entry.made > now) {
+            // Of a stream that is behind: others have the newer one.
+            return made.map(Arc::new);
+        }
         let Some(made) = made else {
             entries.remove(&key);
             return None;
         };
-        let resource = match entries.get(&key) {
+        let resource = match known {
             // The same again: clients that hold the old allocation see that nothing changed.
             Some(entry) if *entry.resource == made => Arc::clone(&entry.resource),
             _ => Arc::new(made),
         };
         let entry = Entry {
-            inputs,
+            made: now,
+            valid: now,
             resource: Arc::clone(&resource),
-            used: published.generation,
+            used: now,
         };
         entries.insert(key, entry);
         Some(resource)
@@ -144,9 +109,24 @@ impl Cache {
     /// Drops what nobody has asked for in a long time.
     pub(super) fn age(&self, now: Generation) {
         if now.0.is_multiple_of(IDLE_GENERATIONS) {
-            self.entries
-                .lock()
-                .retain(|_, entry| entry.used.0 + 2 * IDLE_GENERATIONS > now.0);
+            // What a stream was sent is held by it, and found again when its client comes back.
+            self.entries.lock().retain(|_, entry| {
+                entry.used.0 + 2 * IDLE_GENERATIONS > now.0
+                    || Arc::strong_count(&entry.resource) > 1
+            });
         }
+    }
+}
+
+/// The place of a client, as far as its endpoints depend on it: nodes whose endpoints do not share one entry.
+fn place(translator: &Translator<'_>, kind: ResourceKind, name: &str) -> Place {
+    let behind = (kind == ResourceKind::Endpoints).then(|| translator.endpoints_behind(name));
+    match behind
+        .flatten()
+        .map(|behind| behind.nearness)
+        .unwrap_or_default()
+    {
+        Nearness::Nothing => Place::default(),
+        nearness => nearness.part_of(translator.place()),
     }
 }

@@ -108,7 +108,7 @@ fn nodes_share_what_does_not_depend_on_where_they_are() {
     mesh.apply(&node("a-2", "b"));
     let moved = mesh.endpoints("a-2", "near");
     assert!(Arc::ptr_eq(&moved, &near[2]));
-    let revisions = mesh.source.published().revisions;
+    let revisions = mesh.source.published().history.revisions;
     let says = |zone: &str| ProxyView::Node {
         name: "a-2".to_owned(),
         zone: zone.to_owned(),

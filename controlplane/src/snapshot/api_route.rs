@@ -63,12 +63,7 @@ impl MeshSnapshot {
 
     /// Whether a route may name a service of another namespace.
     pub fn is_granted(&self, kind: Kind, namespace: &str, to: &ObjectName) -> bool {
-        let first = ObjectName::new(&to.namespace, "");
-        let grants = self
-            .reference_grants
-            .range(first..)
-            .take_while(|(name, _)| name.namespace == to.namespace);
-        let mut grants = grants.map(|(_, grant)| grant);
+        let mut grants = self.reference_grants.in_namespace(&to.namespace);
         grants.any(|grant| {
             let from = grant
                 .from

@@ -45,21 +45,6 @@ impl MeshSnapshot {
             .or(Some(first))
     }
 
-    /// The ports that clients of a namespace reach, each with the service that they mean there.
-    pub fn ports_for<'a>(
-        &'a self,
-        client: &'a str,
-    ) -> impl Iterator<Item = (&'a Arc<Service>, &'a ServicePort)> {
-        let sidecar = self.sidecar_of(client);
-        self.ports_exported_to(client)
-            .filter(move |(service, port)| {
-                sidecar.is_none_or(|sidecar| {
-                    let namespace = &service.name.namespace;
-                    sidecar.imports(client, namespace, &service.hostname, port.port)
-                })
-            })
-    }
-
     /// The ports that clients of a namespace may be routed to, each with the service meant there: what
     /// a `Sidecar` does not let them call a route may still name.
     pub fn ports_exported_to<'a>(

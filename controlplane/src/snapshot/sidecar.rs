@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::MeshSnapshot;
 use crate::model::mesh::OutboundPolicy;
-use crate::model::names::ObjectName;
 use crate::model::sidecar::Sidecar;
 use crate::model::workload::{Workload, selects};
 
@@ -36,12 +35,7 @@ impl MeshSnapshot {
     }
 
     fn sidecars_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<Sidecar>> {
-        let first = ObjectName::new(namespace, "");
-        let namespace = Arc::clone(&first.namespace);
-        self.sidecars
-            .range(first..)
-            .take_while(move |(name, _)| name.namespace == namespace)
-            .map(|(_, sidecar)| sidecar)
+        self.sidecars.in_namespace(namespace)
     }
 }
 

@@ -80,11 +80,7 @@ pub(super) fn collection(translator: &Translator<'_>, prefix: &str) -> Vec<Strin
     }
     match prefix.strip_prefix(inbound::POD_PREFIX) {
         Some(namespace) => {
-            let pods = translator
-                .snapshot
-                .workloads
-                .values()
-                .filter(|pod| &*pod.name.namespace == namespace);
+            let pods = translator.snapshot.workloads.in_namespace(namespace);
             pods.map(|pod| inbound::name_of(&pod.name)).collect()
         }
         None if prefix.contains('/') => Vec::new(),

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use millrace_xds::node::{Node, NodeRole};
 
 use super::ResourceKind;
-use super::inbound::VIRTUAL_INBOUND;
-use crate::model::names::{ClusterName, ObjectName};
+use super::inbound::{POD_PREFIX, VIRTUAL_INBOUND};
+use crate::model::names::{ClusterName, Hostname, ObjectName};
 use crate::model::near::Place;
 
 /// How a proxy sees the mesh.
@@ -160,6 +160,65 @@ impl ProxyView {
             Self::Node { .. } | Self::Grpc { .. } => None,
             Self::Sidecar { namespace, pod, .. } => Some(ObjectName::new(namespace, pod)),
         }
+    }
+}
+
+/// What a resource is about, by its name alone.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Part<'n> {
+    /// A host's services, and the rules for them.
+    Cluster(Hostname),
+    /// Everything that clients of a namespace call; a host that need not be among it, where it is named.
+    Routes(&'n str, Option<Hostname>),
+    /// The same, and where it is listened for.
+    Outbound(&'n str),
+    /// The way into a pod; without a name, of a proxy's own.
+    Inbound {
+        namespace: &'n str,
+        pod: Option<ObjectName>,
+    },
+    /// The table of names.
+    Names,
+    /// Nothing in the mesh.
+    Fixed,
+}
+
+impl ProxyView {
+    /// What a resource of this view is about.
+    pub(crate) fn part<'n>(&'n self, kind: ResourceKind, name: &'n str) -> Part<'n> {
+        let part = match kind {
+            ResourceKind::NameTable => Some(Part::Names),
+            ResourceKind::Route => self.split(name).map(|(namespace, own)| {
+                let host = own
+                    .rsplit_once(':')
+                    .map(|(host, _)| Hostname::literal(host));
+                Part::Routes(namespace, host.and_then(Result::ok))
+            }),
+            ResourceKind::Cluster | ResourceKind::Endpoints => match self.split_cluster(name) {
+                Some((_, ClusterName::Outbound { host, .. })) => Some(Part::Cluster(host)),
+                _ => None,
+            },
+            ResourceKind::Listener => match (self, name.strip_prefix(POD_PREFIX)) {
+                (Self::Node { .. }, Some(pod)) => {
+                    pod.split_once('/').map(|(namespace, pod)| Part::Inbound {
+                        namespace,
+                        pod: Some(ObjectName::new(namespace, pod)),
+                    })
+                }
+                (Self::Sidecar { namespace, .. }, _) if name == VIRTUAL_INBOUND => {
+                    Some(Part::Inbound {
+                        namespace,
+                        pod: None,
+                    })
+                }
+                // A target may mean any of several hosts, and nothing else is in its listener.
+                (Self::Grpc { .. }, _) => Some(Part::Names),
+                _ => self
+                    .split(name)
+                    .map(|(namespace, _)| Part::Outbound(namespace)),
+            },
+        };
+        part.unwrap_or(Part::Fixed)
     }
 }
 

@@ -62,15 +62,14 @@ fn part(mesh: &MeshSnapshot) -> MeshSnapshot {
         mesh: Arc::clone(&mesh.mesh),
         service_accounts: own(&mesh.service_accounts).into(),
         services: timeless(services.clone(), |service| &mut service.created),
-        hosts: Arc::new(
-            hosts
-                .map(|(host, names)| (host.clone(), names.clone()))
-                .collect(),
-        ),
+        hosts: hosts
+            .map(|(host, names)| (host.clone(), names.clone()))
+            .collect::<BTreeMap<_, _>>()
+            .into(),
         slices: own(&mesh.slices).into(),
         legacy_endpoints: own(&mesh.legacy_endpoints).into(),
         workloads: own(&mesh.workloads).into(),
-        addresses: Arc::clone(&mesh.addresses),
+        addresses: mesh.addresses.clone(),
         virtual_services: timeless(own(&mesh.virtual_services), |rule| &mut rule.created),
         destination_rules: timeless(own(&mesh.destination_rules), |rule| &mut rule.created),
         route_rules: own(&mesh.route_rules).into(),

@@ -50,6 +50,18 @@ pub trait ConfigView: Send + Sync + 'static {
     /// responses; names are unique. Runs on the stream's task: it should only look up cached
     /// encodings.
     fn resources(&self, type_url: &TypeUrl, selection: &Selection) -> Vec<Arc<EncodedResource>>;
+
+    /// The names within a selection that may be new, different or gone since a generation; none where
+    /// they are not known, and all of it is compared.
+    fn changed(
+        &self,
+        type_url: &TypeUrl,
+        since: Generation,
+        selection: &Selection,
+    ) -> Option<Vec<String>> {
+        let _ = (type_url, since, selection);
+        None
+    }
 }
 
 /// One of the protocol's variants: how requests and responses look, and how a type's state and a
@@ -121,6 +133,14 @@ impl Query<'_> {
     /// The generation shown.
     pub fn generation(&self) -> Generation {
         self.view.generation()
+    }
+
+    /// The part of a type's subscription that may have changed since the client had all of it; none
+    /// where that is not known.
+    pub fn changed(&self, state: &TypeState) -> Option<Selection> {
+        let selection = state.subscription.selection();
+        let names = self.view.changed(self.type_url, state.synced, selection)?;
+        Some(names.iter().collect())
     }
 
     /// Existing resources that the selection covers.
@@ -481,6 +501,11 @@ impl TypeState {
     /// Everything that the client has, besides names it was told do not exist.
     pub fn held(&self) -> impl Iterator<Item = (&Arc<str>, &Sent)> {
         self.sent.iter().filter(|(_, sent)| sent.exists())
+    }
+
+    /// Whether the client has, or may have, a resource.
+    pub fn has(&self, name: &str) -> bool {
+        self.sent.get(name).is_some_and(Sent::exists)
     }
 
     /// Compares with the number of resources in a view that the client has all of.

@@ -177,76 +177,78 @@ fn line(stage: &Value) -> String {
     )
 }
 
+/// What is shown of each size: a name, where it is, and its unit.
+const ROWS: [(&str, &str, f64); 22] = [
+    ("services", "/services", 1.0),
+    ("endpoints", "/endpoints", 1.0),
+    ("nodes", "/nodes", 1.0),
+    (
+        "pilot started, first node served, ms",
+        "/first_node_served_ms",
+        1.0,
+    ),
+    ("all nodes served, ms", "/all_nodes_served_ms", 1.0),
+    ("bytes to all nodes, MB", "/initial_bytes", 1e6),
+    (
+        "endpoint change, nodes interested",
+        "/endpoint_change/nodes",
+        1.0,
+    ),
+    (
+        "  at every one of them, p50 ms",
+        "/endpoint_change/at_every_node/p50_ms",
+        1.0,
+    ),
+    (
+        "  at every one of them, p99 ms",
+        "/endpoint_change/at_every_node/p99_ms",
+        1.0,
+    ),
+    (
+        "  pilot's CPU per push, ms",
+        "/endpoint_change/pilot_cpu_ms_per_change",
+        1.0,
+    ),
+    (
+        "  bytes per push, KB",
+        "/endpoint_change/bytes_per_change",
+        1e3,
+    ),
+    (
+        "  at all nodes of the mesh, p99 ms",
+        "/endpoint_change_to_all_nodes/at_every_node/p99_ms",
+        1.0,
+    ),
+    (
+        "route change, at every node, p50 ms",
+        "/route_change/at_every_node/p50_ms",
+        1.0,
+    ),
+    ("  p99 ms", "/route_change/at_every_node/p99_ms", 1.0),
+    (
+        "  pilot's CPU per push, ms",
+        "/route_change/pilot_cpu_ms_per_change",
+        1.0,
+    ),
+    (
+        "new node fully served, p50 ms",
+        "/new_node/served/p50_ms",
+        1.0,
+    ),
+    ("  p99 ms", "/new_node/served/p99_ms", 1.0),
+    ("rolling restart, pods", "/rolling_restart/pods", 1.0),
+    ("  bytes, KB", "/rolling_restart/bytes", 1e3),
+    (
+        "  of changed resources, KB",
+        "/rolling_restart/bytes_of_changed_resources",
+        1e3,
+    ),
+    ("pilot's memory, MB", "/rss_bytes", 1e6),
+    ("  at its peak, MB", "/peak_rss_bytes", 1e6),
+];
+
 /// The sizes beside each other.
 fn table(stages: &[Value]) -> String {
-    const ROWS: [(&str, &str, f64); 22] = [
-        ("services", "/services", 1.0),
-        ("endpoints", "/endpoints", 1.0),
-        ("nodes", "/nodes", 1.0),
-        (
-            "pilot started, first node served, ms",
-            "/first_node_served_ms",
-            1.0,
-        ),
-        ("all nodes served, ms", "/all_nodes_served_ms", 1.0),
-        ("bytes to all nodes, MB", "/initial_bytes", 1e6),
-        (
-            "endpoint change, nodes interested",
-            "/endpoint_change/nodes",
-            1.0,
-        ),
-        (
-            "  at every one of them, p50 ms",
-            "/endpoint_change/at_every_node/p50_ms",
-            1.0,
-        ),
-        (
-            "  at every one of them, p99 ms",
-            "/endpoint_change/at_every_node/p99_ms",
-            1.0,
-        ),
-        (
-            "  pilot's CPU per push, ms",
-            "/endpoint_change/pilot_cpu_ms_per_change",
-            1.0,
-        ),
-        (
-            "  bytes per push, KB",
-            "/endpoint_change/bytes_per_change",
-            1e3,
-        ),
-        (
-            "  at all nodes of the mesh, p99 ms",
-            "/endpoint_change_to_all_nodes/at_every_node/p99_ms",
-            1.0,
-        ),
-        (
-            "route change, at every node, p50 ms",
-            "/route_change/at_every_node/p50_ms",
-            1.0,
-        ),
-        ("  p99 ms", "/route_change/at_every_node/p99_ms", 1.0),
-        (
-            "  pilot's CPU per push, ms",
-            "/route_change/pilot_cpu_ms_per_change",
-            1.0,
-        ),
-        (
-            "new node fully served, p50 ms",
-            "/new_node/served/p50_ms",
-            1.0,
-        ),
-        ("  p99 ms", "/new_node/served/p99_ms", 1.0),
-        ("rolling restart, pods", "/rolling_restart/pods", 1.0),
-        ("  bytes, KB", "/rolling_restart/bytes", 1e3),
-        (
-            "  of changed resources, KB",
-            "/rolling_restart/bytes_of_changed_resources",
-            1e3,
-        ),
-        ("pilot's memory, MB", "/rss_bytes", 1e6),
-        ("  at its peak, MB", "/peak_rss_bytes", 1e6),
-    ];
     let mut text = String::new();
     for (name, path, unit) in ROWS {
         write!(text, "{name:<42}").ok();

@@ -11,7 +11,7 @@ use crate::snapshot::claim;
 impl Analysis<'_> {
     pub(super) fn api_routes(&mut self) {
         let snapshot = self.snapshot;
-        for (id, route) in snapshot.api_routes.iter() {
+        for (id, route) in &snapshot.api_routes {
             for (index, parent) in route.parents.iter().enumerate() {
                 let field = format!("spec.parentRefs[{index}]");
                 self.api_parent(id, route, parent, field);

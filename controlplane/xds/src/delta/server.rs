@@ -103,21 +103,36 @@ impl Variant for Delta {
     }
 
     fn updates(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
-        let resources = query.resources(state.subscription.selection());
+        let changed = query.changed(state);
+        let asked = changed.as_ref().unwrap_or(state.subscription.selection());
+        let resources = query.resources(asked);
         let in_view = resources.len();
+        let missing = changed.as_ref().map(|changed| {
+            let existing: HashSet<&str> = resources.iter().map(|r| r.name()).collect();
+            let mut names = changed.names().filter(|name| !existing.contains(name));
+            names.any(|name| state.has(name))
+        });
         let (resources, truncated) = take_changed(state, resources, query.max_bytes());
-        state.note_surplus(in_view);
+        match missing {
+            Some(missing) => state.surplus = missing,
+            None => state.note_surplus(in_view),
+        }
         draft(query, resources, Vec::new(), truncated, false)
     }
 
     fn removals(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
-        let resources = query.resources(state.subscription.selection());
+        let changed = query.changed(state);
+        let asked = changed.as_ref().unwrap_or(state.subscription.selection());
+        let resources = query.resources(asked);
         let existing: HashSet<&str> = resources.iter().map(|r| r.name()).collect();
-        let gone: Vec<String> = state
-            .held()
-            .filter(|(name, _)| !existing.contains(name.as_ref()))
-            .map(|(name, _)| name.to_string())
-            .collect();
+        let is_gone = |name: &&str| !existing.contains(name);
+        let gone: Vec<String> = if let Some(changed) = &changed {
+            let held = changed.names().filter(|name| state.has(name));
+            held.filter(is_gone).map(str::to_owned).collect()
+        } else {
+            let held = state.held().map(|(name, _)| name.as_ref());
+            held.filter(is_gone).map(str::to_owned).collect()
+        };
         for name in &gone {
             mark_absent(state, name);
         }
