@@ -52,6 +52,14 @@ impl Index {
         }
     }
 
+    /// An index that goes on from a snapshot, whose tables it shares until it changes them.
+    pub fn over(snapshot: MeshSnapshot) -> Self {
+        Self {
+            state: snapshot,
+            changes: ChangeSet::default(),
+        }
+    }
+
     /// Replaces the mesh's settings. Hosts do not move: the domain is fixed for a process.
     pub fn set_mesh(&mut self, mesh: MeshConfig) {
         if *self.state.mesh != mesh {

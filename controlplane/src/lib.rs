@@ -1,7 +1,7 @@
 //! Millrace's control plane: registries and configuration on one side, xDS on the other.
 //!
 //! Modules in data-flow order: a [`registry`] reads objects ([`kube`]), which are judged and typed
-//! ([`model`]), indexed ([`index`]), frozen ([`snapshot`]), pushed ([`push`]), translated
+//! ([`model`]), indexed ([`index`]), frozen ([`snapshot`]), judged together ([`analysis`]), pushed ([`push`]), translated
 //! ([`translate`]) and served ([`serve`]). [`app`] puts them together.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,8 @@ pub mod model;
 pub mod index;
 
 pub mod snapshot;
+
+pub mod analysis;
 
 pub mod push;
 

@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::model::problem::{Problem, Severity};
+use crate::model::problem::Problem;
 use crate::snapshot::MeshSnapshot;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -92,12 +92,8 @@ impl PilotMetrics {
     pub(crate) fn set_problems(&self, problems: &[Problem]) {
         self.problems.clear();
         for problem in problems {
-            let severity = match problem.severity {
-                Severity::Error => "error",
-                Severity::Warning => "warning",
-            };
             let labels = ProblemLabels {
-                severity,
+                severity: problem.severity.as_str(),
                 reason: problem.reason.as_str(),
             };
             self.problems.get_or_create(&labels).inc();

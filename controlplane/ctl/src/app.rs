@@ -2,31 +2,37 @@
 
 use crate::cli::{Cli, Command, ProxyConfig};
 use crate::peer::Peers;
-use crate::{log, pods, precheck, proxy_config, proxy_status, version};
+use crate::{analyze, log, pods, precheck, proxy_config, proxy_status, version};
+
+/// The exit code of a command that found something unhealthy.
+const UNHEALTHY: u8 = 2;
 
 /// What a command prints.
 #[derive(Debug)]
 pub(crate) struct Output {
     /// The text.
     pub(crate) text: String,
-    /// Whether all is as it should be; if not, the exit code is 2.
-    pub(crate) healthy: bool,
+    /// The exit code: 0 where all is as it should be.
+    pub(crate) code: u8,
 }
 
 impl Output {
     /// Good news, or just news.
     pub(crate) fn ok(text: String) -> Self {
-        Self {
-            text,
-            healthy: true,
-        }
+        Self { text, code: 0 }
+    }
+
+    /// News about something that is as it should be, or not.
+    pub(crate) fn of_health(text: String, healthy: bool) -> Self {
+        let code = if healthy { 0 } else { UNHEALTHY };
+        Self { text, code }
     }
 
     /// A JSON document.
     pub(crate) fn json(value: &serde_json::Value, healthy: bool) -> anyhow::Result<Self> {
         let mut text = serde_json::to_string_pretty(value)?;
         text.push('\n');
-        Ok(Self { text, healthy })
+        Ok(Self::of_health(text, healthy))
     }
 }
 
@@ -35,6 +41,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Output> {
     let peers = Peers::new(&cli.places);
     let format = cli.places.output;
     match cli.command {
+        Command::Analyze(options) => analyze::run(&options, format).await,
         Command::Precheck => precheck::run(&peers, format).await,
         Command::Status { pod } => pods::run(&peers, pod.as_deref(), format).await,
         Command::ProxyConfig(ProxyConfig::Log { level }) => {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -57,6 +58,11 @@ pub(crate) enum Format {
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Command {
+    /// What is wrong with configuration: in files, in a cluster, or in files if they were applied to a cluster
+    ///
+    /// Exits with 0 where nothing is as bad as --failure-threshold, with 79 where something is, with 65 where files
+    /// cannot be read; the codes are those of istioctl.
+    Analyze(Analyze),
     /// What this kernel and host can do
     Precheck,
     /// The node and its pods: captured how, why, since when, healthy
@@ -83,6 +89,51 @@ pub(crate) enum Command {
     },
     /// Version of every part
     Version,
+}
+
+/// What is analyzed, and what is said of it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Analyze {
+    /// Files, directories (with all below them), or - for standard input
+    pub(crate) paths: Vec<PathBuf>,
+    /// Take a cluster's objects into account; what files say holds instead of them
+    #[arg(short = 'k', long)]
+    pub(crate) kube: bool,
+    /// The kubeconfig; without it, kubectl's places
+    #[arg(long, requires = "kube")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig; its current one where absent
+    #[arg(long, requires = "kubeconfig")]
+    pub(crate) context: Option<String>,
+    /// Say what is wrong with objects of this namespace alone
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// What makes the exit code 79
+    #[arg(long, value_enum, default_value_t = Threshold::Error)]
+    pub(crate) failure_threshold: Threshold,
+    /// What is said at all
+    #[arg(long, value_enum, default_value_t = Threshold::Info)]
+    pub(crate) output_threshold: Threshold,
+    /// Say nothing of this, written like `unclear=Service default/web`; * stands for any text
+    #[arg(short = 'S', long, value_name = "REASON=OBJECT")]
+    pub(crate) suppress: Vec<String>,
+    /// How long a cluster may take to be read
+    #[arg(long, default_value = "30s", value_parser = millrace_runtime::duration::parse)]
+    pub(crate) timeout: Duration,
+    /// The cluster's DNS domain
+    #[arg(long, env = "MILLRACE_DOMAIN", default_value = "cluster.local")]
+    pub(crate) domain: String,
+}
+
+/// How bad something must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Threshold {
+    /// Objects that are refused.
+    Error,
+    /// And what is not served as it is written.
+    Warning,
+    /// And what could be written better.
+    Info,
 }
 
 /// What a proxy serves.

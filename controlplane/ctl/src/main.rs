@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod analyze;
 mod app;
 mod cli;
 mod log;
@@ -41,7 +42,6 @@ fn print(output: &app::Output) -> ExitCode {
             eprintln!("millctl: cannot write: {error}");
             ExitCode::FAILURE
         }
-        _ if output.healthy => ExitCode::SUCCESS,
-        _ => ExitCode::from(2),
+        _ => ExitCode::from(output.code),
     }
 }

@@ -40,7 +40,7 @@ pub(crate) async fn run(
         text.push_str(&integrity(one, pod.is_some()));
         text.push_str(&acceleration(one));
     }
-    Ok(Output { text, healthy })
+    Ok(Output::of_health(text, healthy))
 }
 
 fn select<'a>(pods: &'a Value, wanted: Option<&str>) -> Vec<&'a Value> {

@@ -24,10 +24,7 @@ pub(crate) async fn run(peers: &Peers, format: Format) -> anyhow::Result<Output>
     let healthy = able("ebpf") || able("iptables");
     match format {
         Format::Json => Output::json(&found, healthy),
-        Format::Table => Ok(Output {
-            text: report(&found, source),
-            healthy,
-        }),
+        Format::Table => Ok(Output::of_health(report(&found, source), healthy)),
     }
 }
 

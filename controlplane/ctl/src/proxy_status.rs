@@ -40,7 +40,7 @@ pub(crate) async fn run(
         None => overview(&clients),
         Some(_) => clients.iter().map(|client| detail(client)).collect(),
     };
-    Ok(Output { text, healthy })
+    Ok(Output::of_health(text, healthy))
 }
 
 fn overview(clients: &[&Value]) -> String {

@@ -51,6 +51,12 @@ pub struct Metadata {
     _resource_version: Option<String>,
     #[serde(default, rename = "generation")]
     _generation: Option<i64>,
+    #[serde(default, rename = "generateName")]
+    _generate_name: Option<String>,
+    #[serde(default, rename = "deletionTimestamp")]
+    _deletion_timestamp: Option<String>,
+    #[serde(default, rename = "deletionGracePeriodSeconds")]
+    _deletion_grace_period: Option<i64>,
     #[serde(default, rename = "selfLink")]
     _self_link: Option<String>,
     #[serde(default, rename = "finalizers")]

@@ -34,7 +34,35 @@ pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
     analysis.found
 }
 
+/// What is wrong between one object and all others.
+pub fn analyze_object(snapshot: &MeshSnapshot, id: &ObjectId) -> Vec<Finding> {
+    let mut analysis = Analysis {
+        snapshot,
+        found: Vec::new(),
+    };
+    match id.kind {
+        Kind::VirtualService => analysis.virtual_services(),
+        Kind::RouteRule => analysis.route_rules(),
+        Kind::DestinationRule => analysis.destination_rules(),
+        Kind::Service => analysis.services(),
+        Kind::ServiceEntry | Kind::EgressRule => analysis.claims(),
+        Kind::Sidecar => analysis.sidecars(),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+            analysis.api_routes();
+        }
+        _ => {}
+    }
+    let found = analysis.found.into_iter();
+    found
+        .filter(|(of, _)| of == id)
+        .map(|(_, finding)| finding)
+        .collect()
+}
+
 mod api_routes;
+mod hints;
+
+pub use self::hints::hints;
 
 struct Analysis<'a> {
     snapshot: &'a MeshSnapshot,
@@ -91,26 +119,18 @@ impl Analysis<'_> {
                     claimed.insert(host, &rule.name);
                 }
             }
-            for (index, route) in rule.http.iter().enumerate() {
+            for route in &rule.http {
                 self.http_route(
                     Kind::VirtualService,
                     &rule.name,
                     route,
-                    &format!("spec.http[{index}].route"),
+                    &format!("spec.http[{}].route", route.at),
                 );
             }
-            let tcp = rule
-                .tcp
-                .iter()
-                .enumerate()
-                .map(|(at, route)| ("tcp", at, route));
-            let tls = rule
-                .tls
-                .iter()
-                .enumerate()
-                .map(|(at, route)| ("tls", at, route));
-            for (member, index, route) in tcp.chain(tls) {
-                let field = format!("spec.{member}[{index}].route");
+            let tcp = rule.tcp.iter().map(|route| ("tcp", route));
+            let tls = rule.tls.iter().map(|route| ("tls", route));
+            for (member, route) in tcp.chain(tls) {
+                let field = format!("spec.{member}[{}].route", route.at);
                 self.destinations(
                     Kind::VirtualService,
                     &rule.name,

@@ -21,13 +21,13 @@ pub fn resolve<'a>(
         return (Arc::clone(root), Vec::new());
     }
     let (mut http, mut findings) = (Vec::new(), Vec::new());
-    for (index, route) in root.http.iter().enumerate() {
+    for route in &root.http {
         let HttpAction::Delegate(name) = &route.action else {
             http.push(route.clone());
             continue;
         };
         let mut warn = |reason, message: String| {
-            let field = format!("spec.http[{index}].delegate");
+            let field = format!("spec.http[{}].delegate", route.at);
             findings.push(Finding::warning(reason, field, message));
         };
         let found = find(name);
@@ -50,7 +50,8 @@ pub fn resolve<'a>(
             warn(Reason::Conflict, message);
             continue;
         }
-        for (at, below) in delegate.http.iter().enumerate() {
+        for below in &delegate.http {
+            let at = below.at;
             if delegates(below) {
                 let message = format!(
                     "http[{at}] of VirtualService {name} delegates again, which is one level too deep: it is left out"
@@ -91,6 +92,7 @@ fn merge(root: &HttpRoute, below: &HttpRoute) -> Option<HttpRoute> {
         &below.headers
     };
     Some(HttpRoute {
+        at: root.at,
         name,
         matches,
         action: below.action.clone(),

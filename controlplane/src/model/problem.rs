@@ -15,6 +15,8 @@ pub enum Severity {
     Error,
     /// The object is served, but not all it says is executed.
     Warning,
+    /// The object is served as it says, and could say it better.
+    Info,
 }
 
 /// What kind of problem it is, stable for alerts.
@@ -31,8 +33,25 @@ pub enum Reason {
     NotExecuted,
     /// A name that points at nothing.
     UnknownReference,
+    /// A reference that the owner of what it points at has not allowed.
+    NotPermitted,
     /// Two objects claim the same thing; one of them wins.
     Conflict,
+    /// A part that nothing can reach.
+    Unreachable,
+    /// Something that is executed as it stands, and is seldom meant so.
+    Unclear,
+}
+
+impl Severity {
+    /// The severity as JSON and metrics spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Info => "info",
+        }
+    }
 }
 
 impl Reason {
@@ -44,7 +63,10 @@ impl Reason {
             Self::UnknownField => "unknown_field",
             Self::NotExecuted => "not_executed",
             Self::UnknownReference => "unknown_reference",
+            Self::NotPermitted => "not_permitted",
             Self::Conflict => "conflict",
+            Self::Unreachable => "unreachable",
+            Self::Unclear => "unclear",
         }
     }
 }

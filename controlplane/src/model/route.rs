@@ -77,6 +77,8 @@ impl ExportTo {
 /// One HTTP route: conditions and what happens when one of them holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpRoute {
+    /// Its place among the routes of its object, of which some may have been left out.
+    pub at: usize,
     /// The route's name, for logs.
     pub name: String,
     /// Any of these; empty means every request.
@@ -171,7 +173,7 @@ pub struct Destination {
     pub subset: SubsetRef,
     /// The service port; absent means the only one, or the one the client asked for.
     pub port: Option<u16>,
-    /// Parts of 100.
+    /// Its part of the sum of all weights.
     pub weight: u32,
     /// Changes of headers for this destination.
     pub headers: HeaderOperations,
@@ -287,6 +289,8 @@ impl HeaderChanges {
 /// One route of connections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpRoute {
+    /// Its place among the routes of its object, of which some may have been left out.
+    pub at: usize,
     /// Any of these; empty means every connection.
     pub matches: Vec<TcpMatch>,
     /// Where connections go, by weight.

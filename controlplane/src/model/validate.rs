@@ -1,8 +1,8 @@
 //! From Istio's objects to the model: the only place that judges their fields.
 //!
 //! Input: a CRD as it was written; output: the model's object, or none when an error was found, and
-//! every finding with its field path. Called by the file registry; pure, so that an admission webhook
-//! gives the same answers.
+//! every finding with its field path. Pure, so that the registries, the admission webhook and `millctl analyze` give the
+//! same answers.
 
 mod destination_rule;
 mod egress_rule;
@@ -10,6 +10,7 @@ mod fields;
 mod gateway_api;
 mod route_rule;
 mod service_entry;
+mod shadow;
 mod sidecar;
 mod virtual_service;
 

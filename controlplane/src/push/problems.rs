@@ -3,13 +3,14 @@
 //! Input: the registry's and the mesh settings' problems, and the analysis of each snapshot; output: one
 //! sorted list for `/debug/config_errors` and the metric, and a log line for each that is new.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::analysis::Origins;
 use crate::kube::document::Origin;
 use crate::model::ObjectId;
 use crate::model::analyze::analyze;
-use crate::model::problem::{Finding, Problem, Severity};
+use crate::model::problem::{Problem, Severity};
 use crate::snapshot::MeshSnapshot;
 
 /// All problems, with where objects stand.
@@ -18,7 +19,7 @@ pub(super) struct Problems {
     mesh: Vec<Problem>,
     registry: Vec<Problem>,
     analysis: Vec<Problem>,
-    origins: BTreeMap<ObjectId, Arc<Origin>>,
+    origins: Origins,
     logged: BTreeSet<Problem>,
 }
 
@@ -32,32 +33,12 @@ impl Problems {
     }
 
     pub(super) fn set_origin(&mut self, id: ObjectId, origin: Option<Arc<Origin>>) {
-        match origin {
-            Some(origin) => self.origins.insert(id, origin),
-            None => self.origins.remove(&id),
-        };
+        self.origins.set(id, origin);
     }
 
     /// Looks for problems between objects.
     pub(super) fn analyze(&mut self, snapshot: &MeshSnapshot) {
-        let found = analyze(snapshot);
-        self.analysis = found
-            .into_iter()
-            .map(|(id, finding)| self.locate(&id, finding))
-            .collect();
-    }
-
-    fn locate(&self, id: &ObjectId, finding: Finding) -> Problem {
-        let origin = self.origins.get(id);
-        Problem {
-            severity: finding.severity,
-            reason: finding.reason,
-            file: origin.map(|origin| origin.file().to_owned()),
-            line: origin.map(|origin| origin.line_of(&finding.field)),
-            object: Some(id.to_string()),
-            field: finding.field,
-            message: finding.message,
-        }
+        self.analysis = self.origins.locate(analyze(snapshot));
     }
 
     /// The list as it is now; what was not there the last time is logged.
@@ -68,6 +49,7 @@ impl Problems {
             match problem.severity {
                 Severity::Error => tracing::error!(reason = problem.reason.as_str(), "{problem}"),
                 Severity::Warning => tracing::warn!(reason = problem.reason.as_str(), "{problem}"),
+                Severity::Info => tracing::info!(reason = problem.reason.as_str(), "{problem}"),
             }
         }
         for problem in self.logged.difference(&now) {

@@ -4,7 +4,7 @@
 //! [`catalog`] decides what a file's new contents mean, [`pending`] when a file is worth reading, and
 //! [`scan`] finds what there is; this file only moves bytes between them.
 
-mod catalog;
+pub(crate) mod catalog;
 mod pending;
 mod scan;
 

@@ -63,7 +63,7 @@ impl Analysis<'_> {
                 "{} is not HTTP there: a port's name or appProtocol says so",
                 service.hostname
             );
-            return self.say(id, Reason::Conflict, field, message);
+            return self.say(id, Reason::Invalid, field, message);
         }
         let namespace = &service.name.namespace;
         let rules = snapshot.virtual_services_for(namespace);
@@ -90,7 +90,7 @@ impl Analysis<'_> {
                     reference.from,
                     reference.to
                 );
-                self.say(id, Reason::UnknownReference, field, message);
+                self.say(id, Reason::NotPermitted, field, message);
                 continue;
             }
             let port = to.port.unwrap_or_default();

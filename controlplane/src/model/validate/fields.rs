@@ -321,14 +321,14 @@ impl<'a> Judge<'a> {
     }
 
     /// Weights of the destinations of one route, which must be parts of 100.
-    pub(super) fn weights(&mut self, weights: &[Option<i64>], field: &str) -> Vec<u32> {
+    fn parts(&mut self, weights: &[Option<i64>], field: &str) -> Vec<u32> {
         let mut result = Vec::new();
         for (index, weight) in weights.iter().enumerate() {
             let weight = weight.unwrap_or(0);
             result.push(u32::try_from(weight).unwrap_or_else(|_| {
                 self.error(
                     format!("{field}[{index}].weight"),
-                    format!("{weight} is not a weight, which is 0 to 100"),
+                    format!("{weight} is not a weight"),
                 );
                 0
             }));
@@ -339,9 +339,38 @@ impl<'a> Judge<'a> {
                 *only = 100;
             }
         }
-        let total: u64 = result.iter().map(|weight| u64::from(*weight)).sum();
-        if !result.is_empty() && total != 100 {
-            self.error(field, format!("the weights add up to {total}, not to 100"));
+        result
+    }
+
+    /// Weights that each count as a part of their sum, as Istio has it since 1.15.
+    pub(super) fn weights(&mut self, weights: &[Option<i64>], field: &str) -> Vec<u32> {
+        let result = self.parts(weights, field);
+        match total(&result) {
+            100 => {}
+            _ if result.is_empty() => {}
+            0 => self.error(field, "the weights add up to 0: nothing could be reached"),
+            sum if sum > u64::from(u32::MAX) => {
+                self.error(
+                    field,
+                    format!("the weights add up to {sum}, which is too much"),
+                );
+            }
+            sum => {
+                let message =
+                    format!("the weights add up to {sum}, not to 100: each is a part of {sum}");
+                self.findings
+                    .push(Finding::warning(Reason::Unclear, field, message));
+            }
+        }
+        result
+    }
+
+    /// Weights that must add up to 100, as they had to in the seeds' time.
+    pub(super) fn percentages(&mut self, weights: &[Option<i64>], field: &str) -> Vec<u32> {
+        let result = self.parts(weights, field);
+        let sum = total(&result);
+        if !result.is_empty() && sum != 100 {
+            self.error(field, format!("the weights add up to {sum}, not to 100"));
         }
         result
     }
@@ -426,6 +455,10 @@ const RETRY_CONDITIONS: [&str; 13] = [
     "resource-exhausted",
     "unavailable",
 ];
+
+fn total(weights: &[u32]) -> u64 {
+    weights.iter().copied().map(u64::from).sum()
+}
 
 /// Reads a duration of Go's form: `300ms`, `1.5h`, `2h45m`.
 pub fn parse_duration(text: &str) -> Option<Duration> {

@@ -31,6 +31,7 @@ pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
     let destination = host(&mut judge, &spec.destination, "spec.destination");
     let condition = condition(&mut judge, spec.condition.as_ref());
     let route = HttpRoute {
+        at: 0,
         name: object.metadata.name.clone(),
         matches: condition.clone().unwrap_or_default(),
         action: action(&mut judge, spec, &destination),
@@ -178,7 +179,7 @@ fn action(judge: &mut Judge<'_>, spec: &crd::RouteRuleSpec, destination: &Hostna
     // A misplaced weight is one mistake; that the sum is then wrong too would only confuse.
     let weights: Vec<_> = spec.route.iter().map(|route| route.weight).collect();
     let weights = if labels.iter().all(Option::is_some) {
-        judge.weights(&weights, "spec.route")
+        judge.percentages(&weights, "spec.route")
     } else {
         vec![0; weights.len()]
     };

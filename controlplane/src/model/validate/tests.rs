@@ -60,12 +60,12 @@ fn findings_of(version: &str, kind: &str, spec: &str) -> Vec<String> {
 }
 
 #[test]
-fn weights_that_do_not_add_up_are_refused_by_name() {
+fn weights_are_parts_of_their_sum_where_that_is_no_mistake() {
     let spec = "  hosts: [a]\n  http:\n  - route:\n    - {destination: {host: a}, weight: 50}\n    \
                 - {destination: {host: b}, weight: 40}\n";
     assert_eq!(
         findings("VirtualService", spec),
-        ["!7 spec.http[0].route: the weights add up to 90, not to 100"]
+        ["7 spec.http[0].route: the weights add up to 90, not to 100: each is a part of 90"]
     );
     let spec = "  destination: {name: a}\n  route:\n  - {labels: {version: v1}, weight: 99}\n  \
                 - {labels: {version: v3}, weight: 2}\n";
@@ -78,7 +78,29 @@ fn weights_that_do_not_add_up_are_refused_by_name() {
     let found = findings("VirtualService", spec);
     assert_eq!(
         found[0],
-        "!8 spec.http[0].route[0].weight: -1 is not a weight, which is 0 to 100"
+        "!8 spec.http[0].route[0].weight: -1 is not a weight"
+    );
+}
+
+#[test]
+fn weights_that_reach_nothing_or_too_much_are_refused() {
+    let spec = |first: i64, second: i64| {
+        format!(
+            "  hosts: [a]\n  http:\n  - route:\n    - {{destination: {{host: a}}, weight: {first}}}\n    \
+             - {{destination: {{host: b}}, weight: {second}}}\n"
+        )
+    };
+    assert_eq!(
+        findings("VirtualService", &spec(0, 0)),
+        ["!7 spec.http[0].route: the weights add up to 0: nothing could be reached"]
+    );
+    assert_eq!(
+        findings("VirtualService", &spec(4_294_967_295, 1)),
+        ["!7 spec.http[0].route: the weights add up to 4294967296, which is too much"]
+    );
+    assert_eq!(
+        findings("VirtualService", &spec(1, 99)),
+        Vec::<String>::new()
     );
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Validated;
 use super::fields::Judge;
+use super::shadow;
 use crate::kube::crd;
 use crate::model::Object;
 use crate::model::names::{Hostname, ObjectName};
@@ -30,7 +31,52 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
         .enumerate()
         .map(|(index, host)| judge.host(host, &format!("spec.hosts[{index}]")))
         .collect();
-    let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == MESH);
+    let for_mesh = gateways(&mut judge, spec);
+    if for_mesh && hosts.iter().any(|host| host.as_str() == "*") {
+        judge.error("spec.hosts", "the host \"*\" needs a gateway: between workloads it would take every service's traffic");
+    }
+    if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_empty() {
+        judge.error("spec", "at least one of http, tls and tcp is needed");
+    }
+    let http = spec
+        .http
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| http_route(&mut judge, route, index))
+        .collect::<Vec<_>>();
+    let tcp = spec
+        .tcp
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| tcp_route(&mut judge, route, index))
+        .collect::<Vec<_>>();
+    let tls = spec
+        .tls
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| tls_route(&mut judge, route, index))
+        .collect::<Vec<_>>();
+    let unreached = [
+        shadow::http(&http, "spec.http"),
+        shadow::connections(&tcp, "spec.tcp"),
+        shadow::connections(&tls, "spec.tls"),
+    ];
+    judge.findings.extend(unreached.into_iter().flatten());
+    let model = VirtualService {
+        name: ObjectName::new(namespace, &object.metadata.name),
+        created: object.metadata.creation_timestamp.clone(),
+        hosts,
+        for_mesh,
+        export_to: judge.export_to(&spec.export_to),
+        http,
+        tcp,
+        tls,
+    };
+    Validated::judged(Object::VirtualService(Arc::new(model)), judge.findings)
+}
+
+/// Whether it is for traffic between workloads; gateways that it names are told.
+fn gateways(judge: &mut Judge<'_>, spec: &crd::VirtualServiceSpec) -> bool {
     for (index, gateway) in spec
         .gateways
         .iter()
@@ -43,41 +89,7 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
             message,
         ));
     }
-    if for_mesh && hosts.iter().any(|host| host.as_str() == "*") {
-        judge.error("spec.hosts", "the host \"*\" needs a gateway: between workloads it would take every service's traffic");
-    }
-    if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_empty() {
-        judge.error("spec", "at least one of http, tls and tcp is needed");
-    }
-    let http = spec
-        .http
-        .iter()
-        .enumerate()
-        .filter_map(|(index, route)| http_route(&mut judge, route, &format!("spec.http[{index}]")))
-        .collect();
-    let tcp = spec
-        .tcp
-        .iter()
-        .enumerate()
-        .filter_map(|(index, route)| tcp_route(&mut judge, route, &format!("spec.tcp[{index}]")))
-        .collect();
-    let tls = spec
-        .tls
-        .iter()
-        .enumerate()
-        .filter_map(|(index, route)| tls_route(&mut judge, route, &format!("spec.tls[{index}]")))
-        .collect();
-    let model = VirtualService {
-        name: ObjectName::new(namespace, &object.metadata.name),
-        created: object.metadata.creation_timestamp.clone(),
-        hosts,
-        for_mesh,
-        export_to: judge.export_to(&spec.export_to),
-        http,
-        tcp,
-        tls,
-    };
-    Validated::judged(Object::VirtualService(Arc::new(model)), judge.findings)
+    spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == MESH)
 }
 
 /// A `VirtualService` without hosts is one that others delegate to, which takes HTTP routes alone.
@@ -98,7 +110,8 @@ fn delegate_only(judge: &mut Judge<'_>, spec: &crd::VirtualServiceSpec) {
     }
 }
 
-fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Option<HttpRoute> {
+fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, at: usize) -> Option<HttpRoute> {
+    let field = &format!("spec.http[{at}]");
     judge.not_executed(route.fault.as_ref(), format!("{field}.fault"));
     judge.not_executed(route.mirror.as_ref(), format!("{field}.mirror"));
     judge.not_executed(route.mirrors.as_ref(), format!("{field}.mirrors"));
@@ -136,6 +149,7 @@ fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, field: &str) -> Opt
     }
     let name = route.name.clone();
     Some(HttpRoute {
+        at,
         name,
         matches,
         action: action?,
@@ -290,7 +304,8 @@ fn http_match(judge: &mut Judge<'_>, condition: &crd::HttpMatch, field: &str) ->
     (!gateway_only).then_some(result)
 }
 
-fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, field: &str) -> Option<TcpRoute> {
+fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, at: usize) -> Option<TcpRoute> {
+    let field = &format!("spec.tcp[{at}]");
     let destinations = connection_destinations(judge, &route.route, field);
     let mut matches = Vec::new();
     for (index, condition) in route.matches.iter().enumerate() {
@@ -311,12 +326,14 @@ fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, field: &str) -> Optio
     // A route whose conditions never hold must not match all.
     let dead = matches.is_empty() && !route.matches.is_empty();
     (!dead).then_some(TcpRoute {
+        at,
         matches,
         destinations,
     })
 }
 
-fn tls_route(judge: &mut Judge<'_>, route: &crd::TlsRoute, field: &str) -> Option<TcpRoute> {
+fn tls_route(judge: &mut Judge<'_>, route: &crd::TlsRoute, at: usize) -> Option<TcpRoute> {
+    let field = &format!("spec.tls[{at}]");
     let destinations = connection_destinations(judge, &route.route, field);
     if route.matches.is_empty() {
         judge.error(format!("{field}.match"), "at least one match is needed");
@@ -351,6 +368,7 @@ fn tls_route(judge: &mut Judge<'_>, route: &crd::TlsRoute, field: &str) -> Optio
         }
     }
     (!matches.is_empty()).then_some(TcpRoute {
+        at,
         matches,
         destinations,
     })

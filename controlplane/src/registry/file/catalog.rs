@@ -11,7 +11,7 @@ use crate::model::problem::{Problem, Reason, Severity};
 
 /// What all files say.
 #[derive(Debug, Default)]
-pub(super) struct Catalog {
+pub(crate) struct Catalog {
     files: BTreeMap<String, FileObjects>,
     /// The files that have an object; the first one's version counts.
     holders: BTreeMap<ObjectId, BTreeSet<String>>,
@@ -25,7 +25,7 @@ struct FileObjects {
 
 /// What is different now.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Changes {
+pub(crate) struct Changes {
     changed: BTreeMap<ObjectId, Option<Sourced>>,
 }
 
@@ -40,7 +40,7 @@ impl Changes {
     }
 
     /// New and different objects, and gone ones.
-    pub(super) fn into_parts(self) -> (Vec<Sourced>, Vec<ObjectId>) {
+    pub(crate) fn into_parts(self) -> (Vec<Sourced>, Vec<ObjectId>) {
         let (mut applied, mut deleted) = (Vec::new(), Vec::new());
         for (id, object) in self.changed {
             match object {
@@ -54,7 +54,7 @@ impl Changes {
 
 impl Catalog {
     /// A file has new contents.
-    pub(super) fn put(&mut self, name: &str, contents: Contents) -> Changes {
+    pub(crate) fn put(&mut self, name: &str, contents: Contents) -> Changes {
         let mut problems = contents.problems;
         let mut objects = BTreeMap::new();
         for sourced in contents.objects {
@@ -83,7 +83,7 @@ impl Catalog {
     }
 
     /// All that is wrong now, in the order of files.
-    pub(super) fn problems(&self) -> Vec<Problem> {
+    pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (name, file) in &self.files {
             problems.extend(file.problems.iter().cloned());

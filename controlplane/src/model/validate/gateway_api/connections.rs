@@ -71,6 +71,7 @@ fn connection_route(
         ));
     }
     route.connections = Some(TcpRoute {
+        at: 0,
         matches,
         destinations,
     });

@@ -112,6 +112,7 @@ pub(super) fn route(
         None => HttpAction::Forward(backends),
     };
     HttpRoute {
+        at: 0,
         name: String::new(),
         matches,
         action,
