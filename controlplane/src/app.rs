@@ -1,6 +1,7 @@
 //! The process put together: registry → writer → source → xDS and admin servers, started in that order
 //! and stopped in the other.
 
+mod cluster;
 mod mesh_file;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
+use self::cluster::Parts;
 use crate::admin::{Admin, routes};
 
 use crate::config::Config;
@@ -47,6 +49,9 @@ pub struct Addresses {
     pub xds: SocketAddr,
     /// Metrics and debug pages.
     pub http: SocketAddr,
+    /// The admission webhook, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<SocketAddr>,
 }
 
 /// A running pilot.
@@ -80,20 +85,26 @@ impl Pilot {
         let http = admin::Server::bind_tcp(config.http_addr)
             .await
             .with_context(|| format!("binding the debug server to {}", config.http_addr))?;
+        let (stop_inputs, stop_servers) = (CancellationToken::new(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        let cluster = Parts {
+            config: &config,
+            source: &source,
+            metrics: &pilot_metrics,
+            stop_inputs: &stop_inputs,
+            stop_servers: &stop_servers,
+        };
+        let webhook = cluster.start(&mut tasks).await?;
         let addresses = Addresses {
+            webhook,
             xds: xds.local_addr().context("reading the xDS address")?,
             http: http
                 .local_addr()
                 .context("the debug server has no address")?,
         };
-        if let Some(path) = &config.print_addrs_to {
-            write_addresses(path, &addresses)
-                .with_context(|| format!("writing {}", path.display()))?;
-        }
+        announce(&config, &addresses)?;
         let service = AdsService::new(Arc::clone(&source), ServerConfig::default());
         let connections = service.connections();
-        let (stop_inputs, stop_servers) = (CancellationToken::new(), CancellationToken::new());
-        let mut tasks = JoinSet::new();
         let admin = Admin {
             source: Arc::clone(&source),
             connections: connections.clone(),
@@ -238,6 +249,14 @@ async fn serve_xds(
     if let Err(error) = served {
         tracing::error!(%error, "the xDS server has ended");
     }
+}
+
+/// Writes the addresses where the flags say.
+fn announce(config: &Config, addresses: &Addresses) -> anyhow::Result<()> {
+    let Some(path) = &config.print_addrs_to else {
+        return Ok(());
+    };
+    write_addresses(path, addresses).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Writes the file beside its place first, so that whoever waits for it reads all of it.

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
+use millrace_runtime::duration;
 use millrace_runtime::telemetry::Format;
 
 use crate::registry::RegistryKind;
@@ -44,6 +46,39 @@ pub struct Config {
     /// Where metrics and debug pages are served.
     #[arg(long, env = "MILLRACE_HTTP_ADDR", default_value = "127.0.0.1:15014")]
     pub http_addr: SocketAddr,
+
+    /// Where the API server's questions are answered over TLS whether an object may be written; without it there is no
+    /// admission webhook.
+    #[arg(long, env = "MILLRACE_WEBHOOK_ADDR")]
+    pub webhook_addr: Option<SocketAddr>,
+
+    /// The `ValidatingWebhookConfiguration` that pilot keeps up to date.
+    #[arg(long, default_value = "millrace-validator")]
+    pub webhook_config: String,
+
+    /// The namespace that pilot runs in, for its own Secret and Lease.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "millrace-system")]
+    pub namespace: String,
+
+    /// The pod's name, for people who look who leads.
+    #[arg(long, env = "POD_NAME", default_value = "millrace-pilot")]
+    pub pod_name: String,
+
+    /// Further names and addresses by which clients reach pilot's TLS ports, besides those of its service.
+    #[arg(long = "tls-name", env = "MILLRACE_TLS_NAMES", value_delimiter = ',')]
+    pub tls_names: Vec<String>,
+
+    /// How long the authority of pilot's certificates holds.
+    #[arg(long, default_value = "87600h", value_parser = duration::parse)]
+    pub ca_lifetime: Duration,
+
+    /// How long a certificate of pilot's holds.
+    #[arg(long, default_value = "24h", value_parser = duration::parse)]
+    pub certificate_lifetime: Duration,
+
+    /// How long a replica leads without a word before another takes over.
+    #[arg(long, default_value = "15s", value_parser = duration::parse)]
+    pub lease_duration: Duration,
 
     /// Settings of the whole mesh, a file of Istio's `MeshConfig`; re-read when it changes.
     #[arg(long, env = "MILLRACE_MESH_CONFIG")]

@@ -2,11 +2,12 @@
 //! to an API server.
 //!
 //! Input: text; output: [`crate::model::Object`]s and problems with their line, for registries. [`secret`] keeps the
-//! authorities of pilot's certificates.
+//! authorities of pilot's certificates, [`lease`] says which replica writes the rest.
 
 pub mod convert;
 pub mod crd;
 pub mod document;
+pub mod lease;
 pub mod mesh_config;
 pub mod secret;
 pub mod yaml;

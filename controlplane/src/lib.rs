@@ -25,6 +25,8 @@ pub mod serve;
 
 pub mod tls;
 
+pub mod webhook;
+
 mod admin;
 pub mod app;
 pub mod config;

@@ -28,6 +28,11 @@ struct KindLabels {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
 /// Handles of all of pilot's metrics; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct PilotMetrics {
@@ -40,6 +45,7 @@ pub struct PilotMetrics {
     nacks: Family<TypeLabels, Counter>,
     translations: Family<TypeLabels, Counter>,
     cached: Family<TypeLabels, Counter>,
+    reviews: Family<OutcomeLabels, Counter>,
 }
 
 impl PilotMetrics {
@@ -57,6 +63,7 @@ impl PilotMetrics {
             nacks: Family::default(),
             translations: Family::default(),
             cached: Family::default(),
+            reviews: Family::default(),
         };
         metrics.register(|registry| {
             let registry = registry.sub_registry_with_prefix("millrace_pilot");
@@ -85,8 +92,17 @@ impl PilotMetrics {
                 "Resources served again without being made",
                 this.cached.clone(),
             );
+            registry.register(
+                "admission_reviews",
+                "Objects judged for the API server",
+                this.reviews.clone(),
+            );
         });
         this
+    }
+
+    pub(crate) fn reviewed(&self, outcome: &'static str) {
+        self.reviews.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     pub(crate) fn set_problems(&self, problems: &[Problem]) {

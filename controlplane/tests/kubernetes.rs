@@ -13,6 +13,8 @@ mod mesh;
 #[path = "kubernetes/relay.rs"]
 mod relay;
 
+#[path = "kubernetes/admission.rs"]
+mod admission;
 #[path = "kubernetes/configuration.rs"]
 mod configuration;
 #[path = "kubernetes/equality.rs"]

@@ -10,7 +10,9 @@ mod connect;
 mod kinds;
 mod watch;
 
+pub(crate) use self::connect::connect;
 pub use self::connect::{Access, ConnectError};
+pub(crate) use self::kinds::{CONFIG_KINDS, ConfigKind, served};
 
 use std::collections::BTreeSet;
 
@@ -56,7 +58,7 @@ impl Registry for KubernetesRegistry {
 
     fn run(self: Box<Self>, sink: Sink, stop: CancellationToken) -> Running {
         Box::pin(async move {
-            let client = connect::connect(&self.access).await?;
+            let client = connect(&self.access).await?;
             let (updates, received) = mpsc::channel(UPDATES);
             let (definitions, known) = latest::channel(None);
             let mut watches = JoinSet::new();

@@ -1,6 +1,6 @@
 //! Pilot with the rights of its manifest and no others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -19,14 +19,19 @@ use serde_json::json;
 use crate::configuration::define;
 use crate::mesh::{Mesh, PATIENCE};
 
-const RIGHTS: &str = include_str!("../../../deploy/kubernetes/pilot-rbac.yaml");
+pub(crate) const RIGHTS: &str = include_str!("../../../deploy/kubernetes/pilot-rbac.yaml");
 const NAMESPACE: &str = "millrace-system";
 const NAME: &str = "millrace-pilot";
 
 /// A kubeconfig for pilot's service account, whose rights are the manifest's.
-async fn kubeconfig(server: &ApiServer, client: &Client) -> anyhow::Result<std::path::PathBuf> {
+pub(crate) async fn kubeconfig(server: &ApiServer, client: &Client) -> anyhow::Result<PathBuf> {
     define(client).await?;
     apply(client, "default", RIGHTS).await?;
+    account(server, client).await
+}
+
+/// A kubeconfig for pilot's service account.
+pub(crate) async fn account(server: &ApiServer, client: &Client) -> anyhow::Result<PathBuf> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
     let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": []}}))?;
     let token = accounts
@@ -40,6 +45,11 @@ async fn kubeconfig(server: &ApiServer, client: &Client) -> anyhow::Result<std::
 }
 
 async fn start(kubeconfig: &Path) -> anyhow::Result<Pilot> {
+    start_with(kubeconfig, &[]).await
+}
+
+/// Pilot with further flags.
+pub(crate) async fn start_with(kubeconfig: &Path, more: &[&str]) -> anyhow::Result<Pilot> {
     let flags = [
         "pilot",
         "--xds-addr",
@@ -53,7 +63,8 @@ async fn start(kubeconfig: &Path) -> anyhow::Result<Pilot> {
     let flags = flags
         .into_iter()
         .map(Into::into)
-        .chain([kubeconfig.as_os_str().to_owned()]);
+        .chain([kubeconfig.as_os_str().to_owned()])
+        .chain(more.iter().map(Into::into));
     Pilot::start(Config::try_parse_from(flags)?, None).await
 }
 

@@ -68,7 +68,7 @@ pub enum ConnectError {
 ///
 /// # Errors
 /// When the configuration cannot be read or its credentials not be used.
-pub(super) async fn connect(access: &Access) -> Result<Client, ConnectError> {
+pub(crate) async fn connect(access: &Access) -> Result<Client, ConnectError> {
     let config = configuration(access).await?;
     if let Some(proxy) = &config.proxy_url {
         return Err(ConnectError::Proxy(proxy.to_string()));

@@ -28,9 +28,9 @@ use crate::model::{Kind, Object};
 
 /// A kind of configuration.
 #[derive(Debug)]
-pub(super) struct ConfigKind {
+pub(crate) struct ConfigKind {
     /// The kind.
-    pub(super) kind: Kind,
+    pub(crate) kind: Kind,
     group: &'static str,
     plural: &'static str,
     /// The versions that are read, the preferred one first.
@@ -71,7 +71,7 @@ impl ConfigKind {
 }
 
 /// All kinds of configuration.
-pub(super) const CONFIG_KINDS: &[ConfigKind] = &[
+pub(crate) const CONFIG_KINDS: &[ConfigKind] = &[
     ConfigKind::istio(Kind::VirtualService, "virtualservices"),
     ConfigKind::istio(Kind::DestinationRule, "destinationrules"),
     ConfigKind::istio(Kind::ServiceEntry, "serviceentries"),
@@ -301,7 +301,10 @@ async fn watch_served(kind: &ConfigKind, starter: &Starter, watch: &mut Watch) {
 }
 
 /// The kind in the best version that the API server has.
-async fn served(kind: &ConfigKind, client: &Client) -> Result<Option<ApiResource>, kube::Error> {
+pub(crate) async fn served(
+    kind: &ConfigKind,
+    client: &Client,
+) -> Result<Option<ApiResource>, kube::Error> {
     for version in kind.versions {
         let listed = match client
             .list_api_group_resources(&format!("{}/{version}", kind.group))
