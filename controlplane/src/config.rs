@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use millrace_runtime::duration;
 use millrace_runtime::telemetry::Format;
 
@@ -55,6 +55,10 @@ pub struct Config {
     /// The `ValidatingWebhookConfiguration` that pilot keeps up to date.
     #[arg(long, default_value = "millrace-validator")]
     pub webhook_config: String,
+
+    /// Whether what pilot made of objects is written into their statuses, by the replica that leads.
+    #[arg(long, env = "MILLRACE_STATUSES", action = ArgAction::Set, default_value_t = true)]
+    pub statuses: bool,
 
     /// The namespace that pilot runs in, for its own Secret and Lease.
     #[arg(long, env = "POD_NAMESPACE", default_value = "millrace-system")]

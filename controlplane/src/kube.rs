@@ -2,7 +2,7 @@
 //! to an API server.
 //!
 //! Input: text; output: [`crate::model::Object`]s and problems with their line, for registries. [`secret`] keeps the
-//! authorities of pilot's certificates, [`lease`] says which replica writes the rest.
+//! authorities of pilot's certificates, [`lease`] says which replica writes the rest, [`status`] writes statuses.
 
 pub mod convert;
 pub mod crd;
@@ -10,4 +10,5 @@ pub mod document;
 pub mod lease;
 pub mod mesh_config;
 pub mod secret;
+pub mod status;
 pub mod yaml;

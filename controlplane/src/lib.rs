@@ -23,6 +23,8 @@ pub mod translate;
 
 pub mod serve;
 
+pub mod status;
+
 pub mod tls;
 
 pub mod webhook;

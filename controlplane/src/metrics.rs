@@ -46,6 +46,7 @@ pub struct PilotMetrics {
     translations: Family<TypeLabels, Counter>,
     cached: Family<TypeLabels, Counter>,
     reviews: Family<OutcomeLabels, Counter>,
+    statuses: Family<OutcomeLabels, Counter>,
 }
 
 impl PilotMetrics {
@@ -64,6 +65,7 @@ impl PilotMetrics {
             translations: Family::default(),
             cached: Family::default(),
             reviews: Family::default(),
+            statuses: Family::default(),
         };
         metrics.register(|registry| {
             let registry = registry.sub_registry_with_prefix("millrace_pilot");
@@ -97,12 +99,23 @@ impl PilotMetrics {
                 "Objects judged for the API server",
                 this.reviews.clone(),
             );
+            registry.register(
+                "status_writes",
+                "Statuses written back, or tried to be",
+                this.statuses.clone(),
+            );
         });
         this
     }
 
     pub(crate) fn reviewed(&self, outcome: &'static str) {
         self.reviews.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    pub(crate) fn status_written(&self, outcome: &'static str) {
+        self.statuses
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
     }
 
     pub(crate) fn set_problems(&self, problems: &[Problem]) {

@@ -23,6 +23,8 @@ mod equality;
 mod features;
 #[path = "kubernetes/rights.rs"]
 mod rights;
+#[path = "kubernetes/status.rs"]
+mod status;
 #[path = "kubernetes/survival.rs"]
 mod survival;
 

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::kube::lease::Candidate;
 use crate::kube::secret::SecretStore;
+use crate::kube::status::StatusWriter;
 use crate::metrics::PilotMetrics;
 use crate::registry::RegistryKind;
 use crate::registry::kubernetes::{Access, connect};
@@ -56,7 +57,7 @@ impl Parts<'_> {
             );
             return Ok(None);
         }
-        if config.webhook_addr.is_none() {
+        if config.webhook_addr.is_none() && !config.statuses {
             return Ok(None);
         }
         let access = Access {
@@ -65,6 +66,18 @@ impl Parts<'_> {
         };
         let client = connect(&access).await.context("reaching the cluster")?;
         let leads = self.take_part(&client, tasks);
+        if config.statuses {
+            let source = Arc::clone(self.source);
+            let metrics = self.metrics.clone();
+            let writer = StatusWriter::new(
+                client.clone(),
+                source,
+                &config.domain,
+                metrics,
+                leads.clone(),
+            );
+            tasks.spawn(writer.run(self.stop_inputs.clone()));
+        }
         match config.webhook_addr {
             Some(address) => self.webhook(address, &client, leads, tasks).await.map(Some),
             None => Ok(None),

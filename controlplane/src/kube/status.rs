@@ -1,0 +1,249 @@
+//! Writes statuses back, from the replica that leads.
+//!
+//! Input: objects of configuration as they are watched here with their statuses ([`watch`]), and the newest mesh; output:
+//! writes to `status` subresources. An object is judged in the very generation that its status names, within the mesh of
+//! that moment. Nothing is written where nothing differs; a write carries the version that was read, and one that comes
+//! too late is made anew when the newer version arrives. Writes have a pace that an API server does not feel.
+
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::{Client, Error};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch as latest};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::watch::{Known, Seen};
+use crate::analysis::Origins;
+use crate::index::Index;
+use crate::metrics::PilotMetrics;
+use crate::model::analyze::analyze;
+use crate::model::problem::{Finding, Problem};
+use crate::model::{Kind, ObjectId};
+use crate::serve::MeshSource;
+use crate::snapshot::MeshSnapshot;
+use crate::status::{Moment, istio, routes};
+
+/// What is seen waits for so long, so that a burst is judged once.
+const QUIET: Duration = Duration::from_millis(200);
+/// From one write to the next: at most twenty a second.
+const PACE: Duration = Duration::from_millis(50);
+/// After a write that failed for another reason than a newer version.
+const RETRY: Duration = Duration::from_secs(5);
+/// Events that wait to be read; watches wait when it is full.
+const EVENTS: usize = 256;
+
+/// The writer.
+pub struct StatusWriter {
+    client: Client,
+    source: Arc<MeshSource>,
+    domain: String,
+    metrics: PilotMetrics,
+    leads: latest::Receiver<bool>,
+    known: BTreeMap<ObjectId, Known>,
+}
+
+/// A status that is to be written.
+struct Write {
+    id: ObjectId,
+    resource: Arc<ApiResource>,
+    version: String,
+    status: Value,
+}
+
+impl StatusWriter {
+    /// A writer for objects of a mesh of this domain.
+    pub fn new(
+        client: Client,
+        source: Arc<MeshSource>,
+        domain: &str,
+        metrics: PilotMetrics,
+        leads: latest::Receiver<bool>,
+    ) -> Self {
+        Self {
+            client,
+            source,
+            domain: domain.to_owned(),
+            metrics,
+            leads,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Works until stopped, whenever this replica leads.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut leads = self.leads.clone();
+        loop {
+            // biased: a stop before work.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                led = leads.wait_for(|leads| *leads) => if led.is_err() { return },
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                lost = leads.wait_for(|leads| !*leads) => if lost.is_err() { return },
+                () = self.lead() => {}
+            }
+        }
+    }
+
+    /// Watches and writes. Dropped when another replica leads: a write under way may still arrive, and is refused where
+    /// the other one was faster.
+    async fn lead(&mut self) {
+        self.known.clear();
+        let (events, mut received) = mpsc::channel(EVENTS);
+        let mut watches = JoinSet::new();
+        watch::start(&self.client, &self.domain, &events, &mut watches);
+        let mut generations = {
+            use millrace_xds::server::ConfigSource as _;
+            self.source.generations()
+        };
+        let mut due = None;
+        loop {
+            let far = Instant::now() + Duration::from_hours(1);
+            let at = due.unwrap_or(far);
+            // biased: what is due first, so that a flood of changes cannot put it off for ever.
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(at), if due.is_some() => {
+                    due = self.write_all().await.err().map(|()| Instant::now() + RETRY);
+                }
+                seen = received.recv() => match seen {
+                    Some(seen) => if self.take(seen) {
+                        due.get_or_insert_with(|| Instant::now() + QUIET);
+                    },
+                    None => return,
+                },
+                changed = generations.changed() => match changed {
+                    Ok(()) => { due.get_or_insert_with(|| Instant::now() + QUIET); }
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    /// Notes what a watch has seen, and says whether something is to be judged anew.
+    fn take(&mut self, seen: Seen) -> bool {
+        match seen {
+            Seen::Object(id, known) => {
+                let judged = (known.generation, known.status.clone());
+                let before = self.known.insert(id, *known);
+                before.is_none_or(|before| (before.generation, before.status) != judged)
+            }
+            Seen::Gone(id) => {
+                self.known.remove(&id);
+                false
+            }
+            Seen::Listed(kind, ids) => {
+                self.known
+                    .retain(|id, _| id.kind != kind || ids.contains(id));
+                false
+            }
+        }
+    }
+
+    /// Writes every status that differs.
+    async fn write_all(&mut self) -> Result<(), ()> {
+        if !self.source.is_published() {
+            return Ok(());
+        }
+        let snapshot = Arc::clone(&self.source.published().snapshot);
+        for write in self.writes(&snapshot) {
+            match self.write(&write).await {
+                Ok(written) => self.settle(&write.id, &written),
+                // The watch brings the newer version, or that it is gone.
+                Err(Error::Api(status)) if [404, 409].contains(&status.code) => {
+                    self.metrics.status_written("conflict");
+                }
+                Err(error) => {
+                    self.metrics.status_written("failed");
+                    tracing::warn!(object = %write.id, %error, "a status cannot be written");
+                    // The next would fail for the same reason.
+                    return Err(());
+                }
+            }
+            tokio::time::sleep(PACE).await;
+        }
+        Ok(())
+    }
+
+    /// What is to be written, as the mesh is now.
+    fn writes(&self, snapshot: &MeshSnapshot) -> Vec<Write> {
+        let mut index = Index::over(snapshot.clone());
+        let objects = self.known.values().filter_map(|known| known.object.clone());
+        for object in objects {
+            index.apply(object);
+        }
+        let mut between: BTreeMap<ObjectId, Vec<(ObjectId, Finding)>> = BTreeMap::new();
+        for (id, finding) in analyze(&index.snapshot()) {
+            between.entry(id.clone()).or_default().push((id, finding));
+        }
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let mut writes = Vec::new();
+        for (id, known) in &self.known {
+            let mut problems = known.problems.clone();
+            let found = between.remove(id).unwrap_or_default();
+            problems.extend(Origins::default().locate(found));
+            if let Some(status) = status_of(id, known, &problems, &now) {
+                writes.push(Write {
+                    id: id.clone(),
+                    resource: Arc::clone(&known.resource),
+                    version: known.version.clone(),
+                    status,
+                });
+            }
+        }
+        writes
+    }
+
+    async fn write(&self, write: &Write) -> Result<DynamicObject, Error> {
+        let namespace = &write.id.name.namespace;
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &*write.resource);
+        let patch = json!({
+            "metadata": {"resourceVersion": write.version},
+            "status": write.status,
+        });
+        api.patch_status(
+            &write.id.name.name,
+            &PatchParams::default(),
+            &Patch::Merge(&patch),
+        )
+        .await
+    }
+
+    /// What was written is what is there now, before the watch says so.
+    fn settle(&mut self, id: &ObjectId, written: &DynamicObject) {
+        self.metrics.status_written("written");
+        if let Some(known) = self.known.get_mut(id) {
+            known.version = written
+                .metadata
+                .resource_version
+                .clone()
+                .unwrap_or_default();
+            known.status = written.data["status"].clone();
+        }
+    }
+}
+
+fn status_of(id: &ObjectId, known: &Known, problems: &[Problem], now: &str) -> Option<Value> {
+    let moment = Moment {
+        generation: known.generation,
+        now,
+    };
+    match id.kind {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+            routes::status(&known.parents, problems, &known.status, moment)
+        }
+        _ => istio::status(problems, &known.status, moment),
+    }
+}
