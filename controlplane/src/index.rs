@@ -52,10 +52,12 @@ impl Index {
         }
     }
 
-    /// An index that goes on from a snapshot, whose tables it shares until it changes them.
+    /// An index that goes on from a snapshot, whose tables it shares until it changes them: to judge objects in, not to
+    /// serve from, since endpoints of what is applied are not derived from slices and pods that came before.
     pub fn over(snapshot: MeshSnapshot) -> Self {
         Self {
             state: snapshot,
+            links: Links::default(),
             changes: ChangeSet::default(),
         }
     }
