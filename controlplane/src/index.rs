@@ -139,7 +139,7 @@ impl Index {
             }
             Kind::ReferenceGrant => self.put_grant(name, None),
             // Judged and never kept.
-            Kind::Gateway | Kind::GatewayClass | Kind::IstioGateway => {}
+            Kind::Gateway | Kind::GatewayClass | Kind::IstioGateway | Kind::Ingress => {}
             Kind::WorkloadEntry => self.put_workload_entry(name, None),
             Kind::Sidecar => self.put_sidecar(name, None),
         }

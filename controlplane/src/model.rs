@@ -72,6 +72,8 @@ kinds! {
     Pod = "Pod",
     /// A Kubernetes Deployment: describes pods, makes none.
     Deployment = "Deployment",
+    /// A Kubernetes Ingress: judged, not kept.
+    Ingress = "Ingress",
     /// An Istio `VirtualService`.
     VirtualService = "VirtualService",
     /// An Istio `DestinationRule`.

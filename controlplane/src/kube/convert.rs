@@ -4,10 +4,12 @@
 //! [`super::document`] for files; the same functions serve any other source of these objects.
 
 mod endpoints;
+mod ingress;
 mod pod;
 mod service;
 
 pub use self::endpoints::{endpoint_slice, endpoints};
+pub use self::ingress::ingress;
 pub use self::pod::{deployment, pod};
 pub use self::service::service;
 

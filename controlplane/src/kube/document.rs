@@ -179,7 +179,9 @@ impl FileReader<'_> {
     fn identified(&mut self, node: &Node, header: &Header) {
         let version = header.version.as_str();
         let known = match header.group.as_str() {
-            "" | "discovery.k8s.io" | "apps" if version == "v1" => self.kubernetes(node, header),
+            "" | "discovery.k8s.io" | "apps" | "networking.k8s.io" if version == "v1" => {
+                self.kubernetes(node, header)
+            }
             "networking.istio.io" if ISTIO_VERSIONS.contains(&version) => self.istio(node, header),
             "config.istio.io" if version == "v1alpha2" => self.seeds(node, header),
             "gateway.networking.k8s.io" => self.gateway_api(node, header),
@@ -203,6 +205,9 @@ impl FileReader<'_> {
             ("", "Pod") => self.accept(node, header, Kind::Pod, convert::pod),
             ("discovery.k8s.io", "EndpointSlice") => {
                 self.accept(node, header, Kind::EndpointSlice, convert::endpoint_slice);
+            }
+            ("networking.k8s.io", "Ingress") => {
+                self.accept(node, header, Kind::Ingress, convert::ingress);
             }
             ("apps", "Deployment") => {
                 self.accept(node, header, Kind::Deployment, convert::deployment);

@@ -183,6 +183,46 @@ async fn routes_are_the_same_from_a_cluster_whose_definitions_come_late() -> any
     got.end().await
 }
 
+/// One for the mesh, one for somebody else.
+const INGRESSES: &str = "
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: ours}
+spec: {ingressClassName: istio, defaultBackend: {service: {name: web, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: theirs}
+spec: {ingressClassName: nginx, defaultBackend: {service: {name: web, port: {number: 80}}}}
+";
+
+#[tokio::test]
+async fn an_ingress_of_the_mesh_is_said_to_have_no_effect() -> anyhow::Result<()> {
+    require!(apiserver);
+    let server = ApiServer::shared()?;
+    let client = server.client().await?;
+    let namespace = server.namespace(&client).await?;
+    let mut mesh = Mesh::of_cluster(server.kubeconfig());
+    mesh.synced().await?;
+    apply(&client, &namespace, INGRESSES).await?;
+    let said = |mesh: &Mesh, name: &str| -> Vec<String> {
+        let object = Some(format!("Ingress {namespace}/{name}"));
+        let problems = mesh.problems.iter();
+        let of_it = problems.filter(|problem| problem.object == object);
+        of_it.map(|problem| problem.message.clone()).collect()
+    };
+    let wanted = ["no gateway runs in this release, so it has no effect"];
+    mesh.until("ours is named", |mesh| said(mesh, "ours") == wanted)
+        .await?;
+    let named = INGRESSES.replace("nginx", "istio");
+    apply(&client, &namespace, &named).await?;
+    mesh.until("it is named once it is ours", |mesh| {
+        said(mesh, "theirs") == wanted
+    })
+    .await?;
+    mesh.end().await
+}
+
 const BILLING: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: billing}}";
 
 #[tokio::test]

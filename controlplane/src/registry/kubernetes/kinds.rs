@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject, ObjectMeta};
 use kube::core::{GroupVersionKind, PartialObjectMeta};
@@ -94,13 +95,14 @@ pub(crate) const CONFIG_KINDS: &[ConfigKind] = &[
 ];
 
 /// All kinds of Kubernetes' own.
-pub(super) const OWN_KINDS: [Kind; 6] = [
+pub(super) const OWN_KINDS: [Kind; 7] = [
     Kind::Namespace,
     Kind::Node,
     Kind::ServiceAccount,
     Kind::Service,
     Kind::EndpointSlice,
     Kind::Pod,
+    Kind::Ingress,
 ];
 
 /// Pods that have ended have no address and never get one again.
@@ -143,6 +145,7 @@ pub(super) fn start(
     starter.whole::<Service>(watches, Kind::Service, "", convert::service);
     starter.whole::<EndpointSlice>(watches, Kind::EndpointSlice, "", convert::endpoint_slice);
     starter.whole::<Pod>(watches, Kind::Pod, LIVING, convert::pod);
+    starter.whole::<Ingress>(watches, Kind::Ingress, "", convert::ingress);
     starter.definitions(watches);
     for kind in CONFIG_KINDS {
         watches.spawn(follow(kind, starter.clone(), definitions.clone()));
