@@ -30,6 +30,7 @@ use crate::metrics::PilotMetrics;
 use crate::model::mesh::MeshConfig;
 use crate::push::debounce::DebounceConfig;
 use crate::push::writer::{Input, Writer};
+use crate::registry::consul::Agent;
 use crate::registry::kubernetes::Access;
 use crate::registry::{Places, RegistryEvent};
 use crate::serve::MeshSource;
@@ -122,7 +123,7 @@ impl Pilot {
             Arc::clone(&source),
             stop_servers.clone(),
         ));
-        tracing::info!(xds = %addresses.xds, http = %addresses.http, registry = %config.registry, "listening");
+        tracing::info!(xds = %addresses.xds, http = %addresses.http, registries = %config.registries, "listening");
         let failure = Some(failure);
         Ok(Self {
             addresses,
@@ -203,8 +204,13 @@ fn start_inputs(
             kubeconfig: config.kubeconfig.clone(),
             context: config.context.clone(),
         },
+        consul: Agent {
+            address: config.consul_addr.clone(),
+            token: config.consul_token.clone(),
+        },
+        eureka: config.eureka_addr.clone(),
     };
-    let registry = config.registry.build(places, &config.domain);
+    let registry = config.registries.build(&places, &config.domain);
     let (failed, failure) = oneshot::channel();
     let running: JoinHandle<_> = tokio::spawn(registry.run(events, stop.clone()));
     tasks.spawn(async move {

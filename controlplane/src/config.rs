@@ -8,20 +8,41 @@ use clap::{ArgAction, Parser};
 use millrace_runtime::duration;
 use millrace_runtime::telemetry::Format;
 
-use crate::registry::RegistryKind;
+use crate::registry::Registries;
 
 /// Millrace's pilot: services and configuration to xDS.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "millrace-pilot", version, about)]
 pub struct Config {
-    /// Where services and configuration come from: file, kubernetes or mock.
+    /// Where services and configuration come from: file, kubernetes, consul, eureka, mock; several with commas between
+    /// them, the first of which counts where several have an object.
     #[arg(
         long = "registries",
         alias = "registry",
         env = "MILLRACE_REGISTRY",
         default_value = "file"
     )]
-    pub registry: RegistryKind,
+    pub registries: Registries,
+
+    /// The agent that the Consul registry asks.
+    #[arg(
+        long,
+        env = "MILLRACE_CONSUL_ADDR",
+        default_value = "http://127.0.0.1:8500"
+    )]
+    pub consul_addr: String,
+
+    /// The token that the Consul registry sends.
+    #[arg(long, env = "CONSUL_HTTP_TOKEN", hide_env_values = true)]
+    pub consul_token: Option<String>,
+
+    /// The server that the Eureka registry asks.
+    #[arg(
+        long,
+        env = "MILLRACE_EUREKA_ADDR",
+        default_value = "http://127.0.0.1:8761/eureka"
+    )]
+    pub eureka_addr: String,
 
     /// The kubeconfig of the Kubernetes registry; without it, the pod's own service account.
     #[arg(long, env = "MILLRACE_KUBECONFIG")]

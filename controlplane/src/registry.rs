@@ -3,9 +3,16 @@
 //! A registry watches one place and sends what it finds to the writer of the index. It never judges:
 //! objects come validated through [`crate::kube`], with problems beside them.
 
+mod aggregate;
+pub mod consul;
+pub mod eureka;
+#[cfg(test)]
+mod fake;
+mod fetch;
 pub mod file;
 pub mod kubernetes;
 mod mock;
+mod outside;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,6 +23,10 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::aggregate::AggregateRegistry;
+use self::consul::{Agent, ConsulRegistry};
+use self::eureka::EurekaRegistry;
+pub use self::fetch::InvalidAddress;
 use self::file::FileRegistry;
 use self::kubernetes::{Access, ConnectError, KubernetesRegistry};
 use self::mock::MockRegistry;
@@ -71,6 +82,21 @@ pub enum RegistryError {
     /// There is no way to its place.
     #[error("registry kubernetes: cannot reach a cluster")]
     Unreachable(#[from] ConnectError),
+    /// Its server's address is none.
+    #[error("registry {name}: the address of its server")]
+    Address {
+        /// The registry.
+        name: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidAddress,
+    },
+    /// Its token cannot be sent.
+    #[error("registry {name}: its token has characters that no header may have")]
+    Token {
+        /// The registry.
+        name: &'static str,
+    },
     /// A watch that never ends has ended.
     #[error("registry {name}: a watch has ended")]
     WatchEnded {
@@ -91,6 +117,10 @@ pub enum RegistryError {
 /// The registries that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegistryKind {
+    /// A Consul agent.
+    Consul,
+    /// A Eureka server.
+    Eureka,
     /// A directory of YAML.
     File,
     /// A Kubernetes cluster.
@@ -108,11 +138,21 @@ pub enum UnknownRegistry {
          and use --registry file"
     )]
     CloudFoundry,
-    /// One that belongs to Millrace and is not in this build.
-    #[error("registry {0:?} is not in this build, which has file, kubernetes and mock")]
-    NotBuilt(String),
+    /// Istio's store of configuration, which is no place of its own here.
+    #[error(
+        "registry Config: configuration comes from file and kubernetes, ServiceEntries with it"
+    )]
+    Config,
+    /// What several registries make together.
+    #[error(
+        "registry aggregate: name the registries, the first of which counts where several have an object, as in --registries kubernetes,file"
+    )]
+    Aggregate,
+    /// One that stands in the list twice.
+    #[error("registry {0} is named twice")]
+    Twice(RegistryKind),
     /// None that anyone knows.
-    #[error("{0:?} is not a registry; this build has file, kubernetes and mock")]
+    #[error("{0:?} is not a registry; there are consul, eureka, file, kubernetes and mock")]
     Unknown(String),
 }
 
@@ -124,10 +164,11 @@ impl FromStr for RegistryKind {
             "file" => Ok(Self::File),
             "kubernetes" => Ok(Self::Kubernetes),
             "mock" => Ok(Self::Mock),
+            "consul" => Ok(Self::Consul),
+            "eureka" => Ok(Self::Eureka),
             "cloudfoundry" => Err(UnknownRegistry::CloudFoundry),
-            "config" | "consul" | "eureka" | "aggregate" => {
-                Err(UnknownRegistry::NotBuilt(text.to_owned()))
-            }
+            "config" => Err(UnknownRegistry::Config),
+            "aggregate" => Err(UnknownRegistry::Aggregate),
             _ => Err(UnknownRegistry::Unknown(text.to_owned())),
         }
     }
@@ -136,6 +177,8 @@ impl FromStr for RegistryKind {
 impl fmt::Display for RegistryKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Consul => "consul",
+            Self::Eureka => "eureka",
             Self::File => "file",
             Self::Kubernetes => "kubernetes",
             Self::Mock => "mock",
@@ -150,12 +193,62 @@ pub struct Places {
     pub directory: PathBuf,
     /// The cluster of the Kubernetes registry.
     pub cluster: Access,
+    /// The agent of the Consul registry.
+    pub consul: Agent,
+    /// The server of the Eureka registry, `http://host:port/eureka`.
+    pub eureka: String,
+}
+
+/// The registries of a pilot, in the order in which their objects count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registries(Vec<RegistryKind>);
+
+impl FromStr for Registries {
+    type Err = UnknownRegistry;
+
+    /// Reads names with commas between them.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut kinds = Vec::new();
+        for name in text.split(',') {
+            let kind: RegistryKind = name.trim().parse()?;
+            if kinds.contains(&kind) {
+                return Err(UnknownRegistry::Twice(kind));
+            }
+            kinds.push(kind);
+        }
+        Ok(Self(kinds))
+    }
+}
+
+impl fmt::Display for Registries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+impl Registries {
+    /// Whether this one is among them.
+    pub fn includes(&self, kind: RegistryKind) -> bool {
+        self.0.contains(&kind)
+    }
+
+    /// The one registry, or what all of them make together.
+    pub fn build(&self, places: &Places, domain: &str) -> Box<dyn Registry> {
+        let build = |kind: &RegistryKind| kind.build(places.clone(), domain);
+        match self.0.as_slice() {
+            [only] => build(only),
+            several => Box::new(AggregateRegistry::new(several.iter().map(build).collect())),
+        }
+    }
 }
 
 impl RegistryKind {
     /// The registry, for a mesh of this domain.
-    pub fn build(self, places: Places, domain: &str) -> Box<dyn Registry> {
+    fn build(self, places: Places, domain: &str) -> Box<dyn Registry> {
         match self {
+            Self::Consul => Box::new(ConsulRegistry::new(places.consul)),
+            Self::Eureka => Box::new(EurekaRegistry::new(places.eureka)),
             Self::File => Box::new(FileRegistry::new(places.directory, domain)),
             Self::Kubernetes => Box::new(KubernetesRegistry::new(places.cluster, domain)),
             Self::Mock => Box::new(MockRegistry::new(domain)),
@@ -177,13 +270,30 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(refused.contains("--registry file"), "{refused}");
-        for later in ["Consul", "Eureka", "Config"] {
-            let refused = later.parse::<RegistryKind>().unwrap_err();
-            assert_eq!(refused, UnknownRegistry::NotBuilt(later.to_owned()));
-        }
+        assert_eq!("Consul".parse(), Ok(RegistryKind::Consul));
+        assert_eq!("Eureka".parse(), Ok(RegistryKind::Eureka));
         assert!(matches!(
             "zookeeper".parse::<RegistryKind>(),
             Err(UnknownRegistry::Unknown(_))
         ));
+    }
+
+    #[test]
+    fn several_registries_are_a_list_in_their_order() {
+        let list: Registries = "kubernetes, Consul,file".parse().unwrap();
+        assert_eq!(list.to_string(), "kubernetes,consul,file");
+        let wrong = |text: &str| text.parse::<Registries>().unwrap_err();
+        assert_eq!(
+            wrong("file,file"),
+            UnknownRegistry::Twice(RegistryKind::File)
+        );
+        assert_eq!(wrong("file,"), UnknownRegistry::Unknown(String::new()));
+        assert_eq!(wrong("aggregate"), UnknownRegistry::Aggregate);
+        let names = |text: &str| {
+            let list: Registries = text.parse().unwrap();
+            list.build(&Places::default(), "cluster.local").name()
+        };
+        assert_eq!(names("file"), "file");
+        assert_eq!(names("file,consul"), "aggregate");
     }
 }

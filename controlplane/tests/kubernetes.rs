@@ -15,6 +15,8 @@ mod relay;
 
 #[path = "kubernetes/admission.rs"]
 mod admission;
+#[path = "kubernetes/aggregate.rs"]
+mod aggregate;
 #[path = "kubernetes/configuration.rs"]
 mod configuration;
 #[path = "kubernetes/equality.rs"]

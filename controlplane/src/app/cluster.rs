@@ -49,7 +49,7 @@ impl Parts<'_> {
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<Option<SocketAddr>> {
         let config = self.config;
-        if config.registry != RegistryKind::Kubernetes {
+        if !config.registries.includes(RegistryKind::Kubernetes) {
             let asked = config.webhook_addr.is_some();
             ensure!(
                 !asked,

@@ -10,7 +10,7 @@ use millrace_controlplane::model::mesh::MeshConfig;
 use millrace_controlplane::model::problem::Problem;
 use millrace_controlplane::registry::file::FileRegistry;
 use millrace_controlplane::registry::kubernetes::{Access, KubernetesRegistry};
-use millrace_controlplane::registry::{Registry, RegistryEvent};
+use millrace_controlplane::registry::{Places, Registries, Registry, RegistryEvent};
 use millrace_controlplane::snapshot::MeshSnapshot;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -44,6 +44,20 @@ impl Mesh {
     /// The registry of a directory.
     pub(crate) fn of_directory(directory: PathBuf) -> Self {
         Self::start(Box::new(FileRegistry::new(directory, DOMAIN)))
+    }
+
+    /// The registries of a cluster and of a directory, the cluster's first.
+    pub(crate) fn of_both(kubeconfig: PathBuf, directory: PathBuf) -> anyhow::Result<Self> {
+        let registries: Registries = "kubernetes,file".parse()?;
+        let places = Places {
+            directory,
+            cluster: Access {
+                kubeconfig: Some(kubeconfig),
+                context: None,
+            },
+            ..Places::default()
+        };
+        Ok(Self::start(registries.build(&places, DOMAIN)))
     }
 
     fn start(registry: Box<dyn Registry>) -> Self {
