@@ -11,7 +11,9 @@ use millrace_xds::proto::envoy::r#type::v3::Int32Range;
 use millrace_xds::proto::{Listener, RouteConfiguration};
 
 use super::filter::{self, Routes};
-use super::listener::{INBOUND_PORT, also_on, any_addresses, base, http_inspector, plain_http};
+use super::listener::{
+    INBOUND_PORT, also_on, any_addresses, base, http_inspector, original_dst, plain_http,
+};
 use super::wrap::{duration, istio_metadata, object, text, truth, uint};
 use super::{ProxyView, Translator, endpoint};
 use crate::model::endpoint::target_port;
@@ -140,7 +142,7 @@ fn inbound(translator: &Translator<'_>, name: &str, workload: Option<&Workload>)
     let (address, second) = any_addresses(translator.view);
     let mut listener = base(name, address, INBOUND_PORT, core::TrafficDirection::Inbound);
     also_on(&mut listener, second, INBOUND_PORT);
-    listener.use_original_dst = truth(true);
+    listener.listener_filters = vec![original_dst()];
     let ports = workload
         .map(|workload| ports(translator, workload))
         .unwrap_or_default();
@@ -158,7 +160,7 @@ fn inbound(translator: &Translator<'_>, name: &str, workload: Option<&Workload>)
     if !undeclared.is_empty() {
         let mut inspector = http_inspector();
         inspector.filter_disabled = Some(except_ports(&undeclared));
-        listener.listener_filters = vec![inspector];
+        listener.listener_filters.push(inspector);
         listener.listener_filters_timeout = duration(translator.snapshot.mesh.detection_timeout);
         listener.continue_on_listener_filters_timeout = true;
     }

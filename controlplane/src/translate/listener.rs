@@ -14,8 +14,9 @@ use std::time::Duration;
 use millrace_xds::proto::envoy::config::core::v3 as core;
 use millrace_xds::proto::envoy::config::listener::v3 as proto;
 use millrace_xds::proto::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use millrace_xds::proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use millrace_xds::proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
-use millrace_xds::proto::{Listener, pack};
+use millrace_xds::proto::{Any, Listener, pack};
 
 use super::filter::{self, Routes};
 use super::wrap::{duration, socket, truth, uint};
@@ -274,11 +275,25 @@ fn to_cluster(translator: &Translator<'_>, cluster: &ClusterName) -> proto::Filt
 
 /// The inspector that tells HTTP from other bytes.
 pub(super) fn http_inspector() -> proto::ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.http_inspector",
+        pack(&HttpInspector::default()),
+    )
+}
+
+/// What makes chains match where the client meant to go, before capture, and nothing else: with `use_original_dst`
+/// Envoy would hand the connection to another listener.
+pub(super) fn original_dst() -> proto::ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.original_dst",
+        pack(&OriginalDst::default()),
+    )
+}
+
+fn listener_filter(name: &str, config: Any) -> proto::ListenerFilter {
     proto::ListenerFilter {
-        name: "envoy.filters.listener.http_inspector".to_owned(),
-        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
-            &HttpInspector::default(),
-        ))),
+        name: name.to_owned(),
+        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     }
 }
@@ -294,13 +309,10 @@ pub(super) fn plain_http() -> proto::FilterChainMatch {
 
 /// The inspector that reads the server name of a TLS client.
 fn tls_inspector() -> proto::ListenerFilter {
-    proto::ListenerFilter {
-        name: "envoy.filters.listener.tls_inspector".to_owned(),
-        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
-            &TlsInspector::default(),
-        ))),
-        ..Default::default()
-    }
+    listener_filter(
+        "envoy.filters.listener.tls_inspector",
+        pack(&TlsInspector::default()),
+    )
 }
 
 /// The chain for TLS clients that ask for one of these names.

@@ -165,19 +165,8 @@ pub fn endpoints(object: k8s::Endpoints, _domain: &str) -> Validated<Object> {
                 pod: target.and_then(|target| pod_of(target, &name)),
             });
         }
-        let ports = subset
-            .ports
-            .iter()
-            .flatten()
-            .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
-        let ports = ports.filter_map(|port| {
-            Some(SlicePort {
-                name: port.name.clone().unwrap_or_default(),
-                port: port_number(port.port)?,
-            })
-        });
         groups.push(SliceGroup {
-            ports: ports.collect(),
+            ports: legacy_ports(subset),
             endpoints,
         });
     }
@@ -188,6 +177,18 @@ pub fn endpoints(object: k8s::Endpoints, _domain: &str) -> Validated<Object> {
         name,
     };
     Validated::judged(Object::EndpointSlice(Arc::new(slice)), findings)
+}
+
+fn legacy_ports(subset: &k8s::EndpointSubset) -> Vec<SlicePort> {
+    let ports = subset.ports.iter().flatten();
+    let tcp = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+    let read = tcp.filter_map(|port| {
+        Some(SlicePort {
+            name: port.name.clone().unwrap_or_default(),
+            port: port_number(port.port)?,
+        })
+    });
+    read.collect()
 }
 
 fn pod_of(target: &k8s::ObjectReference, owner: &ObjectName) -> Option<ObjectName> {
