@@ -221,7 +221,10 @@ impl History {
                 let here = |change: &Change<Service>| *change.version.name.namespace == *namespace;
                 pods > since || at.scopes > since || self.services.any(since, here)
             }
-            Part::Names => at.services > since || at.headless > since,
+            // What a target of gRPC's means depends on what a Sidecar lets its namespace see.
+            Part::Names => [at.services, at.headless, at.scopes]
+                .iter()
+                .any(|part| *part > since),
             Part::Fixed => false,
         }
     }
