@@ -99,7 +99,8 @@ impl ControlPlane {
     }
 
     fn install(&self, deploy: &Path) -> anyhow::Result<()> {
-        for manifests in ["crds", "kubernetes"] {
+        // Not the webhook's: pilot runs outside of this cluster, and no Service would lead to it.
+        for manifests in ["crds", "kubernetes/pilot-rbac.yaml"] {
             let dir = deploy.join(manifests);
             self.kubectl(&["apply", "--server-side", "-f", &dir.display().to_string()])?;
         }
