@@ -143,27 +143,10 @@ pub fn endpoints(object: k8s::Endpoints, _domain: &str) -> Validated<Object> {
             .flatten()
             .map(|address| (address, false, "notReadyAddresses"));
         for (stated, ready, list) in ready.chain(others) {
-            let Some(address) = address(
-                &stated.ip,
-                &format!("subsets[{index}].{list}"),
-                &mut findings,
-            ) else {
-                continue;
-            };
-            let target = stated
-                .target_ref
-                .as_ref()
-                .filter(|target| target.kind.as_deref() == Some("Pod"));
-            endpoints.push(SliceEndpoint {
-                address,
-                ready,
-                ending: false,
-                hostname: stated.hostname.clone(),
-                zone: None,
-                node: stated.node_name.as_deref().map(Arc::from),
-                hints: None,
-                pod: target.and_then(|target| pod_of(target, &name)),
-            });
+            let field = format!("subsets[{index}].{list}");
+            if let Some(address) = address(&stated.ip, &field, &mut findings) {
+                endpoints.push(subset_endpoint(stated, address, ready, &name));
+            }
         }
         groups.push(SliceGroup {
             ports: legacy_ports(subset),
@@ -189,6 +172,29 @@ fn legacy_ports(subset: &k8s::EndpointSubset) -> Vec<SlicePort> {
         })
     });
     read.collect()
+}
+
+/// One address of a subset, of which nobody says a zone.
+fn subset_endpoint(
+    stated: &k8s::EndpointAddress,
+    address: IpAddr,
+    ready: bool,
+    owner: &ObjectName,
+) -> SliceEndpoint {
+    let target = stated
+        .target_ref
+        .as_ref()
+        .filter(|target| target.kind.as_deref() == Some("Pod"));
+    SliceEndpoint {
+        address,
+        ready,
+        ending: false,
+        hostname: stated.hostname.clone(),
+        zone: None,
+        node: stated.node_name.as_deref().map(Arc::from),
+        hints: None,
+        pod: target.and_then(|target| pod_of(target, owner)),
+    }
 }
 
 fn pod_of(target: &k8s::ObjectReference, owner: &ObjectName) -> Option<ObjectName> {
