@@ -7,13 +7,14 @@
 
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Client, Error};
+use millrace_runtime::backoff::Backoff;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
@@ -35,8 +36,12 @@ use crate::status::{Moment, istio, routes};
 const QUIET: Duration = Duration::from_millis(200);
 /// From one write to the next: at most twenty a second.
 const PACE: Duration = Duration::from_millis(50);
-/// After a write that failed for another reason than a newer version.
-const RETRY: Duration = Duration::from_secs(5);
+/// The first wait after a round with a write that failed for another reason than a newer version, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
+/// HTTP's codes for what is not there, for a newer version, and for a server that wants to be left alone.
+const NOT_FOUND: u16 = 404;
+const CONFLICT: u16 = 409;
+const TOO_MANY: u16 = 429;
 /// Events that wait to be read; watches wait when it is full.
 const EVENTS: usize = 256;
 
@@ -48,6 +53,8 @@ pub struct StatusWriter {
     metrics: PilotMetrics,
     leads: latest::Receiver<bool>,
     known: BTreeMap<ObjectId, Known>,
+    /// What was written too late: to be written again when its newer version is seen, whatever differs there.
+    late: BTreeSet<ObjectId>,
 }
 
 /// A status that is to be written.
@@ -74,6 +81,7 @@ impl StatusWriter {
             metrics,
             leads,
             known: BTreeMap::new(),
+            late: BTreeSet::new(),
         }
     }
 
@@ -100,6 +108,8 @@ impl StatusWriter {
     /// the other one was faster.
     async fn lead(&mut self) {
         self.known.clear();
+        self.late.clear();
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1).with_jitter();
         let (events, mut received) = mpsc::channel(EVENTS);
         let mut watches = JoinSet::new();
         watch::start(&self.client, &self.domain, &events, &mut watches);
@@ -115,7 +125,13 @@ impl StatusWriter {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(at), if due.is_some() => {
-                    due = self.write_all().await.err().map(|()| Instant::now() + RETRY);
+                    due = match self.write_all().await {
+                        Ok(()) => {
+                            backoff.reset();
+                            None
+                        }
+                        Err(()) => Some(Instant::now() + backoff.next_delay().unwrap_or(RETRY.1)),
+                    };
                 }
                 seen = received.recv() => match seen {
                     Some(seen) => if self.take(seen) {
@@ -136,8 +152,9 @@ impl StatusWriter {
         match seen {
             Seen::Object(id, known) => {
                 let judged = (known.generation, known.status.clone());
+                let late = self.late.remove(&id);
                 let before = self.known.insert(id, *known);
-                before.is_none_or(|before| (before.generation, before.status) != judged)
+                late || before.is_none_or(|before| (before.generation, before.status) != judged)
             }
             Seen::Gone(id) => {
                 self.known.remove(&id);
@@ -157,23 +174,36 @@ impl StatusWriter {
             return Ok(());
         }
         let snapshot = Arc::clone(&self.source.published().snapshot);
+        let mut complete = Ok(());
         for write in self.writes(&snapshot) {
             match self.write(&write).await {
                 Ok(written) => self.settle(&write.id, &written),
-                // The watch brings the newer version, or that it is gone.
-                Err(Error::Api(status)) if [404, 409].contains(&status.code) => {
+                Err(Error::Api(status)) if status.code == CONFLICT => {
                     self.metrics.status_written("conflict");
+                    self.late.insert(write.id);
+                }
+                // It is gone, or its kind has no status: nothing to be done until it is seen again.
+                Err(Error::Api(status)) if status.code == NOT_FOUND => {
+                    self.known.remove(&write.id);
                 }
                 Err(error) => {
                     self.metrics.status_written("failed");
-                    tracing::warn!(object = %write.id, %error, "a status cannot be written");
-                    // The next would fail for the same reason.
-                    return Err(());
+                    if complete.is_ok() {
+                        tracing::warn!(object = %write.id, %error, "a status cannot be written");
+                    }
+                    complete = Err(());
+                    let of_all = match &error {
+                        Error::Api(status) => status.code >= 500 || status.code == TOO_MANY,
+                        _ => true,
+                    };
+                    if of_all {
+                        return complete;
+                    }
                 }
             }
             tokio::time::sleep(PACE).await;
         }
-        Ok(())
+        complete
     }
 
     /// What is to be written, as the mesh is now.
@@ -247,3 +277,6 @@ fn status_of(id: &ObjectId, known: &Known, problems: &[Problem], now: &str) -> O
         _ => istio::status(problems, &known.status, moment),
     }
 }
+
+#[cfg(test)]
+mod tests;
