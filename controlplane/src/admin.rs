@@ -14,7 +14,9 @@ use millrace_xds::server::{ConfigView as _, Connections};
 use millrace_xds::subscription::Selection;
 use serde_json::{Value, json};
 
+use crate::kube::document::Origin;
 use crate::model::endpoint::Endpoint;
+use crate::model::place::Place;
 use crate::model::problem::Severity;
 use crate::model::service::{Service, ServiceKind};
 use crate::serve::MeshSource;
@@ -69,6 +71,11 @@ pub(crate) fn routes(admin: &Arc<Admin>) -> Routes {
             page(config_errors),
         )
         .get(
+            "/debug/places",
+            "?of=<object>#<field>, as resources name them in their metadata: file and line, or version",
+            page(places),
+        )
+        .get(
             "/debug/config_dump",
             "?node=<id>: what a proxy gets; without it, the connected ones",
             page(config_dump),
@@ -118,6 +125,40 @@ fn config_errors(admin: &Admin, _: &Request) -> Response {
     };
     let (errors, warnings) = (of(Severity::Error), of(Severity::Warning));
     Reply::json(200, &json!({ "errors": errors, "warnings": warnings }))
+}
+
+/// Where objects stand that resources come from, and what is wrong with them.
+fn places(admin: &Admin, request: &Request) -> Response {
+    let asked = request.query.iter().filter(|(key, _)| key == "of");
+    let places: Vec<Value> = asked.map(|(_, place)| place_json(admin, place)).collect();
+    Reply::json(200, &json!({ "places": places }))
+}
+
+fn place_json(admin: &Admin, place: &str) -> Value {
+    let (config, field) = place.split_once('#').unwrap_or((place, ""));
+    let Some(id) = Place::object_of(config) else {
+        return json!({ "of": place, "error": "is no object as resources name them" });
+    };
+    let origin = admin.source.origins().of(&id);
+    let origin = origin.as_deref();
+    let object = id.to_string();
+    let all = admin.source.problems();
+    let of_object = all
+        .iter()
+        .filter(|problem| problem.object.as_deref() == Some(&object));
+    // What is wrong with another rule of the object is not of interest here.
+    let problems: Vec<_> = of_object
+        .filter(|problem| problem.field.starts_with(field) || field.starts_with(&problem.field))
+        .collect();
+    json!({
+        "of": place,
+        "object": object,
+        "field": field,
+        "file": origin.and_then(Origin::file),
+        "line": origin.and_then(|origin| origin.line_of(field)),
+        "resource_version": origin.and_then(Origin::resource_version),
+        "problems": problems,
+    })
 }
 
 fn pushq(admin: &Admin, _: &Request) -> Response {

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use parking_lot::RwLock;
+
 use crate::index::Index;
 use crate::kube::document::{self, Origin, Sourced};
 use crate::model::analyze::{analyze, analyze_object, hints};
@@ -17,28 +19,36 @@ use crate::registry::RegistryEvent;
 use crate::registry::file::catalog::Catalog;
 use crate::snapshot::MeshSnapshot;
 
-/// Where objects stand, for what is found when nobody looks at their text any more.
-#[derive(Debug, Default)]
-pub struct Origins(BTreeMap<ObjectId, Arc<Origin>>);
+/// Where objects stand, for what is found when nobody looks at their text any more. Cloning shares it: the writer
+/// keeps it, the admin port asks it.
+#[derive(Clone, Debug, Default)]
+pub struct Origins(Arc<RwLock<BTreeMap<ObjectId, Arc<Origin>>>>);
 
 impl Origins {
     /// An object stands there, or nowhere.
-    pub fn set(&mut self, id: ObjectId, origin: Option<Arc<Origin>>) {
+    pub fn set(&self, id: ObjectId, origin: Option<Arc<Origin>>) {
+        let mut all = self.0.write();
         match origin {
-            Some(origin) => self.0.insert(id, origin),
-            None => self.0.remove(&id),
+            Some(origin) => all.insert(id, origin),
+            None => all.remove(&id),
         };
+    }
+
+    /// Where an object stands, if that is known.
+    pub fn of(&self, id: &ObjectId) -> Option<Arc<Origin>> {
+        self.0.read().get(id).cloned()
     }
 
     /// Findings with their places.
     pub fn locate(&self, found: Vec<(ObjectId, Finding)>) -> Vec<Problem> {
         let one = |(id, finding): (ObjectId, Finding)| {
-            let origin = self.0.get(&id);
+            let origin = self.of(&id);
+            let origin = origin.as_deref();
             Problem {
                 severity: finding.severity,
                 reason: finding.reason,
-                file: origin.map(|origin| origin.file().to_owned()),
-                line: origin.map(|origin| origin.line_of(&finding.field)),
+                file: origin.and_then(Origin::file).map(str::to_owned),
+                line: origin.and_then(|origin| origin.line_of(&finding.field)),
                 object: Some(id.to_string()),
                 field: finding.field,
                 message: finding.message,

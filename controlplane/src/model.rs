@@ -12,6 +12,7 @@ pub mod mesh;
 pub mod names;
 pub mod near;
 pub mod node;
+pub mod place;
 pub mod policy;
 pub mod problem;
 pub mod route;

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use self::cache::Cache;
+use crate::analysis::Origins;
 use crate::index::ChangeSet;
 use crate::metrics::PilotMetrics;
 use crate::model::problem::Problem;
@@ -90,6 +91,7 @@ pub struct MeshSource {
     generations: watch::Sender<Generation>,
     cache: Arc<Cache>,
     problems: ArcSwap<Vec<Problem>>,
+    origins: Origins,
     waiting: AtomicU64,
     clients: Mutex<BTreeMap<ConnectionId, Arc<Client>>>,
     metrics: PilotMetrics,
@@ -119,6 +121,7 @@ impl MeshSource {
             generations: watch::Sender::new(Generation::default()),
             cache: Arc::new(Cache::new(metrics.clone())),
             problems: ArcSwap::default(),
+            origins: Origins::default(),
             waiting: AtomicU64::new(0),
             clients: Mutex::default(),
             metrics,
@@ -153,6 +156,11 @@ impl MeshSource {
 
     pub(crate) fn set_problems(&self, problems: Vec<Problem>) {
         self.problems.store(Arc::new(problems));
+    }
+
+    /// Where the objects of the configuration stand.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
     }
 
     /// Everything that is wrong with the configuration now.

@@ -162,8 +162,8 @@ impl<'a> Translator<'a> {
         let body = match kind {
             ResourceKind::Cluster => cluster::cluster(self, name)?,
             ResourceKind::Endpoints => proto::pack(&endpoint::assignment(self, name)?).value,
-            ResourceKind::Listener => proto::pack(&listener::listener(self, name)?).value,
-            ResourceKind::Route => proto::pack(&route::configuration(self, name)?).value,
+            ResourceKind::Listener => canonical::listener(listener::listener(self, name)?),
+            ResourceKind::Route => canonical::configuration(route::configuration(self, name)?),
             ResourceKind::NameTable => {
                 (name == names::NAME).then(|| proto::pack(&names::table(self)).value)?
             }

@@ -176,6 +176,7 @@ fn parts() -> Parts {
             name: name.into(),
             matches: FilterChainMatch::default(),
             filter,
+            origin: None,
         };
         let listener = Listener {
             name: name.into(),

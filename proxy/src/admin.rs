@@ -31,6 +31,7 @@ use crate::acceleration::Accelerator;
 use crate::bootstrap::Bootstrap;
 use crate::handover::Handover;
 use crate::listener::stats::ListenerStats;
+use crate::pods::LocalPods;
 use crate::snapshot::Store;
 use crate::xds::Handle;
 use access_log::AccessLog;
@@ -41,6 +42,10 @@ pub struct Admin {
     pub store: Arc<Store>,
     /// Where it comes from.
     pub configuration: Handle,
+    /// Pods of this node.
+    pub pods: Arc<LocalPods>,
+    /// Domain of the cluster's names.
+    pub domain: String,
     /// The static file, where there is one.
     pub bootstrap: Option<Bootstrap>,
     /// Id that the control plane knows this proxy by.

@@ -250,6 +250,8 @@ impl App {
         Admin {
             store: self.parts.store.clone(),
             configuration,
+            pods: self.parts.pods.clone(),
+            domain: plan.domain.clone(),
             bootstrap: plan.bootstrap.clone(),
             node_id: plan.node.id.clone(),
             ready: self.ready.clone(),
@@ -273,6 +275,8 @@ struct Plan {
     state_file: Option<PathBuf>,
     bootstrap: Option<Bootstrap>,
     admin_addr: Option<SocketAddr>,
+    /// Domain of the cluster's names; empty for a proxy from a file, which knows none.
+    domain: String,
 }
 
 impl Plan {
@@ -313,6 +317,7 @@ impl Plan {
             state_file: Some(xds.state_dir.join("xds-state")),
             bootstrap: None,
             admin_addr: config.admin_addr,
+            domain: xds.cluster_domain.clone(),
         })
     }
 
@@ -332,6 +337,7 @@ impl Plan {
             server: bootstrap.server.clone(),
             state_file: None,
             admin_addr: config.admin_addr.or(file_admin),
+            domain: String::new(),
             bootstrap: Some(bootstrap),
         })
     }

@@ -121,6 +121,7 @@ pub(crate) fn tcp_chain(name: &str, cluster: &str) -> FilterChain {
             max_connect_attempts: 1,
             access_log: Vec::new(),
         })),
+        origin: None,
     }
 }
 
@@ -132,6 +133,7 @@ pub(crate) fn http_chain(name: &str, protocols: &[&str]) -> FilterChain {
             ..FilterChainMatch::default()
         },
         filter: NetworkFilter::Http(Arc::new(http_connection_manager(name))),
+        origin: None,
     }
 }
 
@@ -197,6 +199,8 @@ pub(crate) fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         panic_threshold: 50,
         added_via_api: false,
         service: None,
+        subset: None,
+        origin: None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! phases; `exchange` is what is known of it for log and metrics, written when it ends however it
 //! ends; `clock` is the time that it may take.
 
+pub mod admission;
 pub mod body;
 mod clock;
 pub mod connection;

@@ -11,7 +11,9 @@ pub mod header;
 pub mod listener;
 pub mod matcher;
 pub mod name;
+pub mod origin;
 pub mod route;
+pub mod text;
 
 pub use cluster::{BindSource, Cluster, ClusterKind, LbPolicy, Thresholds, UpstreamProtocol};
 pub use endpoint::{Endpoint, Endpoints, HealthStatus, Locality, LocalityEndpoints};
@@ -22,6 +24,7 @@ pub use listener::{
 };
 pub use matcher::{HeaderMatcher, QueryMatcher, StringMatcher};
 pub use name::{ClusterName, ListenerName, RouteConfigName};
+pub use origin::Origin;
 pub use route::{
     Action, ClusterSpecifier, PathMatcher, RetryOn, RetryPolicy, Route, RouteAction,
     RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster, WeightedClusters,

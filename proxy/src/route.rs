@@ -18,8 +18,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 
+use crate::flags::{ResponseFlags, details};
 use crate::resource::{Action, ClusterSpecifier, Route, RouteConfiguration, VirtualHost};
 pub use headers::Mutations;
 use match_vhost::HostIndex;
@@ -126,6 +127,15 @@ pub enum NoRoute {
     VirtualHost,
     /// The virtual host has no route for the request.
     Route,
+}
+
+impl NoRoute {
+    /// The status of the answer.
+    pub const STATUS: StatusCode = StatusCode::NOT_FOUND;
+    /// The response flag.
+    pub const FLAG: ResponseFlags = ResponseFlags::NO_ROUTE;
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub const DETAILS: &str = details::ROUTE_NOT_FOUND;
 }
 
 impl RouteTable {

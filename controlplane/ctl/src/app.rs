@@ -2,7 +2,7 @@
 
 use crate::cli::{Cli, Command, ProxyConfig};
 use crate::peer::Peers;
-use crate::{analyze, log, pods, precheck, proxy_config, proxy_status, version};
+use crate::{analyze, explain, log, pods, precheck, proxy_config, proxy_status, version};
 
 /// The exit code of a command that found something unhealthy.
 const UNHEALTHY: u8 = 2;
@@ -49,6 +49,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Output> {
         }
         Command::ProxyConfig(what) => proxy_config::run(&peers, &what, format).await,
         Command::ProxyStatus { node } => proxy_status::run(&peers, node.as_deref(), format).await,
+        Command::Explain(call) => explain::run(&peers, &call, format).await,
         Command::Log { part, level } => log::run(&peers, part, level.as_deref(), format).await,
         Command::Version => version::run(&peers, format).await,
     }

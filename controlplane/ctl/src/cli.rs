@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,6 +79,8 @@ pub(crate) enum Command {
         /// Everything of the clients in whose node id this occurs
         node: Option<String>,
     },
+    /// What would become of a call, and which object of the configuration decides each step
+    Explain(Explain),
     /// Log levels at run time; without a level, what they are
     Log {
         /// Whose
@@ -166,6 +168,67 @@ pub(crate) enum ProxyConfig {
 pub(crate) struct Narrow {
     /// Only rows in which this occurs
     pub(crate) filter: Option<String>,
+}
+
+/// A call to be explained.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Explain {
+    /// Who calls: a pod of this node (name, namespace/name or address), or any address for the way into one
+    pub(crate) from: String,
+    /// What is called: host[:port], as the pod would name it, or IP:port
+    pub(crate) to: String,
+    /// Method of the request
+    #[arg(long, default_value = "GET")]
+    pub(crate) method: String,
+    /// Path of the request, with its query
+    #[arg(long, default_value = "/")]
+    pub(crate) path: String,
+    /// Host of the request, where it is not TO
+    #[arg(long)]
+    pub(crate) host: Option<String>,
+    /// A header of the request; may be repeated
+    #[arg(long, short = 'H', value_name = "NAME=VALUE")]
+    pub(crate) header: Vec<String>,
+    /// What the client speaks
+    #[arg(long, value_enum, default_value_t = Speaks::Http)]
+    pub(crate) protocol: Speaks,
+    /// Server name that a TLS client asks for, where it is not TO's host
+    #[arg(long)]
+    pub(crate) sni: Option<String>,
+    /// Address of a host that the mesh's DNS does not know
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Option<IpAddr>,
+    /// Choose among weighted clusters by this number, in place of telling all of them
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) random: Option<u64>,
+    /// The way into TO, though FROM is a pod of this node
+    #[arg(long)]
+    pub(crate) inbound: bool,
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Speaks {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2 without TLS.
+    Http2,
+    /// TLS.
+    Tls,
+    /// Bytes of no protocol that is known, or nothing before the server.
+    Tcp,
+}
+
+impl Speaks {
+    /// As the proxy's admin port has it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// Parts that log.

@@ -5,6 +5,7 @@
 mod analyze;
 mod app;
 mod cli;
+mod explain;
 mod log;
 mod peer;
 mod pods;

@@ -20,20 +20,44 @@ const ISTIO_VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha3"];
 
 /// Where an object was read, for problems that are found when others are known too.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Origin {
-    file: String,
-    tree: Node,
+pub enum Origin {
+    /// In a file.
+    File {
+        /// Its name.
+        name: String,
+        /// The object as it stands there.
+        tree: Node,
+    },
+    /// At an API server, in this version.
+    Cluster {
+        /// `metadata.resourceVersion`.
+        resource_version: String,
+    },
 }
 
 impl Origin {
     /// The file's name.
-    pub fn file(&self) -> &str {
-        &self.file
+    pub fn file(&self) -> Option<&str> {
+        match self {
+            Self::File { name, .. } => Some(name),
+            Self::Cluster { .. } => None,
+        }
     }
 
     /// The line of a field of the object, or of the deepest part of its path that exists.
-    pub fn line_of(&self, field: &str) -> u64 {
-        self.tree.line_of(field)
+    pub fn line_of(&self, field: &str) -> Option<u64> {
+        match self {
+            Self::File { tree, .. } => Some(tree.line_of(field)),
+            Self::Cluster { .. } => None,
+        }
+    }
+
+    /// The version that was read from an API server.
+    pub fn resource_version(&self) -> Option<&str> {
+        match self {
+            Self::File { .. } => None,
+            Self::Cluster { resource_version } => Some(resource_version),
+        }
     }
 }
 
@@ -358,18 +382,26 @@ impl FileReader<'_> {
         match validated.object {
             Some(object) => {
                 let refers = !matches!(object, Object::Workload(_) | Object::EndpointSlice(_));
-                let origin = |file: &str| {
-                    Arc::new(Origin {
-                        file: file.to_owned(),
-                        tree: node.clone(),
-                    })
-                };
-                let origin = self.file.filter(|_| refers).map(origin);
+                let origin = refers.then(|| origin(self.file, node)).flatten();
+                let origin = origin.map(Arc::new);
                 self.contents.objects.push(Sourced { object, origin });
             }
             None => self.contents.refused.push(id),
         }
     }
+}
+
+fn origin(file: Option<&str>, node: &Node) -> Option<Origin> {
+    if let Some(name) = file {
+        return Some(Origin::File {
+            name: name.to_owned(),
+            tree: node.clone(),
+        });
+    }
+    let version = node.field("metadata")?.field("resourceVersion")?.as_str()?;
+    Some(Origin::Cluster {
+        resource_version: version.to_owned(),
+    })
 }
 
 fn join(prefix: &str, path: &str) -> String {

@@ -101,6 +101,7 @@ fn merge(root: &HttpRoute, below: &HttpRoute) -> Option<HttpRoute> {
         rewrite: below.rewrite.clone().or_else(|| root.rewrite.clone()),
         headers: headers.clone(),
         no_backend: below.no_backend,
+        place: below.place.clone(),
     })
 }
 

@@ -1,9 +1,11 @@
 //! Routes: what `VirtualService` and `RouteRule` come to after validation.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Kind;
 use super::names::{Hostname, ObjectName};
+use super::place::Place;
 use super::workload::Labels;
 
 /// An Istio `VirtualService` as the mesh's own proxies see it.
@@ -95,6 +97,8 @@ pub struct HttpRoute {
     pub headers: HeaderOperations,
     /// What requests get where their destination does not exist: 503, by the Gateway API 500.
     pub no_backend: u16,
+    /// Where it is written.
+    pub place: Option<Arc<Place>>,
 }
 
 /// What happens to a matched request.
@@ -295,6 +299,8 @@ pub struct TcpRoute {
     pub matches: Vec<TcpMatch>,
     /// Where connections go, by weight.
     pub destinations: Vec<Destination>,
+    /// Where it is written.
+    pub place: Option<Arc<Place>>,
 }
 
 /// Conditions on a connection that must all hold.

@@ -24,6 +24,14 @@ pub(super) struct Problems {
 }
 
 impl Problems {
+    /// None yet, of objects that stand where `origins` says.
+    pub(super) fn new(origins: Origins) -> Self {
+        Self {
+            origins,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn set_mesh(&mut self, problems: Vec<Problem>) {
         self.mesh = problems;
     }

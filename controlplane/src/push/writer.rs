@@ -49,7 +49,7 @@ impl Writer {
         Self {
             index: Index::new(mesh),
             debounce: Debounce::new(debounce),
-            problems: Problems::default(),
+            problems: Problems::new(source.origins().clone()),
             source,
             metrics,
             synced: false,

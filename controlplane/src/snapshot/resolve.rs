@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::MeshSnapshot;
+use crate::model::Kind;
 use crate::model::names::{ClusterName, Hostname};
+use crate::model::place::Place;
 use crate::model::policy::{DestinationRule, Subset, TrafficPolicy};
 use crate::model::route::{Destination, HttpAction, RouteRule, SubsetRef, VirtualService};
 use crate::model::service::Service;
@@ -21,6 +23,8 @@ pub struct ResolvedSubset<'a> {
     pub labels: Labels,
     /// The rule's own entry, where a rule made it.
     pub subset: Option<&'a Subset>,
+    /// Where that is written.
+    pub place: Option<Place>,
 }
 
 /// What `DestinationRules` say about a service, for one client namespace.
@@ -270,21 +274,34 @@ impl<'a> Policy<'a> {
     /// All subsets, by name; of two with one name the first wins.
     pub fn subsets(&self) -> BTreeMap<String, ResolvedSubset<'a>> {
         let mut result = BTreeMap::new();
-        let rules = self
-            .rule_subsets()
-            .map(|subset| (subset.name.clone(), subset.labels.clone(), Some(subset)));
-        let synthetic = self
-            .synthetic
-            .iter()
-            .map(|(name, labels)| (name.clone(), labels.clone(), None));
-        for (name, labels, subset) in rules.chain(synthetic) {
-            result.entry(name.clone()).or_insert(ResolvedSubset {
-                name,
-                labels,
-                subset,
-            });
+        for rule in self.rules.clone() {
+            for (index, subset) in rule.subsets.iter().enumerate() {
+                let field = format!("spec.subsets[{index}]");
+                let resolved = || ResolvedSubset {
+                    name: subset.name.clone(),
+                    labels: subset.labels.clone(),
+                    subset: Some(subset),
+                    place: Some(Place::new(Kind::DestinationRule, &rule.name, field)),
+                };
+                result.entry(subset.name.clone()).or_insert_with(resolved);
+            }
+        }
+        for (name, labels) in &self.synthetic {
+            let resolved = || ResolvedSubset {
+                name: name.clone(),
+                labels: labels.clone(),
+                subset: None,
+                place: None,
+            };
+            result.entry(name.clone()).or_insert_with(resolved);
         }
         result
+    }
+
+    /// Where the policy for the whole service is written.
+    pub fn place(&self) -> Option<Place> {
+        let rule = self.rules.first()?;
+        Some(Place::new(Kind::DestinationRule, &rule.name, ""))
     }
 
     /// The traffic policy on a port, of the whole service or of a subset.

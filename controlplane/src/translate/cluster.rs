@@ -18,12 +18,14 @@ use proto::cluster::{
 use super::endpoint::locality_endpoints;
 use super::listener::{self, any_addresses};
 use super::wrap::{
-    ads, duration, list, named_socket, nested, object, socket_address, text, uint, yes,
+    ads, duration, istio_metadata, list, named_socket, nested, object, socket_address, text, uint,
+    yes,
 };
 use super::{ProxyView, Translator, canonical, grpc, inbound};
 use crate::model::endpoint::{Locality, NamedEndpoint};
 use crate::model::entry::Resolution;
 use crate::model::names::ClusterName;
+use crate::model::place::Place;
 use crate::model::policy::{ConnectionPool, Keepalive, LoadBalancer, TrafficPolicy};
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
 use crate::model::workload::{Labels, has_all};
@@ -51,6 +53,8 @@ pub(super) struct Source<'a> {
     policy: TrafficPolicy,
     /// The client has no original destination to go by.
     by_name_only: bool,
+    /// Where subset and policy are written.
+    place: Option<Place>,
 }
 
 impl Source<'_> {
@@ -118,7 +122,10 @@ pub(super) fn source<'a>(translator: &Translator<'a>, name: &str) -> Option<Sour
         Some(policy.subsets().remove(&subset)?)
     };
     let traffic = policy.on_port(port, found.as_ref().and_then(|found| found.subset));
-    let labels = found.map(|found| found.labels).unwrap_or_default();
+    let (labels, place) = match found {
+        Some(found) => (found.labels, found.place),
+        None => (Labels::default(), None),
+    };
     Some(Source {
         service,
         port: service.port(port)?,
@@ -126,6 +133,7 @@ pub(super) fn source<'a>(translator: &Translator<'a>, name: &str) -> Option<Sour
         subset,
         policy: traffic,
         by_name_only: matches!(translator.view, ProxyView::Grpc { .. }),
+        place: place.or_else(|| policy.place()),
     })
 }
 
@@ -196,7 +204,7 @@ fn delivery_source(view: &ProxyView) -> core::BindConfig {
     }
 }
 
-/// The cluster with metadata that says which service it is, in Istio's form.
+/// The cluster with metadata that says which service it is and who made its rules, in Istio's form.
 fn encode(cluster: &Cluster, source: &Source<'_>) -> Vec<u8> {
     let service = nested([
         ("host", text(source.service.hostname.as_str())),
@@ -210,13 +218,27 @@ fn encode(cluster: &Cluster, source: &Source<'_>) -> Vec<u8> {
     if source.service.entry().is_some_and(|entry| entry.external) {
         fields.push(("external", yes()));
     }
-    let fields = object(fields);
+    let mut own = Vec::new();
+    if let Some(place) = &source.place {
+        fields.push(("config", text(place.config())));
+        if !place.field.is_empty() {
+            own.push(("field", text(place.field.as_str())));
+        }
+    }
+    if let Some(entry) = source.service.entry() {
+        let place = Place {
+            object: entry.object.clone(),
+            field: String::new(),
+        };
+        own.push(("service", text(place.config())));
+    }
+    let mut metadata = istio_metadata(object(fields));
+    if !own.is_empty() {
+        let own = object(own);
+        metadata.filter_metadata.insert("millrace".to_owned(), own);
+    }
     let mut body = pack(cluster).value;
-    canonical::append(
-        &mut body,
-        METADATA_TAG,
-        &canonical::metadata("istio", &fields),
-    );
+    canonical::append(&mut body, METADATA_TAG, &canonical::metadata(&metadata));
     body
 }
 

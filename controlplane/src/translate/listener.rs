@@ -19,11 +19,12 @@ use millrace_xds::proto::envoy::extensions::filters::listener::tls_inspector::v3
 use millrace_xds::proto::{Any, Listener, pack};
 
 use super::filter::{self, Routes};
-use super::wrap::{duration, socket, truth, uint};
+use super::wrap::{duration, socket, truth, uint, written_at};
 use super::{ProxyView, Translator, grpc, inbound};
 use crate::model::Kind;
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::ClusterName;
+use crate::model::place::Place;
 use crate::model::route::TcpRoute;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
 use crate::model::workload::Workload;
@@ -264,8 +265,20 @@ fn unknown(translator: &Translator<'_>, namespace: &str, name: &str) -> proto::F
     proto::FilterChain {
         name: name.to_owned(),
         filters: vec![to_cluster(translator, &cluster)],
+        metadata: policy_place(translator, namespace).as_ref().map(written_at),
         ..Default::default()
     }
+}
+
+/// Where a `Sidecar` says what happens to traffic of no service; none where the mesh's settings do.
+pub(super) fn policy_place(translator: &Translator<'_>, namespace: &str) -> Option<Place> {
+    let sidecar = translator.snapshot.sidecar_of(namespace)?;
+    sidecar.outbound?;
+    Some(Place::new(
+        Kind::Sidecar,
+        &sidecar.name,
+        "spec.outboundTrafficPolicy",
+    ))
 }
 
 fn to_cluster(translator: &Translator<'_>, cluster: &ClusterName) -> proto::Filter {
@@ -482,6 +495,9 @@ impl Maker<'_> {
             .tcp_idle_timeout;
         proto::FilterChain {
             filters: vec![filter::tcp(self.translator, &own, &clusters, idle_timeout)],
+            metadata: route
+                .and_then(|route| route.place.as_deref())
+                .map(written_at),
             ..Default::default()
         }
     }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use millrace_xds::proto::envoy::config::route::v3 as proto;
 use millrace_xds::proto::{RouteConfiguration, VirtualHost};
 
-use super::wrap::truth;
+use super::wrap::{truth, written_at};
 use super::{Translator, grpc, listener, route_action, route_match};
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::{ClusterName, Hostname};
+use crate::model::place::Place;
 use crate::model::route::{HttpMatch, HttpRoute, VirtualService};
 use crate::model::service::{Service, ServicePort};
 use crate::snapshot::claim;
@@ -90,8 +91,7 @@ impl Builder<'_> {
         for (service, port) in self.translator.snapshot.ports_for(self.namespace) {
             if port.port == number && listener::by_host(service, port) {
                 let domains = self.service_domains(service, port.port);
-                let routes = self.routes_of(service, port);
-                self.push(service.hostname.as_str(), port.port, domains, routes);
+                self.push_service(service, port, domains);
             }
         }
     }
@@ -104,9 +104,19 @@ impl Builder<'_> {
         let port = service.port(port)?;
         let mut domains = self.service_domains(service, port.port);
         domains.push("*".to_owned());
-        let routes = self.routes_of(service, port);
-        self.push(service.hostname.as_str(), port.port, domains, routes);
+        self.push_service(service, port, domains);
         Some(())
+    }
+
+    fn push_service(&mut self, service: &Arc<Service>, port: &ServicePort, domains: Vec<String>) {
+        let routes = self.routes_of(service, port);
+        // A Service of Kubernetes is known by its host.
+        let place = service.entry().map(|entry| Place {
+            object: entry.object.clone(),
+            field: String::new(),
+        });
+        let host = service.hostname.as_str();
+        self.push((host, port.port), domains, routes, place.as_ref());
     }
 
     /// Hosts that a `VirtualService` routes and no service has.
@@ -123,12 +133,18 @@ impl Builder<'_> {
                 }
                 let domains = vec![format!("{host}:{port}"), host.to_string()];
                 let routes = self.rule_routes(rule, port, &format!("{host}:{port}/*"));
-                self.push(host.as_str(), port, domains, routes);
+                self.push((host.as_str(), port), domains, routes, None);
             }
         }
     }
 
-    fn push(&mut self, host: &str, port: u16, domains: Vec<String>, routes: Vec<proto::Route>) {
+    fn push(
+        &mut self,
+        (host, port): (&str, u16),
+        domains: Vec<String>,
+        routes: Vec<proto::Route>,
+        place: Option<&Place>,
+    ) {
         let domains: Vec<String> = domains
             .into_iter()
             .filter(|domain| self.domains.insert(domain.clone()))
@@ -141,6 +157,7 @@ impl Builder<'_> {
             domains,
             routes,
             include_request_attempt_count: true,
+            metadata: place.map(written_at),
             ..Default::default()
         });
     }
@@ -262,6 +279,9 @@ fn everything_else(translator: &Translator<'_>, namespace: &str) -> VirtualHost 
             ..Default::default()
         }],
         include_request_attempt_count: true,
+        metadata: listener::policy_place(translator, namespace)
+            .as_ref()
+            .map(written_at),
         ..Default::default()
     }
 }

@@ -14,7 +14,7 @@ use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRew
 
 use super::Translator;
 use super::route_match::{self, everything};
-use super::wrap::{duration, uint};
+use super::wrap::{duration, uint, written_at};
 use crate::model::names::ClusterName;
 use crate::model::route::{
     Destination, HeaderChanges, HeaderOperations, HttpAction, HttpMatch, HttpRoute, Redirect,
@@ -98,6 +98,7 @@ impl Maker<'_> {
                 ..Default::default()
             }),
             action: Some(action),
+            metadata: route.place.as_deref().map(written_at),
             ..Default::default()
         };
         result.request_headers_to_add = additions(&headers.request);

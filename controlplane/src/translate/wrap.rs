@@ -11,6 +11,8 @@ use std::time::Duration;
 use millrace_xds::proto::envoy::config::core::v3 as core;
 use millrace_xds::proto::google::protobuf as google;
 
+use crate::model::place::Place;
+
 pub(super) fn uint(value: u32) -> Option<google::UInt32Value> {
     Some(google::UInt32Value { value })
 }
@@ -94,6 +96,17 @@ pub(super) fn nested(
     google::Value {
         kind: Some(google::value::Kind::StructValue(object(fields))),
     }
+}
+
+/// The place that a resource comes from: the object where Istio writes it, the field under our own key.
+/// Encoded by [`super::canonical`].
+pub(super) fn written_at(place: &Place) -> core::Metadata {
+    let mut metadata = istio_metadata(object([("config", text(place.config()))]));
+    if !place.field.is_empty() {
+        let own = object([("field", text(place.field.as_str()))]);
+        metadata.filter_metadata.insert("millrace".to_owned(), own);
+    }
+    metadata
 }
 
 /// Metadata under the key that Istio uses. Structs of more than one field must go through

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::Context;
 use crate::resource::{
-    Action, ClusterSpecifier, FilterChain, Listener, NetworkFilter, PathMatcher, Route,
-    RouteConfiguration, RouteSource,
+    Action, ClusterSpecifier, FilterChain, Listener, NetworkFilter, RouteConfiguration,
+    RouteSource, text,
 };
 use crate::snapshot::Snapshot;
 use crate::xds::status::{self, Filter};
@@ -107,46 +107,9 @@ fn chain(chain: &FilterChain, default: bool) -> Value {
     json!({
         "name": chain.name,
         "default": default,
-        "match": match_text(chain),
+        "match": text::chain_match(&chain.matches),
         "target": target,
     })
-}
-
-fn match_text(chain: &FilterChain) -> String {
-    let m = &chain.matches;
-    let mut parts = Vec::new();
-    if let Some(port) = m.destination_port {
-        parts.push(format!("port {port}"));
-    }
-    let mut list = |label: &str, values: Vec<String>| {
-        if !values.is_empty() {
-            parts.push(format!("{label} {}", values.join(",")));
-        }
-    };
-    list(
-        "to",
-        m.prefix_ranges.iter().map(ToString::to_string).collect(),
-    );
-    list("sni", m.server_names.clone());
-    list("app", m.application_protocols.clone());
-    list(
-        "from",
-        m.source_prefix_ranges
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-    );
-    list(
-        "from port",
-        m.source_ports.iter().map(ToString::to_string).collect(),
-    );
-    if !m.transport_protocol.is_empty() {
-        parts.push(m.transport_protocol.clone());
-    }
-    if parts.is_empty() {
-        return "all".to_owned();
-    }
-    parts.join("; ")
 }
 
 fn socket_address(address: SocketAddr) -> Value {
@@ -191,26 +154,11 @@ fn config_rows(config: &RouteConfiguration) -> Vec<Value> {
             "virtual_host": host.name,
             "domains": host.domains,
             "name": route.name,
-            "match": condition(route),
+            "match": text::route_match(&route.matches),
             "action": action(&route.action),
         })
     })
     .collect()
-}
-
-fn condition(route: &Route) -> String {
-    let path = match &route.matches.path {
-        PathMatcher::Prefix { value, .. } => format!("{value}*"),
-        PathMatcher::PathSeparatedPrefix { value, .. } => format!("{value} or {value}/*"),
-        PathMatcher::Exact { value, .. } => value.clone(),
-        PathMatcher::Regex(regex) => format!("~{}", regex.as_str()),
-        PathMatcher::Connect => "CONNECT".to_owned(),
-    };
-    let more = route.matches.headers.len() + route.matches.query.len();
-    match more {
-        0 => path,
-        n => format!("{path} and {n} more"),
-    }
 }
 
 fn action(action: &Action) -> String {

@@ -133,6 +133,8 @@ fn fixture() -> Fixture {
     let table = routes(Admin {
         store: store.clone(),
         configuration,
+        pods: Arc::new(LocalPods::default()),
+        domain: "cluster.local".into(),
         bootstrap: Some(bootstrap),
         node_id: "n".into(),
         ready: ready.clone(),
@@ -269,12 +271,15 @@ async fn calls_are_simulated() {
     let call = "/simulate?to=127.0.0.1:10000&host=any&path=/x&header=a:b&random=0";
     let decision = fixture.json(call).await;
     assert_eq!(decision["listener"], "listener_0");
-    assert_eq!(decision["cluster"], "some_service");
-    assert_eq!(decision["outcome"], "forwarded");
-    assert_eq!(decision["endpoints"][0], "127.0.0.2:1234");
+    let cluster = &decision["clusters"][0];
+    assert_eq!(cluster["name"], "some_service");
+    assert_eq!(cluster["share"], 99.0);
+    assert_eq!(decision["answer"]["outcome"], "forwarded");
+    assert_eq!(cluster["endpoints"][0]["address"], "127.0.0.2:1234");
     for bad in [
         "/simulate",
-        "/simulate?to=x",
+        "/simulate?to=x:y",
+        "/simulate?to=x&protocol=udp",
         "/simulate?to=1.1.1.1:1&host=a&method=(",
         "/simulate?to=1.1.1.1:1&host=a&header=b",
     ] {

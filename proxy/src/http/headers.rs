@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use http::header::{self, Entry};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use super::Downstream;
 use crate::flags::details;
+use crate::resource::HttpConnectionManager;
 use crate::trace;
 
 /// `x-forwarded-for`.
@@ -199,9 +199,7 @@ pub struct Origin {
 
 /// Brings `x-forwarded-*`, `x-envoy-*` and `x-request-id` into the state in which filters and
 /// routes see them (Envoy's `ConnectionManagerUtility::mutateRequestHeaders`).
-pub fn sanitise(headers: &mut HeaderMap, downstream: &Downstream) -> Origin {
-    let hcm = &downstream.hcm;
-    let peer = downstream.info.peer.ip();
+pub fn sanitise(headers: &mut HeaderMap, hcm: &HttpConnectionManager, peer: IpAddr) -> Origin {
     let (remote, trusted) = if hcm.use_remote_address {
         let first = !headers.contains_key(FORWARDED_FOR);
         append_forwarded_for(headers, peer);

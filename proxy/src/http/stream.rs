@@ -24,15 +24,14 @@ use super::body::ResponseBody;
 use super::exchange::Exchange;
 use super::headers::{self, Refused};
 use super::upgrade::{self, Far};
-use super::{Downstream, local_reply, path};
+use super::{Downstream, admission, local_reply};
 use crate::access_log::Headers;
 use crate::flags::{ResponseFlags, details};
 use crate::resource::route::HostRewrite;
 use crate::resource::{Action, RouteAction, RouteSource};
-use crate::route::match_vhost::strip_port;
 use crate::route::retry::RetryState;
 use crate::route::timeout::{EXPECTED_TIMEOUT_MS, Timeouts};
-use crate::route::{Head, Matched, NoRoute, RouteTable, action, match_route, rewrite};
+use crate::route::{Matched, NoRoute, RouteTable, action, match_route, rewrite};
 use crate::upstream::attempt::Outgoing;
 use crate::upstream::failure::Failure;
 use crate::upstream::replay::Replay;
@@ -144,9 +143,9 @@ impl Stream {
             return refused.into();
         }
         let Ok(matched) = self.route() else {
-            self.exchange.flags.insert(ResponseFlags::NO_ROUTE);
-            self.exchange.details = details::ROUTE_NOT_FOUND;
-            return self.local(StatusCode::NOT_FOUND, Bytes::new());
+            self.exchange.flags.insert(NoRoute::FLAG);
+            self.exchange.details = NoRoute::DETAILS;
+            return self.local(NoRoute::STATUS, Bytes::new());
         };
         self.exchange.route = Some(matched.clone());
         match &matched.route().action {
@@ -158,7 +157,7 @@ impl Stream {
             }
             Action::Redirect(redirect) => {
                 self.exchange.details = details::DIRECT_RESPONSE;
-                let location = self.with_head(|head| action::location(redirect, &matched, head));
+                let location = action::location(redirect, &matched, &self.head.to_route());
                 let mut outcome = self.local(redirect.status, Bytes::new());
                 if let Outcome::Local(response) = &mut outcome
                     && let Ok(value) = HeaderValue::from_str(&location)
@@ -174,17 +173,13 @@ impl Stream {
 
     /// Framing, hop-by-hop headers, forwarding headers, host and path.
     fn accept(&mut self) -> Result<(), Refused> {
-        let bad = |details| Refused {
-            status: StatusCode::BAD_REQUEST,
-            details,
-        };
         let exchange = &mut self.exchange;
         let downstream = exchange.downstream.clone();
         let headers = &mut self.head.headers;
         if exchange.version < Version::HTTP_2 {
             headers::check_framing(headers)?;
             if downstream.io.take_ambiguous() {
-                return Err(bad(details::HTTP1_BAD_TRANSFER_ENCODING));
+                return Err(admission::bad(details::HTTP1_BAD_TRANSFER_ENCODING));
             }
         } else {
             if headers.len() > downstream.hcm.max_request_headers_count as usize {
@@ -195,66 +190,18 @@ impl Stream {
             }
             headers::join_cookies(headers);
         }
-        if headers.get_all(header::HOST).iter().nth(1).is_some() {
-            return Err(bad(details::MULTIPLE_HOSTS));
-        }
-        if self.head.authority.is_empty() {
-            return Err(bad(details::MISSING_HOST));
-        }
-        if !headers::is_authority(&self.head.authority) {
-            return Err(bad(details::INVALID_AUTHORITY));
-        }
-        headers.remove(header::HOST);
         exchange.grpc = match_route::is_grpc(headers);
-        if exchange.version < Version::HTTP_2 {
-            self.head.upgrade = headers::upgrade_of(&self.head.method, headers);
-        }
-        headers::strip_request_hops(headers)?;
-        let origin = headers::sanitise(headers, &downstream);
+        let (hcm, peer) = (&downstream.hcm, downstream.info.peer.ip());
+        let origin = admission::admit(&mut self.head, hcm, peer, exchange.version)?;
         exchange.remote = origin.remote;
         self.internal = origin.internal;
-        if downstream.hcm.strip_any_host_port
-            && let Ok(text) = self.head.authority.to_str()
-            && let Ok(value) = HeaderValue::from_str(strip_port(text))
-        {
-            self.head.authority = value;
-        }
-        self.check_path()
-            .ok_or(bad(details::ABSOLUTE_PATH_REJECTED))
-    }
-
-    fn check_path(&mut self) -> Option<()> {
-        let hcm = &self.exchange.downstream.hcm;
-        let text = self.head.path.as_str();
-        if self.head.method == Method::CONNECT || text == "*" {
-            return Some(());
-        }
-        if !text.starts_with('/') {
-            return None;
-        }
-        if hcm.normalize_path || hcm.merge_slashes {
-            let normal = path::normalise(text, hcm.merge_slashes)?;
-            if normal != text {
-                self.head.path = PathAndQuery::try_from(normal.as_ref()).ok()?;
-            }
-        }
-        Some(())
-    }
-
-    fn with_head<R>(&self, f: impl FnOnce(&Head<'_>) -> R) -> R {
-        f(&Head {
-            method: &self.head.method,
-            path: self.head.path.as_str(),
-            authority: self.head.authority.to_str().unwrap_or_default(),
-            scheme: self.head.scheme.as_str(),
-            headers: &self.head.headers,
-        })
+        admission::normalise(&mut self.head, hcm)
     }
 
     fn route(&self) -> Result<Matched, NoRoute> {
         let downstream = &self.exchange.downstream;
         let find = |table: &Arc<RouteTable>| {
-            self.with_head(|head| table.find(head, fastrand::u32(0..1_000_000)))
+            table.find(&self.head.to_route(), fastrand::u32(0..1_000_000))
         };
         match (&downstream.inline_routes, &downstream.hcm.routes) {
             (Some(table), _) => find(table),
@@ -354,11 +301,7 @@ impl Stream {
     /// Refuses an upgrade or CONNECT that neither route nor connection manager allows.
     fn check_upgrade(&mut self, action: &RouteAction) -> Option<Outcome> {
         let hcm = &self.exchange.downstream.hcm;
-        let protocol = match &self.head.upgrade {
-            Some(value) => value.to_str().unwrap_or_default().to_owned(),
-            None if self.head.method == Method::CONNECT => "connect".to_owned(),
-            None => return None,
-        };
+        let protocol = upgrade::asked(&self.head)?;
         if upgrade::is_allowed(&protocol, hcm, action) {
             return None;
         }

@@ -10,6 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::Method;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -26,11 +27,20 @@ use crate::resource::HttpConnectionManager;
 use crate::resource::RouteAction;
 use crate::socket::Stream;
 use crate::tcp::copy::{Copied, End, Progress, Side, Terms, copy};
-use crate::upstream::attempt::Lease;
+use crate::upstream::attempt::{Lease, Outgoing};
 use crate::upstream::connect::UpstreamStream;
 
 /// Bytes in flight in each direction.
 const BUFFER: usize = 16 << 10;
+
+/// The protocol that a request wants to change to; CONNECT counts as one.
+pub fn asked(head: &Outgoing) -> Option<String> {
+    match &head.upgrade {
+        Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
+        None if head.method == Method::CONNECT => Some("connect".to_owned()),
+        None => None,
+    }
+}
 
 /// Whether a request may switch to `protocol` (lower case; `connect` for CONNECT): the route
 /// decides, else the connection manager.

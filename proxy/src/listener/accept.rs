@@ -22,7 +22,6 @@ use super::detect::{self, Choice, Chosen};
 use super::stats::Refusal;
 use crate::acceleration::Side;
 use crate::access_log::Record;
-use crate::flags::ResponseFlags;
 use crate::handover::Turn;
 use crate::handover::parcel::Contents;
 use crate::http;
@@ -238,11 +237,7 @@ fn record(worker: &Worker, listener: &Arc<Listener>, info: &DownstreamInfo, refu
     let began = SystemTime::now() - info.started.elapsed();
     let mut record = Record::new(began, info.orig_dst, info.peer);
     record.duration = info.started.elapsed();
-    record.flags = match refusal {
-        Refusal::NoFilterChain => ResponseFlags::NO_ROUTE,
-        Refusal::Gone => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
-        Refusal::Loop | Refusal::NoListener | Refusal::InspectionTimeout => ResponseFlags::NONE,
-    };
+    record.flags = refusal.flag();
     record.termination_details =
         (refusal == Refusal::InspectionTimeout).then_some("listener_filter_timeout");
     record.connection_id = info.id;

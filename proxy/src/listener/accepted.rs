@@ -37,6 +37,34 @@ pub enum Origin {
     Listener(ListenerName),
 }
 
+/// Where a connection comes in, as far as its listener depends on that.
+#[derive(Clone, Copy, Debug)]
+pub enum Entrance<'a> {
+    /// From a pod of this namespace; `None` for a proxy of one workload.
+    Outbound(Option<&'a str>),
+    /// To the pod of this namespace and name; `None` for a proxy of one workload.
+    Inbound(Option<(&'a str, &'a str)>),
+    /// At this listener's own address.
+    Listener(&'a str),
+}
+
+impl Entrance<'_> {
+    /// The listener that stands for a connection to `orig_dst`.
+    pub fn listener(self, snapshot: &Snapshot, orig_dst: SocketAddr) -> Option<&Arc<Listener>> {
+        match self {
+            Self::Outbound(namespace) => snapshot.outbound(namespace, orig_dst),
+            Self::Inbound(Some((namespace, name))) => snapshot.inbound(namespace, name),
+            Self::Inbound(None) => snapshot.listener(VIRTUAL_INBOUND),
+            Self::Listener(name) => match snapshot.listener(name) {
+                Some(listener) if listener.use_original_dst => {
+                    snapshot.outbound(None, orig_dst).or(Some(listener))
+                }
+                listener => listener,
+            },
+        }
+    }
+}
+
 /// A connection whose destination is known.
 pub(crate) struct Accepted {
     pub(crate) id: u64,
@@ -89,23 +117,13 @@ impl Accepted {
 
     /// The listener that stands for this connection in a snapshot.
     pub(super) fn listener(&self, snapshot: &Snapshot) -> Option<Arc<Listener>> {
-        let spec = self.pod.as_ref().map(|pod| &pod.spec);
-        let found = match &self.origin {
-            Origin::Outbound(_) => {
-                snapshot.outbound(spec.map(|s| s.namespace.as_str()), self.orig_dst)
-            }
-            Origin::Inbound(_) => match spec {
-                Some(spec) => snapshot.inbound(&spec.namespace, &spec.name),
-                None => snapshot.listener(VIRTUAL_INBOUND),
-            },
-            Origin::Listener(name) => match snapshot.listener(name.as_str()) {
-                Some(listener) if listener.use_original_dst => {
-                    snapshot.outbound(None, self.orig_dst).or(Some(listener))
-                }
-                listener => listener,
-            },
+        let pod = self.pod.as_ref().map(|pod| &pod.spec);
+        let entrance = match &self.origin {
+            Origin::Outbound(_) => Entrance::Outbound(pod.map(|pod| pod.namespace.as_str())),
+            Origin::Inbound(_) => Entrance::Inbound(pod.map(|pod| (&*pod.namespace, &*pod.name))),
+            Origin::Listener(name) => Entrance::Listener(name.as_str()),
         };
-        found.cloned()
+        entrance.listener(snapshot, self.orig_dst).cloned()
     }
 
     /// What is known of it once it has a listener.

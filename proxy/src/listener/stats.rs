@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::flags::ResponseFlags;
+
 /// Why a connection was reset before a filter chain took it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
@@ -16,6 +18,17 @@ pub enum Refusal {
     InspectionTimeout,
     /// It was gone before it was looked at.
     Gone,
+}
+
+impl Refusal {
+    /// As the access log has it.
+    pub fn flag(self) -> ResponseFlags {
+        match self {
+            Self::NoFilterChain => ResponseFlags::NO_ROUTE,
+            Self::Gone => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+            Self::Loop | Self::NoListener | Self::InspectionTimeout => ResponseFlags::NONE,
+        }
+    }
 }
 
 /// Counters of all listeners; cheap to clone.

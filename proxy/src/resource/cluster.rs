@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::endpoint::Endpoints;
 use super::name::ClusterName;
+use super::origin::Origin;
 
 /// `cluster.v3.Cluster`, as far as this proxy executes it.
 #[derive(Clone, Debug)]
@@ -44,6 +45,10 @@ pub struct Cluster {
     pub added_via_api: bool,
     /// Istio's service metadata (`filter_metadata.istio.services[0]`), for telemetry.
     pub service: Option<ServiceRef>,
+    /// The subset of the service's endpoints that it is; `None` for all of them.
+    pub subset: Option<Arc<str>>,
+    /// The `DestinationRule` in force.
+    pub origin: Option<Origin>,
 }
 
 /// The service that a cluster belongs to, for telemetry labels.
@@ -55,6 +60,8 @@ pub struct ServiceRef {
     pub name: Arc<str>,
     /// `default`.
     pub namespace: Arc<str>,
+    /// The object that made it, where that is no Service (`filter_metadata.millrace.service`).
+    pub object: Option<Arc<str>>,
 }
 
 /// Where a cluster's endpoints come from.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::endpoint::WorkloadRef;
 use super::name::{ListenerName, RouteConfigName};
+use super::origin::Origin;
 use super::route::{ClusterSpecifier, RouteConfiguration};
 
 /// A listener. In node mode the sockets are the broker's and `address` is only matched against
@@ -70,6 +71,8 @@ pub struct FilterChain {
     pub matches: FilterChainMatch,
     /// What handles the connection.
     pub filter: NetworkFilter,
+    /// The rule that says where its connections go.
+    pub origin: Option<Origin>,
 }
 
 /// `listener.v3.FilterChainMatch`; an empty list or `None` matches anything.

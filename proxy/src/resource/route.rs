@@ -9,6 +9,7 @@ use regex::Regex;
 use super::header::HeaderMutation;
 use super::matcher::{HeaderMatcher, QueryMatcher};
 use super::name::{ClusterName, RouteConfigName};
+use super::origin::Origin;
 
 /// `route.v3.RouteConfiguration`.
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ pub struct VirtualHost {
     pub retry_policy: Option<RetryPolicy>,
     /// Whether `x-envoy-attempt-count` is added to requests.
     pub include_request_attempt_count: bool,
+    /// Whose host it is, where the control plane says so.
+    pub origin: Option<Origin>,
 }
 
 /// `route.v3.Route`.
@@ -59,6 +62,8 @@ pub struct Route {
     pub response_headers: HeaderMutation,
     /// `decorator.operation`, the name of its spans.
     pub operation: Option<String>,
+    /// The rule that it was made from.
+    pub origin: Option<Origin>,
 }
 
 /// `route.v3.RouteMatch`: all conditions must hold.

@@ -90,6 +90,21 @@ impl RetryState {
         })
     }
 
+    /// What is repeated.
+    pub fn on(&self) -> RetryOn {
+        self.on
+    }
+
+    /// How often it may still be.
+    pub fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// Further statuses that are repeated.
+    pub fn statuses(&self) -> &[StatusCode] {
+        &self.codes
+    }
+
     /// Whether the policy names this outcome, whatever is left.
     pub fn wants(&self, outcome: Outcome) -> bool {
         let has = |condition| self.on.contains(condition);
@@ -162,28 +177,37 @@ impl RetryState {
     }
 }
 
+/// The conditions by the names that they have in configuration and headers.
+const CONDITIONS: [(&str, RetryOn); 13] = [
+    ("5xx", RetryOn::FIVE_XX),
+    ("gateway-error", RetryOn::GATEWAY_ERROR),
+    ("reset", RetryOn::RESET),
+    ("reset-before-request", RetryOn::RESET_BEFORE_REQUEST),
+    ("connect-failure", RetryOn::CONNECT_FAILURE),
+    ("refused-stream", RetryOn::REFUSED_STREAM),
+    ("retriable-4xx", RetryOn::RETRIABLE_4XX),
+    ("retriable-status-codes", RetryOn::RETRIABLE_STATUS_CODES),
+    ("cancelled", RetryOn::CANCELLED),
+    ("deadline-exceeded", RetryOn::DEADLINE_EXCEEDED),
+    ("internal", RetryOn::INTERNAL),
+    ("resource-exhausted", RetryOn::RESOURCE_EXHAUSTED),
+    ("unavailable", RetryOn::UNAVAILABLE),
+];
+
 /// Conditions of `x-envoy-retry-on` and `x-envoy-retry-grpc-on`; unknown ones are left out, as in
 /// Envoy.
 pub fn parse_on(value: &str) -> RetryOn {
+    let known = |name: &str| CONDITIONS.iter().find(|(known, _)| *known == name);
     value
         .split(',')
-        .map(|condition| match condition.trim() {
-            "5xx" => RetryOn::FIVE_XX,
-            "gateway-error" => RetryOn::GATEWAY_ERROR,
-            "reset" => RetryOn::RESET,
-            "reset-before-request" => RetryOn::RESET_BEFORE_REQUEST,
-            "connect-failure" => RetryOn::CONNECT_FAILURE,
-            "refused-stream" => RetryOn::REFUSED_STREAM,
-            "retriable-4xx" => RetryOn::RETRIABLE_4XX,
-            "retriable-status-codes" => RetryOn::RETRIABLE_STATUS_CODES,
-            "cancelled" => RetryOn::CANCELLED,
-            "deadline-exceeded" => RetryOn::DEADLINE_EXCEEDED,
-            "internal" => RetryOn::INTERNAL,
-            "resource-exhausted" => RetryOn::RESOURCE_EXHAUSTED,
-            "unavailable" => RetryOn::UNAVAILABLE,
-            _ => RetryOn::default(),
-        })
+        .filter_map(|condition| known(condition.trim()).map(|(_, on)| *on))
         .fold(RetryOn::default(), RetryOn::union)
+}
+
+/// The names of a set of conditions.
+pub fn names_of(on: RetryOn) -> Vec<&'static str> {
+    let set = CONDITIONS.iter().filter(|(_, one)| on.contains(*one));
+    set.map(|(name, _)| *name).collect()
 }
 
 /// Whether a method may be sent twice although the first may have been executed (RFC 9110

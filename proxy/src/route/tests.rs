@@ -48,6 +48,7 @@ fn route(path: PathMatcher, cluster: &str) -> Route {
         request_headers: HeaderMutation::default(),
         response_headers: HeaderMutation::default(),
         operation: None,
+        origin: None,
     }
 }
 
@@ -62,6 +63,7 @@ fn table(domains: &[&str], routes: Vec<Route>) -> Arc<RouteTable> {
             response_headers: HeaderMutation::default(),
             retry_policy: None,
             include_request_attempt_count: false,
+            origin: None,
         })],
         ignore_port_in_host_matching: false,
         request_headers: HeaderMutation::default(),

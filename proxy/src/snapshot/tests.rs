@@ -28,6 +28,7 @@ pub(crate) fn listener(name: &str, address: &str, use_original_dst: bool) -> Arc
             name: String::new(),
             matches: FilterChainMatch::default(),
             filter,
+            origin: None,
         })],
         default_filter_chain: None,
         access_log: Vec::new(),
@@ -75,6 +76,8 @@ fn cluster(name: &str) -> Arc<Cluster> {
         panic_threshold: 50,
         added_via_api: true,
         service: None,
+        subset: None,
+        origin: None,
     })
 }
 

@@ -3,13 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderMap;
+
 use crate::cluster::breaker::Resource;
 use crate::cluster::host::Active;
 use crate::cluster::{ClusterEntry, Host, Permit};
 use crate::flags::ResponseFlags;
 use crate::listener::DownstreamInfo;
 use crate::resource::listener::TrafficDirection;
-use crate::resource::{ClusterKind, ClusterName, ClusterSpecifier, TcpProxy, WeightedClusters};
+use crate::resource::{ClusterKind, ClusterName, ClusterSpecifier, TcpProxy};
+use crate::route::action;
 use crate::upstream::connect::{ConnectError, ConnectTarget, UpstreamStream};
 use crate::worker::Worker;
 
@@ -122,7 +125,7 @@ pub async fn connect(
     info: &DownstreamInfo,
     proxy: &TcpProxy,
 ) -> Result<Connected, Failure> {
-    let name = choose(&proxy.cluster, fastrand::u32(..))
+    let name = choose(&proxy.cluster, fastrand::u64(..))
         .ok_or_else(|| Failure::NoCluster("named by a header".to_owned()))?;
     let mut attempts = 0;
     loop {
@@ -165,24 +168,9 @@ pub async fn connect(
     }
 }
 
-/// The cluster for a random number; none where a header would name it.
-fn choose(specifier: &ClusterSpecifier, random: u32) -> Option<&ClusterName> {
-    match specifier {
-        ClusterSpecifier::Cluster(name) => Some(name),
-        ClusterSpecifier::Weighted(weighted) => by_weight(weighted, random),
-        ClusterSpecifier::Header(_) => None,
-    }
-}
-
-fn by_weight(weighted: &WeightedClusters, random: u32) -> Option<&ClusterName> {
-    let mut point = random % weighted.total.max(1);
-    for cluster in &weighted.clusters {
-        if point < cluster.weight {
-            return Some(&cluster.name);
-        }
-        point -= cluster.weight;
-    }
-    None
+/// The cluster for a random number; none where a header would name it, of which bytes have none.
+pub fn choose(specifier: &ClusterSpecifier, random: u64) -> Option<ClusterName> {
+    action::choose(specifier, &HeaderMap::new(), random).map(|chosen| chosen.cluster)
 }
 
 fn pick(worker: &Worker, cluster: &ClusterEntry, info: &DownstreamInfo) -> Option<Arc<Host>> {
@@ -210,7 +198,7 @@ fn target(cluster: &ClusterEntry, host: &Host, info: &DownstreamInfo) -> Connect
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{HeaderMutation, WeightedCluster};
+    use crate::resource::{HeaderMutation, WeightedCluster, WeightedClusters};
 
     #[test]
     fn clusters_are_chosen_by_weight() {
@@ -224,8 +212,8 @@ mod tests {
             total: 100,
             clusters: vec![weighted("v1", 1), weighted("v2", 0), weighted("v3", 99)],
         });
-        let chosen = |n| choose(&specifier, n).unwrap().as_str();
+        let chosen = |n| choose(&specifier, n).unwrap().to_string();
         let v3 = (0..100).filter(|n| chosen(*n) == "v3").count();
-        assert_eq!((chosen(0), v3), ("v1", 99));
+        assert_eq!((chosen(0).as_str(), v3), ("v1", 99));
     }
 }

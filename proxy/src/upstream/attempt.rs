@@ -20,6 +20,7 @@ use super::pool_h1::{H1Conn, SendError};
 use super::pool_h2::{H2Lease, h2_error, is_refused};
 use super::replay::{AttemptBody, Replay};
 use crate::pods::LocalPod;
+use crate::route::Head;
 use crate::route::retry::is_idempotent;
 use crate::worker::Worker;
 
@@ -41,6 +42,19 @@ pub struct Outgoing {
     pub headers: HeaderMap,
     /// The protocol to change to.
     pub upgrade: Option<HeaderValue>,
+}
+
+impl Outgoing {
+    /// What routing looks at.
+    pub fn to_route(&self) -> Head<'_> {
+        Head {
+            method: &self.method,
+            path: self.path.as_str(),
+            authority: self.authority.to_str().unwrap_or_default(),
+            scheme: self.scheme.as_str(),
+            headers: &self.headers,
+        }
+    }
 }
 
 /// A connection, or a stream's part of one, for as long as a response is read from it.

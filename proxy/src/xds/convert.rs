@@ -16,6 +16,7 @@ mod hcm;
 mod header;
 mod listener;
 mod matcher;
+mod metadata;
 mod name_table;
 mod route;
 mod tcp_proxy;

@@ -322,6 +322,8 @@ pub(crate) fn cluster(name: &str, addresses: &[SocketAddr]) -> Cluster {
         panic_threshold: 0,
         added_via_api: true,
         service: None,
+        subset: None,
+        origin: None,
     }
 }
 
@@ -336,6 +338,7 @@ pub(crate) fn routes(routes: Vec<Route>) -> RouteConfiguration {
             response_headers: HeaderMutation::default(),
             retry_policy: None,
             include_request_attempt_count: false,
+            origin: None,
         })],
         ignore_port_in_host_matching: false,
         request_headers: HeaderMutation::default(),
@@ -360,6 +363,7 @@ pub(crate) fn route(prefix: &str, action: Action) -> Route {
         request_headers: HeaderMutation::default(),
         response_headers: HeaderMutation::default(),
         operation: None,
+        origin: None,
     }
 }
 

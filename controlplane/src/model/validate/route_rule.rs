@@ -6,14 +6,15 @@ use std::sync::Arc;
 use super::Validated;
 use super::fields::{DEFAULT_RETRY_ON, Judge};
 use crate::kube::crd::{self, LabelValue};
-use crate::model::Object;
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::place::Place;
 use crate::model::problem::Finding;
 use crate::model::route::{
     Destination, HeaderChanges, HeaderOperations, HttpAction, HttpMatch, HttpRoute, Redirect,
     Retries, Rewrite, RouteRule, SubsetRef,
 };
 use crate::model::workload::Labels;
+use crate::model::{Kind, Object};
 
 /// Judges a `RouteRule`.
 pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
@@ -30,6 +31,7 @@ pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
     }
     let destination = host(&mut judge, &spec.destination, "spec.destination");
     let condition = condition(&mut judge, spec.condition.as_ref());
+    let name = ObjectName::new(namespace, &object.metadata.name);
     let route = HttpRoute {
         at: 0,
         name: object.metadata.name.clone(),
@@ -53,9 +55,10 @@ pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
             "spec.appendHeaders",
         ),
         no_backend: 503,
+        place: Place::shared(Kind::RouteRule, &name, ""),
     };
     let model = RouteRule {
-        name: ObjectName::new(namespace, &object.metadata.name),
+        name,
         destination,
         precedence: spec.precedence,
         route,

@@ -6,13 +6,14 @@ use super::Validated;
 use super::fields::Judge;
 use super::shadow;
 use crate::kube::crd;
-use crate::model::Object;
 use crate::model::names::{Hostname, ObjectName};
+use crate::model::place::Place;
 use crate::model::problem::Finding;
 use crate::model::route::{
     Destination, HeaderOperations, HttpAction, HttpMatch, HttpRoute, Redirect, TcpMatch, TcpRoute,
     VirtualService,
 };
+use crate::model::{Kind, Object};
 
 /// The gateway name that stands for traffic between workloads.
 const MESH: &str = "mesh";
@@ -38,23 +39,24 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
     if spec.http.is_empty() && spec.tcp.is_empty() && spec.tls.is_empty() {
         judge.error("spec", "at least one of http, tls and tcp is needed");
     }
+    let name = ObjectName::new(namespace, &object.metadata.name);
     let http = spec
         .http
         .iter()
         .enumerate()
-        .filter_map(|(index, route)| http_route(&mut judge, route, index))
+        .filter_map(|(index, route)| http_route(&mut judge, &name, route, index))
         .collect::<Vec<_>>();
     let tcp = spec
         .tcp
         .iter()
         .enumerate()
-        .filter_map(|(index, route)| tcp_route(&mut judge, route, index))
+        .filter_map(|(index, route)| tcp_route(&mut judge, &name, route, index))
         .collect::<Vec<_>>();
     let tls = spec
         .tls
         .iter()
         .enumerate()
-        .filter_map(|(index, route)| tls_route(&mut judge, route, index))
+        .filter_map(|(index, route)| tls_route(&mut judge, &name, route, index))
         .collect::<Vec<_>>();
     let unreached = [
         shadow::http(&http, "spec.http"),
@@ -63,7 +65,7 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
     ];
     judge.findings.extend(unreached.into_iter().flatten());
     let model = VirtualService {
-        name: ObjectName::new(namespace, &object.metadata.name),
+        name,
         created: object.metadata.creation_timestamp.clone(),
         hosts,
         for_mesh,
@@ -110,7 +112,12 @@ fn delegate_only(judge: &mut Judge<'_>, spec: &crd::VirtualServiceSpec) {
     }
 }
 
-fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, at: usize) -> Option<HttpRoute> {
+fn http_route(
+    judge: &mut Judge<'_>,
+    object: &ObjectName,
+    route: &crd::HttpRoute,
+    at: usize,
+) -> Option<HttpRoute> {
     let field = &format!("spec.http[{at}]");
     judge.not_executed(route.fault.as_ref(), format!("{field}.fault"));
     judge.not_executed(route.mirror.as_ref(), format!("{field}.mirror"));
@@ -158,6 +165,7 @@ fn http_route(judge: &mut Judge<'_>, route: &crd::HttpRoute, at: usize) -> Optio
         rewrite,
         headers,
         no_backend: 503,
+        place: Place::shared(Kind::VirtualService, object, field),
     })
 }
 
@@ -304,7 +312,12 @@ fn http_match(judge: &mut Judge<'_>, condition: &crd::HttpMatch, field: &str) ->
     (!gateway_only).then_some(result)
 }
 
-fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, at: usize) -> Option<TcpRoute> {
+fn tcp_route(
+    judge: &mut Judge<'_>,
+    object: &ObjectName,
+    route: &crd::TcpRoute,
+    at: usize,
+) -> Option<TcpRoute> {
     let field = &format!("spec.tcp[{at}]");
     let destinations = connection_destinations(judge, &route.route, field);
     let mut matches = Vec::new();
@@ -329,10 +342,16 @@ fn tcp_route(judge: &mut Judge<'_>, route: &crd::TcpRoute, at: usize) -> Option<
         at,
         matches,
         destinations,
+        place: Place::shared(Kind::VirtualService, object, field),
     })
 }
 
-fn tls_route(judge: &mut Judge<'_>, route: &crd::TlsRoute, at: usize) -> Option<TcpRoute> {
+fn tls_route(
+    judge: &mut Judge<'_>,
+    object: &ObjectName,
+    route: &crd::TlsRoute,
+    at: usize,
+) -> Option<TcpRoute> {
     let field = &format!("spec.tls[{at}]");
     let destinations = connection_destinations(judge, &route.route, field);
     if route.matches.is_empty() {
@@ -371,6 +390,7 @@ fn tls_route(judge: &mut Judge<'_>, route: &crd::TlsRoute, at: usize) -> Option<
         at,
         matches,
         destinations,
+        place: Place::shared(Kind::VirtualService, object, field),
     })
 }
 

@@ -53,6 +53,8 @@ fn cluster(logical: bool, respect_ttl: bool, hosts: &[&str]) -> Arc<Cluster> {
         panic_threshold: 50,
         added_via_api: false,
         service: None,
+        subset: None,
+        origin: None,
     })
 }
 

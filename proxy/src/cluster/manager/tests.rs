@@ -22,6 +22,8 @@ fn cluster(name: &str) -> Arc<Cluster> {
         panic_threshold: 0,
         added_via_api: true,
         service: None,
+        subset: None,
+        origin: None,
     })
 }
 

@@ -8,11 +8,12 @@ use millrace_xds::proto::envoy::config::cluster::v3 as pb;
 use millrace_xds::proto::envoy::config::core::v3::{
     Metadata, RoutingPriority, SocketAddress, TcpKeepalive,
 };
+use millrace_xds::proto::google::protobuf::UInt32Value;
 use millrace_xds::proto::google::protobuf::value::Kind;
-use millrace_xds::proto::google::protobuf::{Struct, UInt32Value};
 use pb::circuit_breakers::Thresholds as PbThresholds;
 use pb::cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily};
 
+use super::metadata::{self, text};
 use super::value::{enumeration, positive_duration, u32_or};
 use super::{Cx, Invalid, address, endpoint, listener};
 use crate::resource::cluster::{DnsFamily, DnsHosts, ServiceRef, TcpKeepalive as Keepalive};
@@ -76,6 +77,12 @@ pub(super) fn convert(
         panic_threshold: balancing::panic_threshold(cx, m)?,
         added_via_api,
         service: m.metadata.as_ref().and_then(service),
+        subset: m
+            .metadata
+            .as_ref()
+            .and_then(|own| metadata::of(own, "istio", "subset"))
+            .map(Into::into),
+        origin: metadata::origin(m.metadata.as_ref()),
     })
 }
 
@@ -243,8 +250,8 @@ fn source_address(cx: &mut Cx, m: &SocketAddress) -> Result<SocketAddr, Invalid>
 }
 
 /// Istio's `filter_metadata.istio.services[0]`.
-fn service(metadata: &Metadata) -> Option<ServiceRef> {
-    let istio = metadata.filter_metadata.get("istio")?;
+fn service(own: &Metadata) -> Option<ServiceRef> {
+    let istio = own.filter_metadata.get("istio")?;
     let Some(Kind::ListValue(list)) = &istio.fields.get("services")?.kind else {
         return None;
     };
@@ -255,12 +262,6 @@ fn service(metadata: &Metadata) -> Option<ServiceRef> {
         host: text(first, "host")?.into(),
         name: text(first, "name")?.into(),
         namespace: text(first, "namespace")?.into(),
+        object: metadata::of(own, "millrace", "service").map(Into::into),
     })
-}
-
-fn text<'a>(fields: &'a Struct, name: &str) -> Option<&'a str> {
-    match &fields.fields.get(name)?.kind {
-        Some(Kind::StringValue(text)) => Some(text),
-        _ => None,
-    }
 }

@@ -13,7 +13,7 @@ use pb::listener_filter::ConfigType as ListenerFilterType;
 
 use super::address::{cidr, socket_addr};
 use super::value::{bool_or, duration, enumeration, type_name};
-use super::{Cx, Invalid, access_log, endpoint, hcm, tcp_proxy};
+use super::{Cx, Invalid, access_log, endpoint, hcm, metadata, tcp_proxy};
 use crate::resource::{FilterChain, FilterChainMatch, Listener, NetworkFilter, TrafficDirection};
 
 /// Envoy's default of `listener_filters_timeout`.
@@ -172,6 +172,7 @@ fn filter_chain(cx: &mut Cx, m: &pb::FilterChain) -> Result<FilterChain, Invalid
         name: m.name.clone(),
         matches,
         filter: network_filters(cx, &m.filters)?,
+        origin: metadata::origin(m.metadata.as_ref()),
     })
 }
 

@@ -16,6 +16,7 @@ use pb::weighted_cluster::ClusterWeight;
 
 use super::header::{self, header_name};
 use super::matcher;
+use super::metadata;
 use super::value::{bool_or, data_source, duration, enumeration, optional_duration, u32_or};
 use super::{Cx, Invalid};
 use crate::resource::header::HeaderMutation;
@@ -120,6 +121,7 @@ fn virtual_host(cx: &mut Cx, m: &pb::VirtualHost, max_body: u32) -> Result<Virtu
         )?,
         retry_policy,
         include_request_attempt_count: m.include_request_attempt_count,
+        origin: metadata::origin(m.metadata.as_ref()),
     })
 }
 
@@ -169,6 +171,7 @@ fn route(cx: &mut Cx, m: &pb::Route, max_body: u32) -> Result<Option<Route>, Inv
             .as_ref()
             .map(|d| d.operation.clone())
             .filter(|o| !o.is_empty()),
+        origin: metadata::origin(m.metadata.as_ref()),
     }))
 }
 

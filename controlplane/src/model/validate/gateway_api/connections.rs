@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Common, backend};
 use crate::kube::crd;
 use crate::model::names::Hostname;
+use crate::model::place::Place;
 use crate::model::route::{HeaderOperations, TcpMatch, TcpRoute};
 use crate::model::validate::Validated;
 use crate::model::validate::fields::Judge;
@@ -74,6 +75,7 @@ fn connection_route(
         at: 0,
         matches,
         destinations,
+        place: Place::shared(route.kind, &route.name, "spec.rules[0]"),
     });
     Validated::judged(Object::ApiRoute(Arc::new(route)), judge.findings)
 }

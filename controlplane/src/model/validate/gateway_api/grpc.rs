@@ -6,6 +6,7 @@ use super::Common;
 use super::filters;
 use super::http::{backends, named, route};
 use crate::kube::crd;
+use crate::model::place::Place;
 use crate::model::route::{HttpMatch, HttpRoute, StringMatch};
 use crate::model::validate::Validated;
 use crate::model::validate::fields::Judge;
@@ -23,8 +24,10 @@ pub fn grpc_route(object: &crd::ApiObject<crd::GrpcRouteSpec>, domain: &str) -> 
     };
     let mut route = common.route(&mut judge);
     for (index, rule) in spec.rules.iter().enumerate() {
-        let rule = self::rule(&mut judge, rule, &format!("spec.rules[{index}]"));
-        route.http.push(rule);
+        let field = format!("spec.rules[{index}]");
+        let rule = self::rule(&mut judge, rule, &field);
+        let place = Place::shared(route.kind, &route.name, field);
+        route.http.push(HttpRoute { place, ..rule });
     }
     Validated::judged(Object::ApiRoute(Arc::new(route)), judge.findings)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::filters::{self, Filters};
 use super::{Common, backend};
 use crate::kube::crd;
+use crate::model::place::Place;
 use crate::model::route::{
     Destination, HttpAction, HttpMatch, HttpRoute, Retries, StringMatch, ValueMatch,
 };
@@ -29,12 +30,16 @@ pub fn http_route(object: &crd::ApiObject<crd::HttpRouteSpec>, domain: &str) -> 
     let mut route = common.route(&mut judge);
     // Between workloads the service is the host; `hostnames` are for gateways.
     for (index, rule) in spec.rules.iter().enumerate() {
-        let rule = self::rule(&mut judge, rule, &format!("spec.rules[{index}]"));
-        route.http.push(rule);
+        let field = format!("spec.rules[{index}]");
+        let rule = self::rule(&mut judge, rule, &field);
+        let place = Place::shared(route.kind, &route.name, field);
+        route.http.push(HttpRoute { place, ..rule });
     }
     if spec.rules.is_empty() {
         let rule = crd::HttpRouteRule::default();
-        route.http.push(self::rule(&mut judge, &rule, "spec.rules"));
+        let rule = self::rule(&mut judge, &rule, "spec.rules");
+        let place = Place::shared(route.kind, &route.name, "spec");
+        route.http.push(HttpRoute { place, ..rule });
     }
     Validated::judged(Object::ApiRoute(Arc::new(route)), judge.findings)
 }
@@ -121,6 +126,7 @@ pub(super) fn route(
         rewrite: filters.rewrite,
         headers: filters.headers,
         no_backend: 500,
+        place: None,
     }
 }
 
