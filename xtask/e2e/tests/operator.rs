@@ -275,3 +275,173 @@ fn version_names_every_part_and_what_does_not_answer() -> anyhow::Result<()> {
     line(&text, &["pilot: pilot cannot be asked"])?;
     Ok(())
 }
+
+/// A route of each end that a request can have; the last is to no route.
+const ENDS: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: echo, namespace: default}
+spec:
+  host: echo
+  subsets:
+  - {name: v2, labels: {version: v2}}
+  - {name: v3, labels: {version: v3}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: echo, namespace: default}
+spec:
+  hosts: [echo]
+  http:
+  - name: forwarded
+    match: [{uri: {prefix: /forwarded}, headers: {x-wants: {exact: two}}}]
+    route: [{destination: {host: echo, subset: v2}}]
+  - name: redirected
+    match: [{uri: {prefix: /redirected}}]
+    redirect: {uri: /elsewhere}
+  - name: no_endpoint
+    match: [{uri: {prefix: /no_endpoint}}]
+    route: [{destination: {host: echo, subset: v3}}]
+  - name: no_cluster
+    match: [{uri: {prefix: /no_cluster}}]
+    route: [{destination: {host: nobody}}]
+";
+
+#[test]
+fn explain_says_what_really_becomes_of_requests() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    scene.rule(ENDS)?;
+    let call = |end: &str| explained(&scene, end);
+    until(SOON, || {
+        let (_, told, _) = call("forwarded")?;
+        ensure!(told["route"]["name"] == "forwarded", "{told}");
+        let endpoints = &told["clusters"][0]["endpoints"];
+        ensure!(endpoints[0]["share"] == 100.0, "{told}");
+        Ok(())
+    })?;
+    for end in [
+        "forwarded",
+        "redirected",
+        "no_endpoint",
+        "no_cluster",
+        "no_route",
+    ] {
+        let (path, told, code) = call(end)?;
+        assert_eq!(told["answer"]["outcome"], end, "{told}");
+        let gets_through = ["forwarded", "redirected"].contains(&end);
+        assert_eq!(code, Some(if gets_through { 0 } else { 2 }), "{told}");
+
+        let request = Request::get(Scene::HOST, &path).header("x-wants", "two");
+        let status = scene.connect()?.send(&request)?.status;
+        let log = scene.logged(|line| line["path"] == path)?;
+        assert_eq!(log["response_code"], status, "{log}");
+        as_logged(&told, &log);
+    }
+    Ok(())
+}
+
+/// The path of a request that is to have this end, what is told of it, and how `millctl` ends.
+fn explained(scene: &Scene, end: &str) -> anyhow::Result<(String, Value, Option<i32>)> {
+    let path = format!("/{end}/1");
+    let asked = ["explain", "client", Scene::HOST, "--path", &path];
+    let asked = [&asked[..], &["-H", "x-wants=two", "-o", "json"]].concat();
+    let output = millctl(&scene.near, &asked)?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    let told = serde_json::from_slice(&output.stdout).with_context(|| error.into_owned())?;
+    Ok((path, told, output.status.code()))
+}
+
+/// What was told of a request is what the access log says of it.
+fn as_logged(told: &Value, log: &Value) {
+    let answer = &told["answer"];
+    let cluster = &told["clusters"][0];
+    let or = |value: &Value, other: &str| match value {
+        Value::Null => other.to_owned(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    let logged = |field: &str| or(&log[field], "");
+    assert_eq!(
+        or(&answer["status"], "200"),
+        logged("response_code"),
+        "{log}"
+    );
+    assert_eq!(
+        or(&answer["flags"], "-"),
+        or(&log["response_flags"], "-"),
+        "{log}"
+    );
+    let details = or(&answer["details"], "via_upstream");
+    assert_eq!(details, logged("response_code_details"), "{log}");
+    assert_eq!(
+        or(&told["route"]["name"], ""),
+        logged("route_name"),
+        "{log}"
+    );
+    if answer["outcome"] != "no_cluster" {
+        assert_eq!(
+            or(&cluster["name"], ""),
+            logged("upstream_cluster"),
+            "{log}"
+        );
+    }
+    let endpoint = &cluster["endpoints"][0];
+    assert_eq!(
+        or(&endpoint["address"], ""),
+        logged("upstream_host"),
+        "{log}"
+    );
+}
+
+#[test]
+fn explain_names_objects_with_their_lines_and_the_way_into_a_pod() -> anyhow::Result<()> {
+    require!(cluster);
+    let scene = Scene::start("ebpf")?;
+    scene.rule(ENDS)?;
+    let node = &scene.near;
+    let asked = ["explain", "client", Scene::HOST, "--path", "/forwarded"];
+    let asked = [&asked[..], &["-H", "x-wants=two"]].concat();
+    let of = |part: &str| {
+        1 + ENDS
+            .lines()
+            .position(|line| line.contains(part))
+            .unwrap_or_default()
+    };
+    let (rule, subset) = (of("name: forwarded"), of("name: v2"));
+    until(SOON, || {
+        let text = table(node, &asked)?;
+        let place = format!("(rule.yaml:{rule})");
+        line(
+            &text,
+            &["by VirtualService default/echo spec.http[0]", &place],
+        )?;
+        let place = format!("(rule.yaml:{subset})");
+        line(
+            &text,
+            &["by DestinationRule default/echo spec.subsets[0]", &place],
+        )?;
+        let endpoint = scene.backends[1].pod.at(Scene::HTTP).to_string();
+        line(&text, &[&endpoint, "100 %", "healthy"]).map(drop)
+    })?;
+
+    let own = scene.backends[0].pod.at(Scene::HTTP).to_string();
+    let text = table(node, &["explain", "192.0.2.7", &own])?;
+    line(&text, &["direction", "inbound"])?;
+    line(&text, &["listener", "pod/default/echo-v1"])?;
+    line(&text, &["cluster", "inbound|8080||"])?;
+    let far = scene.backends[1].pod.at(Scene::HTTP).to_string();
+    let error = printed(node, 1, &["explain", "192.0.2.7", &far])?;
+    assert!(error.contains("is a pod of this node"), "{error}");
+    let error = printed(node, 1, &["explain", "nobody", Scene::HOST])?;
+    assert!(
+        error.contains("no pod of this node is called nobody"),
+        "{error}"
+    );
+
+    // Without pilot everything is told but where the objects stand.
+    scene.mesh.pilot().kill()?;
+    let text = table(node, &asked)?;
+    line(&text, &["by VirtualService default/echo spec.http[0]"])?;
+    line(&text, &["no files and lines: pilot cannot be asked"]).map(drop)
+}
