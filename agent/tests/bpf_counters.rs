@@ -15,7 +15,7 @@ use millrace_agent::bpf::{AccelOutcome, CapturePolicy, Counter, PodEnrolment};
 const SERVICE: &str = "10.96.0.10:9080";
 
 /// Counters that no test on a running kernel reaches, and why.
-const EXPLAINED: [(Counter, &str); 3] = [
+const EXPLAINED: [(Counter, &str); 6] = [
     (
         Counter::PromoteUnsupported,
         "needs a kernel with kTLS; the errnos that count as it are compared in the abi's tests",
@@ -24,6 +24,16 @@ const EXPLAINED: [(Counter, &str); 3] = [
         Counter::PromoteFailed,
         "an error that the kernel is not known to give, or BTF of other structures",
     ),
+    (
+        Counter::LeaveUnsettled,
+        "needs a message on its way at that very moment, which random traffic meets as it likes",
+    ),
+    (
+        Counter::UnspliceShutDown,
+        "whoever has shut its side down sends nothing but what is under way at that moment; the rule is compared in the \
+         abi's tests",
+    ),
+    (Counter::UnsplicePressure, "as of messages to the proxy"),
     (
         Counter::MessagePressure,
         "TCP's limit of memory is the whole machine's; the rule is compared in the abi's tests",
@@ -54,7 +64,8 @@ fn compared() -> String {
     text.collect::<String>().split_whitespace().collect()
 }
 
-/// Whether a test compares the count, or the promotion's outcome, whose count `promote_at` compares.
+/// Whether a test compares the count, by itself or as a line of a table, or the promotion's outcome, whose count
+/// `promote_at` compares.
 fn is_compared(tests: &str, counter: Counter) -> bool {
     let outcome = [
         AccelOutcome::Done,
@@ -73,6 +84,7 @@ fn is_compared(tests: &str, counter: Counter) -> bool {
     ];
     let outcome = outcome.iter().find(|known| known.counter() == counter);
     tests.contains(&format!(".count(Counter::{counter:?})"))
+        || tests.contains(&format!(",Counter::{counter:?},),"))
         || outcome.is_some_and(|outcome| tests.contains(&format!("),AccelOutcome::{outcome:?}")))
         || outcome
             .is_some_and(|outcome| tests.contains(&format!("outcome,AccelOutcome::{outcome:?}")))

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use millrace_controlplane::analysis::Analysis;
@@ -26,6 +27,8 @@ const FOUND: u8 = 79;
 const UNREADABLE: u8 = 65;
 /// Directories are followed this deep, links included, as pilot's file registry does.
 const MAX_DEPTH: usize = 8;
+/// How long a watch that broke may take until it stands again.
+const SETTLING: Duration = Duration::from_secs(10);
 /// Events of a registry that wait to be read.
 const EVENTS: usize = 64;
 
@@ -84,6 +87,16 @@ async fn read_cluster(analysis: &mut Analysis, options: &Analyze) -> anyhow::Res
                 None => bail!("the cluster's registry has ended"),
             }
         }
+        // As where a definition is new and its first watches are cut.
+        let settling = async {
+            while lacks_a_watch(analysis)
+                && let Some(event) = events.recv().await
+            {
+                analysis.take(event);
+            }
+        };
+        // What does not stand by then is told.
+        drop(tokio::time::timeout(SETTLING, settling).await);
         Ok(())
     };
     // biased: an error of the registry says more than its silence.
@@ -102,6 +115,11 @@ async fn read_cluster(analysis: &mut Analysis, options: &Analyze) -> anyhow::Res
         }
     }
     read
+}
+
+fn lacks_a_watch(analysis: &Analysis) -> bool {
+    let mut problems = analysis.registry_problems().iter();
+    problems.any(|problem| problem.reason == Reason::Unreadable && problem.object.is_none())
 }
 
 /// Reads a file, all files of a directory, or standard input.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Parser as _;
 use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use kube::Client;
@@ -103,7 +104,7 @@ async fn every_right_of_the_manifest_is_needed() -> anyhow::Result<()> {
     let server = ApiServer::start()?;
     let client = server.client().await?;
     let kubeconfig = kubeconfig(&server, &client).await?;
-    let roles: Api<ClusterRole> = Api::all(client);
+    let roles: Api<ClusterRole> = Api::all(client.clone());
     let whole = roles.get(NAME).await?.rules.unwrap_or_default();
     for (index, rule) in whole.iter().enumerate() {
         let mut rest = whole.clone();
@@ -114,8 +115,14 @@ async fn every_right_of_the_manifest_is_needed() -> anyhow::Result<()> {
             .flatten()
             .next()
             .context("no resource")?;
-        let needed = format!("cannot watch resource \"{first}\"");
-        is_missed(&roles, &rest, &kubeconfig, &needed).await?;
+        let group = rule
+            .api_groups
+            .iter()
+            .flatten()
+            .next()
+            .context("no group")?;
+        let needed = Right("watch", group, first);
+        is_missed(&client, &rest, &kubeconfig, needed).await?;
         for left_out in rule.resources.iter().flatten() {
             let mut rest = whole.clone();
             let resources = rest[index].resources.get_or_insert_default();
@@ -123,30 +130,59 @@ async fn every_right_of_the_manifest_is_needed() -> anyhow::Result<()> {
             if resources.is_empty() {
                 rest.remove(index);
             }
-            let needed = format!("cannot list resource \"{left_out}\"");
-            is_missed(&roles, &rest, &kubeconfig, &needed).await?;
+            let needed = Right("list", group, left_out);
+            is_missed(&client, &rest, &kubeconfig, needed).await?;
         }
     }
     Ok(())
 }
 
+/// A verb, and the group and name of a resource.
+#[derive(Clone, Copy)]
+struct Right<'a>(&'a str, &'a str, &'a str);
+
 /// With these rules alone the registry says what it cannot do.
 async fn is_missed(
-    roles: &Api<ClusterRole>,
+    client: &Client,
     granted: &[PolicyRule],
     kubeconfig: &Path,
-    needed: &str,
+    right: Right<'_>,
 ) -> anyhow::Result<()> {
+    let roles: Api<ClusterRole> = Api::all(client.clone());
     let patch = Patch::Merge(json!({"rules": granted}));
     roles.patch(NAME, &PatchParams::default(), &patch).await?;
+    // The API server learns of its rules by a watch too; under the old ones the registry would list what it then
+    // never lists again.
+    let refused = async {
+        while is_allowed(client, right).await? {
+            tokio::task::yield_now().await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, refused).await??;
+    let Right(verb, _, resource) = right;
+    let needed = &format!("cannot {verb} resource \"{resource}\"");
     let mut mesh = Mesh::of_cluster(kubeconfig.to_owned());
     let missed = |mesh: &Mesh| {
         let problems = mesh.problems.iter();
         problems
-            .filter(|problem| problem.message.contains(needed))
+            .filter(|problem| problem.message.contains(needed.as_str()))
             .count()
             > 0
     };
     mesh.until(needed, missed).await?;
     mesh.end().await
+}
+
+async fn is_allowed(
+    client: &Client,
+    Right(verb, group, resource): Right<'_>,
+) -> anyhow::Result<bool> {
+    let review: SubjectAccessReview = serde_json::from_value(json!({"spec": {
+        "user": format!("system:serviceaccount:{NAMESPACE}:{NAME}"),
+        "resourceAttributes": {"verb": verb, "group": group, "resource": resource},
+    }}))?;
+    let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
+    let answer = reviews.create(&PostParams::default(), &review).await?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
 }

@@ -180,6 +180,11 @@ async fn what_pilot_made_of_objects_stands_in_their_statuses() -> anyhow::Result
             .then_some(()))
     })
     .await?;
+    // It counts a write once that is answered.
+    until("the write is counted", async || {
+        Ok((written(&pilot).await? > 0).then_some(()))
+    })
+    .await?;
     assert_eq!(written(&pilot).await?, 1, "the witness's");
     assert_eq!(
         rules.get("reviews").await?.metadata.resource_version,
