@@ -171,7 +171,8 @@ impl Bench {
             let service = services[number * step % services.len()];
             let lap = number * step / services.len();
             let version = Version {
-                down: lap.is_multiple_of(2).then_some(0),
+                // Where all is one namespace, both kinds of services are the same ones.
+                down: lap.is_multiple_of(2).then_some(usize::from(shared)),
                 ..Version::default()
             };
             Change {
