@@ -8,9 +8,12 @@ mod accel;
 mod bpf;
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
 
-use accel::{Pair, Place, hear, mark_priority, promote, promoted, redirected, say, state, wait};
+use accel::{
+    Pair, Place, hear, mark_priority, option, promote, promoted, redirected, say, set_option,
+    state, wait,
+};
 use bpf::{Fixture, PATIENCE, accept, addr, connect_marked};
 use millrace_agent::bpf::{
     AccelOutcome, AcceleratedEnd, Acceleration, Bpf, Counter, Promotion, Replace,
@@ -167,22 +170,6 @@ fn what_a_program_could_notice_is_refused() {
 
 fn blocking(end: &TcpStream) {
     end.set_nonblocking(false).expect("O_NONBLOCK");
-}
-
-fn option(end: &TcpStream, level: i32, name: i32, value: i32) {
-    assert_eq!(
-        set_option(end, level, name, &value.to_ne_bytes()),
-        Ok(()),
-        "{level} {name}"
-    );
-}
-
-fn set_option(end: &TcpStream, level: i32, name: i32, value: &[u8]) -> nix::Result<()> {
-    let length = libc::socklen_t::try_from(value.len()).expect("short");
-    // SAFETY: the value is as long as `length` says and outlives the call.
-    let result =
-        unsafe { libc::setsockopt(end.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
-    nix::errno::Errno::result(result).map(drop)
 }
 
 #[test]

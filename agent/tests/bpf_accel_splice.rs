@@ -12,9 +12,8 @@ mod splice;
 
 use std::io::{ErrorKind, Read as _};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd as _;
 
-use accel::{Stream, hear, leave, mark_priority, promote, say, state, wait};
+use accel::{Stream, hear, leave, mark_priority, option, promote, say, state, wait};
 use bpf::Fixture;
 use millrace_agent::bpf::{AccelOutcome, Acceleration, Counter, experiment};
 use millrace_runtime::handoff::accel::{
@@ -452,19 +451,7 @@ fn ended(at: &mut TcpStream) {
     }
 }
 
-/// `SO_RCVLOWAT`, which acceleration cannot honour.
+/// Which acceleration cannot honour.
 fn lowat(end: &TcpStream) {
-    let value = 4_i32;
-    let length = libc::socklen_t::try_from(size_of_val(&value)).expect("short");
-    // SAFETY: the value is as long as `length` says and outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            end.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const value).cast(),
-            length,
-        )
-    };
-    assert_eq!(result, 0);
+    option(end, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 4);
 }

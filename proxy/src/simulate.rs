@@ -28,7 +28,7 @@ use crate::resource::{
     RouteAction, text,
 };
 use crate::route::match_route::is_grpc;
-use crate::route::retry::{self, RetryState};
+use crate::route::retry::RetryState;
 use crate::route::timeout::Timeouts;
 use crate::route::{Matched, NoRoute, RouteTable, action, rewrite};
 use crate::snapshot::Snapshot;
@@ -348,7 +348,7 @@ fn forwarding(
     let retries = RetryState::new(policy, &head.headers, origin.internal);
     step.retries = retries.map(|state| Retries {
         attempts: state.left(),
-        on: retry::names_of(state.on()),
+        on: state.on().names(),
         statuses: state.statuses().iter().map(StatusCode::as_u16).collect(),
         per_try_timeout_ms: timeouts.per_try.map(millis),
     });

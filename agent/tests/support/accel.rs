@@ -224,6 +224,24 @@ pub fn mark_priority(end: &impl std::os::fd::AsFd, priority: u32) {
     setsockopt(end, sockopt::Priority, &priority).expect("SO_PRIORITY");
 }
 
+/// Sets an option of a socket to a number.
+pub fn option(end: &TcpStream, level: i32, name: i32, value: i32) {
+    assert_eq!(
+        set_option(end, level, name, &value.to_ne_bytes()),
+        Ok(()),
+        "{level} {name}"
+    );
+}
+
+/// Sets an option of a socket.
+pub fn set_option(end: &TcpStream, level: i32, name: i32, value: &[u8]) -> nix::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).expect("short");
+    // SAFETY: the value is as long as `length` says and outlives the call.
+    let result =
+        unsafe { libc::setsockopt(end.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
 /// The byte at a place of a stream.
 pub fn tag(stream: u64, at: u64) -> u8 {
     let mixed =

@@ -3,14 +3,19 @@
 //! Needs `MILLRACE_ENVOY`, or an `envoy` on the path.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use millrace_testkit::envoy::bootstrap;
 use millrace_testkit::skip::skip;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::namespace::{Namespace, Process};
 use crate::{PATIENCE, pilot};
+
+const NODE: &str = "sidecar~10.244.1.9~client.default~default.svc.cluster.local";
+const XDS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15010);
 
 fn envoy() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("MILLRACE_ENVOY") {
@@ -20,35 +25,6 @@ fn envoy() -> Option<PathBuf> {
     std::env::split_paths(&paths)
         .map(|directory| directory.join("envoy"))
         .find(|path| path.is_file())
-}
-
-fn bootstrap(api_type: &str) -> Value {
-    let ads = json!({ "ads": {}, "resource_api_version": "V3" });
-    json!({
-        "node": { "id": "sidecar~10.244.1.9~client.default~default.svc.cluster.local", "cluster": "client" },
-        "dynamic_resources": {
-            "ads_config": {
-                "api_type": api_type,
-                "transport_api_version": "V3",
-                "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds" } }],
-            },
-            "lds_config": ads,
-            "cds_config": ads,
-        },
-        "static_resources": { "clusters": [{
-            "name": "xds",
-            "type": "STATIC",
-            "typed_extension_protocol_options": {
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "explicit_http_config": { "http2_protocol_options": {} },
-                },
-            },
-            "load_assignment": { "cluster_name": "xds", "endpoints": [{ "lb_endpoints": [{ "endpoint": {
-                "address": { "socket_address": { "address": "127.0.0.1", "port_value": 15010 } },
-            } }] }] },
-        }] },
-    })
 }
 
 /// Waits until the one client has everything of `listeners` listeners and all types are accepted.
@@ -91,7 +67,7 @@ fn stock_envoy_accepts_what_a_running_pilot_serves() {
         fs::create_dir(&config).unwrap();
         fs::copy(data.join("virtual-service/in.yaml"), config.join("a.yaml")).unwrap();
         let bootstrap_file = directory.path().join("bootstrap.json");
-        fs::write(&bootstrap_file, bootstrap(api_type).to_string()).unwrap();
+        fs::write(&bootstrap_file, bootstrap(NODE, api_type, XDS).to_string()).unwrap();
 
         let namespace = Namespace::with(&[]);
         let _pilot = pilot(&namespace, &config);

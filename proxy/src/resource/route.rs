@@ -285,6 +285,35 @@ impl RetryOn {
     /// gRPC status 14.
     pub const UNAVAILABLE: Self = Self(1 << 12);
 
+    /// The conditions by the names that they have in configuration and headers.
+    const NAMED: [(&'static str, Self); 13] = [
+        ("5xx", Self::FIVE_XX),
+        ("gateway-error", Self::GATEWAY_ERROR),
+        ("reset", Self::RESET),
+        ("reset-before-request", Self::RESET_BEFORE_REQUEST),
+        ("connect-failure", Self::CONNECT_FAILURE),
+        ("refused-stream", Self::REFUSED_STREAM),
+        ("retriable-4xx", Self::RETRIABLE_4XX),
+        ("retriable-status-codes", Self::RETRIABLE_STATUS_CODES),
+        ("cancelled", Self::CANCELLED),
+        ("deadline-exceeded", Self::DEADLINE_EXCEEDED),
+        ("internal", Self::INTERNAL),
+        ("resource-exhausted", Self::RESOURCE_EXHAUSTED),
+        ("unavailable", Self::UNAVAILABLE),
+    ];
+
+    /// The condition of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        let mut named = Self::NAMED.iter();
+        named.find(|(known, _)| *known == name).map(|(_, on)| *on)
+    }
+
+    /// The names of the conditions in this set.
+    pub fn names(self) -> Vec<&'static str> {
+        let set = Self::NAMED.iter().filter(|(_, one)| self.contains(*one));
+        set.map(|(name, _)| *name).collect()
+    }
+
     /// Whether every condition of `other` is in this set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

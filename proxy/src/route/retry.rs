@@ -177,37 +177,13 @@ impl RetryState {
     }
 }
 
-/// The conditions by the names that they have in configuration and headers.
-const CONDITIONS: [(&str, RetryOn); 13] = [
-    ("5xx", RetryOn::FIVE_XX),
-    ("gateway-error", RetryOn::GATEWAY_ERROR),
-    ("reset", RetryOn::RESET),
-    ("reset-before-request", RetryOn::RESET_BEFORE_REQUEST),
-    ("connect-failure", RetryOn::CONNECT_FAILURE),
-    ("refused-stream", RetryOn::REFUSED_STREAM),
-    ("retriable-4xx", RetryOn::RETRIABLE_4XX),
-    ("retriable-status-codes", RetryOn::RETRIABLE_STATUS_CODES),
-    ("cancelled", RetryOn::CANCELLED),
-    ("deadline-exceeded", RetryOn::DEADLINE_EXCEEDED),
-    ("internal", RetryOn::INTERNAL),
-    ("resource-exhausted", RetryOn::RESOURCE_EXHAUSTED),
-    ("unavailable", RetryOn::UNAVAILABLE),
-];
-
 /// Conditions of `x-envoy-retry-on` and `x-envoy-retry-grpc-on`; unknown ones are left out, as in
 /// Envoy.
 pub fn parse_on(value: &str) -> RetryOn {
-    let known = |name: &str| CONDITIONS.iter().find(|(known, _)| *known == name);
     value
         .split(',')
-        .filter_map(|condition| known(condition.trim()).map(|(_, on)| *on))
+        .filter_map(|condition| RetryOn::named(condition.trim()))
         .fold(RetryOn::default(), RetryOn::union)
-}
-
-/// The names of a set of conditions.
-pub fn names_of(on: RetryOn) -> Vec<&'static str> {
-    let set = CONDITIONS.iter().filter(|(_, one)| on.contains(*one));
-    set.map(|(name, _)| *name).collect()
 }
 
 /// Whether a method may be sent twice although the first may have been executed (RFC 9110

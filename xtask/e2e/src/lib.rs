@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acceleration;
 pub mod load;
 pub mod mounts;
 mod observe;

@@ -8,9 +8,10 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use millrace_e2e::acceleration::{is_possible, page};
 use millrace_e2e::{Backend, CAPTURE, Service};
 use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod, Role};
-use millrace_testkit::{Cluster, Pod, PodOptions, require, skip, until};
+use millrace_testkit::{Cluster, Pod, PodOptions, require, until};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -104,10 +105,6 @@ impl Client {
     }
 }
 
-fn page(node: &MeshNode) -> anyhow::Result<Value> {
-    node.admin("/acceleration")?.json()
-}
-
 /// The connections of a pod's own making that have asked.
 fn of_pod<'a>(page: &'a Value, pod: &Pod) -> Vec<&'a Value> {
     let connections = page["connections"].as_array().into_iter().flatten();
@@ -140,17 +137,7 @@ impl Scene {
             })
         };
         let (auto, off) = (pod("auto", None)?, pod("off", Some("off"))?);
-        until(SOON, || {
-            let agent = page(&node)?["agent"].clone();
-            ensure!(agent["state"] != "absent", "{agent}");
-            Ok::<_, anyhow::Error>(())
-        })?;
-        let agent = page(&node)?["agent"].clone();
-        if agent["state"] == "unavailable" {
-            skip::skip::<()>(&format!(
-                "this kernel does not accelerate: {}",
-                agent["reason"]
-            ));
+        if !is_possible(&node)? {
             return Ok(None);
         }
         Ok(Some(Self {

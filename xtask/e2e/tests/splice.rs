@@ -7,10 +7,11 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use millrace_e2e::acceleration::{is_possible, page};
 use millrace_e2e::{CAPTURE, Service, logged};
 use millrace_testkit::http::Server;
 use millrace_testkit::mesh::{Mesh, MeshNode, MeshPod, Role};
-use millrace_testkit::{Cluster, Pod, PodOptions, require, skip, until};
+use millrace_testkit::{Cluster, Pod, PodOptions, require, until};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -95,17 +96,7 @@ impl Scene {
             })
         })?;
         let client = node.pod(options("client", settings[0]))?;
-        until(SOON, || {
-            let agent = page(&node)?["agent"].clone();
-            ensure!(agent["state"] != "absent", "{agent}");
-            anyhow::Ok(())
-        })?;
-        let agent = page(&node)?["agent"].clone();
-        if agent["state"] == "unavailable" {
-            skip::skip::<()>(&format!(
-                "this kernel does not accelerate: {}",
-                agent["reason"]
-            ));
+        if !is_possible(&node)? {
             return Ok(None);
         }
         Ok(Some(Self {
@@ -141,10 +132,6 @@ impl Scene {
         let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
         Ok(value.with_context(|| name.clone())?.parse()?)
     }
-}
-
-fn page(node: &MeshNode) -> anyhow::Result<Value> {
-    node.admin("/acceleration")?.json()
 }
 
 /// The newest connection of a pod's own making that has asked.

@@ -14,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use millrace_testkit::http::{Client, Request};
 use millrace_testkit::mesh::{Mesh, MeshPod, Sidecar};
 use millrace_testkit::skip::skip;
-use millrace_testkit::{Cluster, Node, PodOptions, Process, require, until};
+use millrace_testkit::{Cluster, Node, PodOptions, Process, envoy, require, until};
 use serde_json::{Value, json};
 
 const PORT: u16 = 9080;
@@ -133,39 +133,16 @@ impl Bookinfo {
     fn bootstrap(&self, pod: &MeshPod) -> anyhow::Result<Value> {
         let pilot = self.mesh.pilot().xds_url();
         let pilot: SocketAddr = pilot.trim_start_matches("http://").parse()?;
-        let socket = |at: SocketAddr| json!({ "socket_address": { "address": at.ip(), "port_value": at.port() } });
-        let ads = json!({ "ads": {}, "resource_api_version": "V3" });
         let id = format!(
             "sidecar~{}~{}.default~default.svc.cluster.local",
             pod.ip(),
             pod.name()
         );
-        Ok(json!({
-            "node": { "id": id, "cluster": pod.name() },
-            "admin": { "address": socket(ADMIN) },
-            "dynamic_resources": {
-                "ads_config": {
-                    "api_type": "DELTA_GRPC",
-                    "transport_api_version": "V3",
-                    "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds" } }],
-                },
-                "lds_config": ads,
-                "cds_config": ads,
-            },
-            "static_resources": { "clusters": [{
-                "name": "xds",
-                "type": "STATIC",
-                "typed_extension_protocol_options": {
-                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                        "explicit_http_config": { "http2_protocol_options": {} },
-                    },
-                },
-                "load_assignment": { "cluster_name": "xds", "endpoints": [
-                    { "lb_endpoints": [{ "endpoint": { "address": socket(pilot) } }] },
-                ] },
-            }] },
-        }))
+        let mut bootstrap = envoy::bootstrap(&id, "DELTA_GRPC", pilot);
+        bootstrap["admin"] = json!({ "address": {
+            "socket_address": { "address": ADMIN.ip(), "port_value": ADMIN.port() },
+        } });
+        Ok(bootstrap)
     }
 
     fn rule(&self, files: &[&str]) -> anyhow::Result<()> {

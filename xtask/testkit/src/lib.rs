@@ -47,6 +47,7 @@ pub mod fuzz;
 pub mod mesh;
 
 pub mod echo;
+pub mod envoy;
 pub mod http;
 pub mod raw;
 

@@ -134,10 +134,8 @@ impl ControlPlane {
     pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = self.servers.program("kubectl");
         command.arg("--kubeconfig").arg(self.servers.admin());
-        self.host.stdout({
-            command.args(arguments);
-            command
-        })
+        command.args(arguments);
+        self.host.stdout(command)
     }
 
     /// The command line of such a kubectl, for a person.

@@ -14,22 +14,6 @@ use crate::xds::convert::{Cx, Invalid};
 const BASE_INTERVAL: Duration = Duration::from_millis(25);
 const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
 
-const CONDITIONS: [(&str, RetryOn); 13] = [
-    ("5xx", RetryOn::FIVE_XX),
-    ("gateway-error", RetryOn::GATEWAY_ERROR),
-    ("reset", RetryOn::RESET),
-    ("reset-before-request", RetryOn::RESET_BEFORE_REQUEST),
-    ("connect-failure", RetryOn::CONNECT_FAILURE),
-    ("refused-stream", RetryOn::REFUSED_STREAM),
-    ("retriable-4xx", RetryOn::RETRIABLE_4XX),
-    ("retriable-status-codes", RetryOn::RETRIABLE_STATUS_CODES),
-    ("cancelled", RetryOn::CANCELLED),
-    ("deadline-exceeded", RetryOn::DEADLINE_EXCEEDED),
-    ("internal", RetryOn::INTERNAL),
-    ("resource-exhausted", RetryOn::RESOURCE_EXHAUSTED),
-    ("unavailable", RetryOn::UNAVAILABLE),
-];
-
 /// Converts a retry policy.
 pub(super) fn convert(cx: &mut Cx, m: &pb::RetryPolicy) -> Result<RetryPolicy, Invalid> {
     let retriable_status_codes = cx.each(
@@ -59,8 +43,8 @@ pub(super) fn convert(cx: &mut Cx, m: &pb::RetryPolicy) -> Result<RetryPolicy, I
 fn conditions(cx: &mut Cx, text: &str) -> RetryOn {
     let mut on = RetryOn::default();
     for token in text.split(',').map(str::trim).filter(|t| !t.is_empty()) {
-        match CONDITIONS.iter().find(|(name, _)| *name == token) {
-            Some((_, condition)) => on = on.union(*condition),
+        match RetryOn::named(token) {
+            Some(condition) => on = on.union(condition),
             None => cx.at("retry_on", |cx| {
                 cx.key(token, |cx| cx.note("", "is not retried on"));
             }),
