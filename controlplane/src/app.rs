@@ -3,6 +3,7 @@
 
 mod cluster;
 mod mesh_file;
+mod secure;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,10 +20,11 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::Parts;
+use self::secure::{Handshaken, Secure};
 use crate::admin::{Admin, routes};
 
 use crate::config::Config;
@@ -35,6 +37,7 @@ use crate::registry::kubernetes::Access;
 use crate::registry::{Places, RegistryEvent};
 use crate::serve::MeshSource;
 use crate::serve::client_status::ClientStatuses;
+use crate::tls::serving::Serving;
 
 /// Inputs that wait for the writer; registries wait when it is full.
 const INPUTS: usize = 64;
@@ -53,6 +56,9 @@ pub struct Addresses {
     /// The admission webhook, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub webhook: Option<SocketAddr>,
+    /// xDS over TLS, where it is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_xds: Option<SocketAddr>,
 }
 
 /// A running pilot.
@@ -60,6 +66,7 @@ pub struct Addresses {
 pub struct Pilot {
     addresses: Addresses,
     source: Arc<MeshSource>,
+    serving: Option<Arc<Serving>>,
     connections: Connections,
     tasks: JoinSet<()>,
     /// Servers go last: clients keep what they have until the very end.
@@ -80,12 +87,7 @@ impl Pilot {
         let pilot_metrics = PilotMetrics::new(&metrics);
         let source = Arc::new(MeshSource::new(pilot_metrics.clone()));
         let ready = Ready::new();
-        let xds = TcpListener::bind(config.xds_addr)
-            .await
-            .with_context(|| format!("binding xDS to {}", config.xds_addr))?;
-        let http = admin::Server::bind_tcp(config.http_addr)
-            .await
-            .with_context(|| format!("binding the debug server to {}", config.http_addr))?;
+        let doors = Doors::bind(&config).await?;
         let (stop_inputs, stop_servers) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let cluster = Parts {
@@ -96,13 +98,7 @@ impl Pilot {
             stop_servers: &stop_servers,
         };
         let webhook = cluster.start(&mut tasks).await?;
-        let addresses = Addresses {
-            webhook,
-            xds: xds.local_addr().context("reading the xDS address")?,
-            http: http
-                .local_addr()
-                .context("the debug server has no address")?,
-        };
+        let addresses = doors.addresses(webhook)?;
         announce(&config, &addresses)?;
         let service = AdsService::new(Arc::clone(&source), ServerConfig::default());
         let connections = service.connections();
@@ -114,20 +110,21 @@ impl Pilot {
             build,
             level,
         };
-        tasks.spawn(http.serve(routes(&Arc::new(admin)), stop_servers.clone()));
         let failure = start_inputs(&config, &source, pilot_metrics, &mut tasks, &stop_inputs)?;
-        tasks.spawn(serve_xds(
-            xds,
+        let serving = doors.secure.as_ref().map(Secure::serving);
+        doors.open(
             service,
+            &Arc::new(admin),
             ready.block("registry"),
-            Arc::clone(&source),
-            stop_servers.clone(),
-        ));
+            &mut tasks,
+            &stop_servers,
+        )?;
         tracing::info!(xds = %addresses.xds, http = %addresses.http, registries = %config.registries, "listening");
         let failure = Some(failure);
         Ok(Self {
             addresses,
             source,
+            serving,
             connections,
             tasks,
             stop_inputs,
@@ -144,6 +141,11 @@ impl Pilot {
     /// What it serves.
     pub fn source(&self) -> &Arc<MeshSource> {
         &self.source
+    }
+
+    /// What it serves TLS with, where it does.
+    pub fn serving(&self) -> Option<&Arc<Serving>> {
+        self.serving.as_ref()
     }
 
     /// Waits for something that cannot be mended to happen.
@@ -167,6 +169,66 @@ impl Pilot {
             tracing::warn!(limit = ?STOP_LIMIT, "some tasks did not end in time");
         }
         tracing::info!("stopped");
+    }
+}
+
+/// The ports that clients and people come to, bound and not served yet.
+struct Doors {
+    xds: TcpListener,
+    http: admin::Server,
+    secure: Option<Secure>,
+}
+
+impl Doors {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            xds: TcpListener::bind(config.xds_addr)
+                .await
+                .with_context(|| format!("binding xDS to {}", config.xds_addr))?,
+            http: admin::Server::bind_tcp(config.http_addr)
+                .await
+                .with_context(|| format!("binding the debug server to {}", config.http_addr))?,
+            secure: Secure::bind(config).await?,
+        })
+    }
+
+    fn addresses(&self, webhook: Option<SocketAddr>) -> anyhow::Result<Addresses> {
+        let tls_xds = self.secure.as_ref().map(Secure::local_addr).transpose();
+        Ok(Addresses {
+            webhook,
+            xds: self.xds.local_addr().context("reading the xDS address")?,
+            http: self
+                .http
+                .local_addr()
+                .context("the debug server has no address")?,
+            tls_xds: tls_xds.context("reading the TLS address")?,
+        })
+    }
+
+    fn open(
+        self,
+        service: AdsService<MeshSource>,
+        admin: &Arc<Admin>,
+        not_ready: Blocker,
+        tasks: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let source = Arc::clone(&admin.source);
+        tasks.spawn(self.http.serve(routes(admin), stop.clone()));
+        if let Some(secure) = self.secure {
+            let guarded = service.guarded(secure.guard());
+            let connections = secure.start(tasks, stop)?;
+            let source = Arc::clone(&source);
+            tasks.spawn(serve_guarded(connections, guarded, source, stop.clone()));
+        }
+        tasks.spawn(serve_xds(
+            self.xds,
+            service,
+            not_ready,
+            source,
+            stop.clone(),
+        ));
+        Ok(())
     }
 }
 
@@ -233,15 +295,8 @@ async fn serve_xds(
     source: Arc<MeshSource>,
     stop: CancellationToken,
 ) {
-    use millrace_xds::server::ConfigSource as _;
-    let mut generations = source.generations();
-    tokio::select! {
-        () = stop.cancelled() => return,
-        first = generations.wait_for(|generation| *generation > Generation::default()) => {
-            if first.is_err() {
-                return;
-            }
-        }
+    if !has_something(&source, &stop).await {
+        return;
     }
     drop(not_ready);
     let statuses = ClientStatuses::service(source, service.connections());
@@ -263,6 +318,36 @@ fn announce(config: &Config, addresses: &Addresses) -> anyhow::Result<()> {
         return Ok(());
     };
     write_addresses(path, addresses).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Waits for the first snapshot; false when stopped before.
+async fn has_something(source: &MeshSource, stop: &CancellationToken) -> bool {
+    use millrace_xds::server::ConfigSource as _;
+    let mut generations = source.generations();
+    tokio::select! {
+        () = stop.cancelled() => false,
+        first = generations.wait_for(|generation| *generation > Generation::default()) => first.is_ok(),
+    }
+}
+
+/// Serves xDS over TLS, and nothing else: what every node has is for people to see.
+async fn serve_guarded(
+    connections: ReceiverStream<std::io::Result<Handshaken>>,
+    service: AdsService<MeshSource>,
+    source: Arc<MeshSource>,
+    stop: CancellationToken,
+) {
+    if !has_something(&source, &stop).await {
+        return;
+    }
+    let served = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(service.into_server())
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the xDS server over TLS has ended");
+    }
 }
 
 /// Writes the file beside its place first, so that whoever waits for it reads all of it.

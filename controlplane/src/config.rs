@@ -8,6 +8,7 @@ use clap::{ArgAction, Parser};
 use millrace_runtime::duration;
 use millrace_runtime::telemetry::Format;
 
+use crate::model::names::ObjectName;
 use crate::registry::Registries;
 
 /// Millrace's pilot: services and configuration to xDS.
@@ -63,6 +64,19 @@ pub struct Config {
     /// Where xDS is served, in plain text: loopback or a network of one's own.
     #[arg(long, env = "MILLRACE_XDS_ADDR", default_value = "127.0.0.1:15010")]
     pub xds_addr: SocketAddr,
+
+    /// Where xDS is served over TLS, with pilot's own certificate, to nodes that show a token; usually port
+    /// 15012. Needs an API server, whichever the registry is.
+    #[arg(long, env = "MILLRACE_TLS_XDS_ADDR")]
+    pub tls_xds_addr: Option<SocketAddr>,
+
+    /// The audience that nodes' tokens must be for.
+    #[arg(long, env = "MILLRACE_TOKEN_AUDIENCE", default_value = "millrace")]
+    pub token_audience: String,
+
+    /// A service account of nodes' proxies, as `namespace/name`; may be given several times.
+    #[arg(long = "node-account", value_parser = account, default_value = "millrace-system/millrace-node")]
+    pub node_accounts: Vec<ObjectName>,
 
     /// Where metrics and debug pages are served.
     #[arg(long, env = "MILLRACE_HTTP_ADDR", default_value = "127.0.0.1:15014")]
@@ -124,4 +138,13 @@ pub struct Config {
     /// How logs look: text or json.
     #[arg(long, env = "MILLRACE_LOG_FORMAT", default_value = "text")]
     pub log_format: Format,
+}
+
+fn account(text: &str) -> Result<ObjectName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(ObjectName::new(namespace, name))
+        }
+        _ => Err("expected namespace/name".to_owned()),
+    }
 }

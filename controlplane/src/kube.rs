@@ -2,7 +2,8 @@
 //! to an API server.
 //!
 //! Input: text; output: [`crate::model::Object`]s and problems with their line, for registries. [`secret`] keeps the
-//! authorities of pilot's certificates, [`lease`] says which replica writes the rest, [`status`] writes statuses.
+//! authorities of pilot's certificates, [`lease`] says which replica writes the rest, [`status`] writes statuses,
+//! [`tokens`] asks whose a token is.
 
 pub mod convert;
 pub mod crd;
@@ -11,4 +12,5 @@ pub mod lease;
 pub mod mesh_config;
 pub mod secret;
 pub mod status;
+pub mod tokens;
 pub mod yaml;

@@ -3,6 +3,7 @@
 //! Input: snapshots from [`crate::push::writer`], selections from streams; output: encoded resources.
 //! The protocol itself is `millrace_xds`'s.
 
+pub(crate) mod admit;
 mod cache;
 pub(crate) mod client_status;
 

@@ -23,6 +23,8 @@ mod configuration;
 mod equality;
 #[path = "kubernetes/features.rs"]
 mod features;
+#[path = "kubernetes/nodes.rs"]
+mod nodes;
 #[path = "kubernetes/rights.rs"]
 mod rights;
 #[path = "kubernetes/status.rs"]

@@ -310,9 +310,13 @@ impl Plan {
             let addresses: Vec<String> = addresses.map(|ip| ip.to_string()).collect();
             node = node.with_metadata("INSTANCE_IPS", addresses.join(","));
         }
+        let mut server = ClientConfig::new(xds.address.clone(), node.clone());
+        server.roots.clone_from(&xds.roots);
+        server.server_name.clone_from(&xds.server_name);
+        server.token.clone_from(&xds.token);
         Ok(Self {
             mode,
-            server: Some(ClientConfig::new(xds.address.clone(), node.clone())),
+            server: Some(server),
             node,
             state_file: Some(xds.state_dir.join("xds-state")),
             bootstrap: None,

@@ -56,9 +56,20 @@ pub struct Args {
     /// Cluster name sent to the control plane
     #[arg(long, value_name = "NAME")]
     pub service_cluster: Option<String>,
-    /// The control plane's xDS server: `http://host:port` or `unix:///path`
+    /// The control plane's xDS server: `https://host:port`, `http://host:port` or `unix:///path`, or several
+    /// replicas with commas between
     #[arg(long, env = "MILLRACE_XDS_ADDR", value_name = "URL")]
     pub xds_addr: Option<String>,
+    /// PEM file of the authorities that the control plane's certificate is trusted by, read for every
+    /// connection
+    #[arg(long, env = "MILLRACE_XDS_ROOTS", value_name = "FILE")]
+    pub xds_roots: Option<PathBuf>,
+    /// Name in the control plane's certificate [default: the host of its address]
+    #[arg(long, env = "MILLRACE_XDS_SERVER_NAME", value_name = "NAME")]
+    pub xds_server_name: Option<String>,
+    /// File of the service account's token that is shown to the control plane, read for every stream
+    #[arg(long, env = "MILLRACE_XDS_TOKEN", value_name = "FILE")]
+    pub xds_token: Option<PathBuf>,
     /// How often this proxy was restarted; the one before, where it runs, gives its listening sockets and its
     /// connections to this one (alone from a file only where this is given, from 0 on)
     #[arg(long, alias = "restart-epoch", value_name = "NUMBER")]
@@ -154,8 +165,14 @@ pub enum Mode {
 /// How the proxy reaches the control plane, and as whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Xds {
-    /// The server.
+    /// The server, or several with commas between.
     pub address: String,
+    /// The authorities that it is trusted by, where it is reached over TLS.
+    pub roots: Option<PathBuf>,
+    /// The name in its certificate, where that is not its host.
+    pub server_name: Option<String>,
+    /// The token that it is shown.
+    pub token: Option<PathBuf>,
     /// `role~ip~id~domain`.
     pub node_id: String,
     /// `node.cluster`.
@@ -182,8 +199,13 @@ pub enum InvalidArgs {
         variable: &'static str,
     },
     /// The address of the control plane is no URL.
-    #[error("--xds-addr {0:?} is not of the form http://host:port or unix:///path")]
+    #[error(
+        "--xds-addr {0:?} is not of the form https://host:port, http://host:port or unix:///path"
+    )]
     XdsAddress(String),
+    /// Nobody says whom to trust.
+    #[error("--xds-addr {0:?} needs --xds-roots (or the environment variable MILLRACE_XDS_ROOTS)")]
+    Roots(String),
     /// More workers than the broker serves.
     #[error("--workers {0} is more than {max}", max = millrace_runtime::handoff::MAX_WORKERS)]
     Workers(u16),
@@ -253,11 +275,16 @@ fn mode(mut args: Args) -> Result<Mode, InvalidArgs> {
         variable,
     };
     let address = (args.xds_addr.clone()).ok_or(missing("--xds-addr", "MILLRACE_XDS_ADDR"))?;
-    check_address(&address)?;
+    for one in address.split(',') {
+        check_address(one.trim(), args.xds_roots.is_some())?;
+    }
     let ip = args.node_ip.map(|ip| ip.to_canonical());
     let node_id = own_id(&args, ip, missing)?;
     let xds = Xds {
         address,
+        roots: args.xds_roots.clone(),
+        server_name: args.xds_server_name.clone(),
+        token: args.xds_token.clone(),
         node_id,
         node_cluster: (args.service_cluster.clone()).unwrap_or_else(|| role(&args).to_owned()),
         node_name: args.node_name,
@@ -323,15 +350,18 @@ fn node_id(role: &str, ip: Option<IpAddr>, id: &str, domain: &str) -> String {
     format!("{role}~{ip}~{id}~{domain}")
 }
 
-fn check_address(address: &str) -> Result<(), InvalidArgs> {
+fn check_address(address: &str, has_roots: bool) -> Result<(), InvalidArgs> {
     if address.starts_with("unix:///") {
         return Ok(());
     }
     let uri: Option<http::Uri> = address.parse().ok();
-    let whole = uri.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.port().is_some());
-    whole
-        .then_some(())
-        .ok_or_else(|| InvalidArgs::XdsAddress(address.to_owned()))
+    let uri = uri.filter(|uri| uri.port().is_some());
+    match uri.as_ref().and_then(http::Uri::scheme_str) {
+        Some("http") => Ok(()),
+        Some("https") if has_roots => Ok(()),
+        Some("https") => Err(InvalidArgs::Roots(address.to_owned())),
+        _ => Err(InvalidArgs::XdsAddress(address.to_owned())),
+    }
 }
 
 impl fmt::Display for Mode {

@@ -115,7 +115,7 @@ impl Parts<'_> {
             serving: config.certificate_lifetime,
         };
         let store = SecretStore::new(client.clone(), &config.namespace);
-        let keeper = Keeper::new(store, Arc::clone(&serving), self.names(), lifetimes);
+        let keeper = Keeper::new(store, Arc::clone(&serving), names(config), lifetimes);
         tasks.spawn(keeper.run(self.stop_servers.clone()));
         let registration = Registration::new(
             client.clone(),
@@ -135,21 +135,21 @@ impl Parts<'_> {
         tasks.spawn(serve(listener, tls, Arc::new(reviewer), stop));
         Ok(address)
     }
+}
 
-    /// The names by which clients reach pilot's TLS ports.
-    fn names(&self) -> Vec<String> {
-        let Config {
-            namespace, domain, ..
-        } = self.config;
-        let service = format!("{SERVICE}.{namespace}");
-        let own = [
-            format!("{service}.svc"),
-            format!("{service}.svc.{domain}"),
-            service,
-            SERVICE.to_owned(),
-        ];
-        own.into_iter()
-            .chain(self.config.tls_names.iter().cloned())
-            .collect()
-    }
+/// The names by which clients reach pilot's TLS ports.
+pub(super) fn names(config: &Config) -> Vec<String> {
+    let Config {
+        namespace, domain, ..
+    } = config;
+    let service = format!("{SERVICE}.{namespace}");
+    let own = [
+        format!("{service}.svc"),
+        format!("{service}.svc.{domain}"),
+        service,
+        SERVICE.to_owned(),
+    ];
+    own.into_iter()
+        .chain(config.tls_names.iter().cloned())
+        .collect()
 }

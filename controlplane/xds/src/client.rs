@@ -14,6 +14,7 @@ use crate::delta::client::{DeltaClient, Verdict};
 use crate::proto;
 
 mod config;
+mod connect;
 mod driver;
 mod update;
 

@@ -14,4 +14,6 @@ mod stream;
 pub use crate::push::{ConfigView, Generation, SessionConfig, SyncState, TypeStatus};
 pub use connections::{ConnectionStatus, Connections};
 pub use service::{AdsServer, AdsService, ServerConfig};
-pub use source::{Acked, ConfigSource, Connection, ConnectionId, Nacked, ProtocolVariant, Report};
+pub use source::{
+    Acked, ConfigSource, Connection, ConnectionId, Guard, Nacked, ProtocolVariant, Report,
+};

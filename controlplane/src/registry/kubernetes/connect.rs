@@ -1,6 +1,6 @@
 //! The client: where the API server is, who asks, and how a connection that leads nowhere is noticed.
 //!
-//! Input: flags, the environment, a kubeconfig; output: a client. Called once, at the registry's start.
+//! Input: flags, the environment, a kubeconfig; output: a client. Called at the start, by the registry and whoever else asks the API server.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! What a client is told at its start, and the state of its connection.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::TypeUrl;
@@ -8,8 +9,15 @@ use crate::node::Node;
 /// How to reach the control plane and what is known from before.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// `http://host:port` (HTTP/2 without TLS) or `unix:///path`.
+    /// `http://host:port` (HTTP/2 without TLS), `https://host:port` or `unix:///path`; replicas with commas
+    /// between, of which each client begins with one at random.
     pub server: String,
+    /// PEM of the authorities that are trusted with `https`; read anew for every connection.
+    pub roots: Option<PathBuf>,
+    /// The name in the server's certificate; the host of its address where absent.
+    pub server_name: Option<String>,
+    /// A token that is shown as `authorization: Bearer`, never in plain text; read anew for every stream.
+    pub token: Option<PathBuf>,
     /// Who we are; sent with the first request of every stream.
     pub node: Node,
     /// gRPC metadata sent with every stream, such as `authorization`.
@@ -33,6 +41,9 @@ impl ClientConfig {
     pub fn new(server: impl Into<String>, node: Node) -> Self {
         Self {
             server: server.into(),
+            roots: None,
+            server_name: None,
+            token: None,
             node,
             metadata: Vec::new(),
             backoff: BackoffConfig::default(),
@@ -46,13 +57,14 @@ impl ClientConfig {
 
 /// Why the address of the server cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("invalid control plane address {server}, expected http://host:port or unix:///path")]
+#[error(
+    "invalid control plane address {server:?}, expected http://host:port, https://host:port or unix:///path: {reason}"
+)]
 pub struct InvalidServer {
     /// The address as given.
     pub server: String,
-    /// What is wrong with it, where that is known.
-    #[source]
-    pub source: Option<tonic::transport::Error>,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// A resource that the consumer holds already.
@@ -66,7 +78,8 @@ pub struct KnownResource {
     pub version: String,
 }
 
-/// Exponential pauses; each is drawn at random from the upper half of its bound.
+/// Exponential pauses; each is drawn at random from all of what its bound allows, so that the nodes of a replica that
+/// died do not come to another one together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BackoffConfig {
     /// Upper bound of the first pause.
@@ -83,7 +96,8 @@ impl BackoffConfig {
         let doubled = self
             .base
             .saturating_mul(1 << failures.saturating_sub(1).min(20));
-        doubled.min(self.max).mul_f64(0.5 + random.f64() / 2.0)
+        // Not at once: what failed may fail as fast as it is tried.
+        doubled.min(self.max).mul_f64(0.05 + 0.95 * random.f64())
     }
 }
 
@@ -119,4 +133,28 @@ pub enum ConnectionState {
     },
     /// The driver has ended.
     Closed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_drawn_from_the_whole_of_a_growing_bound() {
+        let backoff = BackoffConfig::default();
+        let mut random = fastrand::Rng::with_seed(7);
+        for (failures, bound) in [(1, 200), (2, 400), (4, 1600), (40, 30_000)] {
+            let bound = Duration::from_millis(bound);
+            let pauses: Vec<Duration> = (0..1000)
+                .map(|_| backoff.pause(failures, &mut random))
+                .collect();
+            assert!(
+                pauses
+                    .iter()
+                    .all(|pause| *pause <= bound && *pause >= bound / 20)
+            );
+            assert!(pauses.iter().any(|pause| *pause < bound / 10));
+            assert!(pauses.iter().any(|pause| *pause > bound / 10 * 9));
+        }
+    }
 }

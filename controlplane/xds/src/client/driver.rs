@@ -12,9 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::connect::Server;
 use super::{ClientConfig, ConnectionState, Event, InvalidServer, Shared, Update};
 use crate::delta::client::Reception;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -32,7 +33,7 @@ const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 #[must_use = "a driver does nothing until it runs"]
 pub struct Driver {
     config: ClientConfig,
-    endpoint: Endpoint,
+    servers: Vec<Server>,
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
     state: watch::Sender<ConnectionState>,
@@ -53,26 +54,10 @@ impl Driver {
         events: mpsc::Sender<Event>,
         state: watch::Sender<ConnectionState>,
     ) -> Result<Self, InvalidServer> {
-        let invalid = |source| InvalidServer {
-            server: config.server.clone(),
-            source,
-        };
-        if !["http://", "unix:"]
-            .iter()
-            .any(|scheme| config.server.starts_with(scheme))
-        {
-            return Err(invalid(None));
-        }
-        let endpoint = Endpoint::from_shared(config.server.clone())
-            .map_err(|error| invalid(Some(error)))?
-            .connect_timeout(config.connect_timeout)
-            .http2_keep_alive_interval(config.keepalive)
-            .keep_alive_timeout(config.keepalive)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
+        let servers = Server::all(&config)?;
         Ok(Self {
             config,
-            endpoint,
+            servers,
             shared,
             events,
             state,
@@ -83,12 +68,15 @@ impl Driver {
     pub async fn run(self) {
         let mut random = fastrand::Rng::new();
         let mut failures = 0;
+        // Each begins somewhere else, and goes on to the next whenever one fails.
+        let mut turn = random.usize(..1024);
         loop {
             let attempt = failures + 1;
             self.state
                 .send_replace(ConnectionState::Connecting { attempt });
             let started = Instant::now();
-            let end = self.connect_and_serve().await;
+            let end = self.connect_and_serve(turn).await;
+            turn = turn.wrapping_add(1);
             self.shared.machine.lock().close();
             let End::Failed(error) = end else {
                 break;
@@ -109,22 +97,27 @@ impl Driver {
         self.state.send_replace(ConnectionState::Closed);
     }
 
-    async fn connect_and_serve(&self) -> End {
-        let connect = tokio::time::timeout(self.config.connect_timeout, self.endpoint.connect());
+    async fn connect_and_serve(&self, turn: usize) -> End {
+        let Some(server) = self.servers.get(turn % self.servers.len().max(1)) else {
+            return End::Failed("no control plane is configured".to_owned());
+        };
+        let connect = server.connect(turn / self.servers.len().max(1));
+        let connect = tokio::time::timeout(self.config.connect_timeout, connect);
         let channel = tokio::select! {
             () = self.events.closed() => return End::Closed,
             channel = connect => channel,
         };
         match channel {
-            Ok(Ok(channel)) => Box::pin(self.serve(channel)).await,
+            Ok(Ok(channel)) => Box::pin(self.serve(channel, server)).await,
             Ok(Err(error)) => End::Failed(with_causes(&error)),
             Err(_) => End::Failed("connecting timed out".to_owned()),
         }
     }
 
-    async fn serve(&self, channel: Channel) -> End {
+    async fn serve(&self, channel: Channel, server: &Server) -> End {
         let (requests, outgoing) = mpsc::channel(REQUEST_BACKLOG);
-        let request = match self.with_metadata(Request::new(ReceiverStream::new(outgoing))) {
+        let request = match self.with_metadata(Request::new(ReceiverStream::new(outgoing)), server)
+        {
             Ok(request) => request,
             Err(error) => return End::Failed(error),
         };
@@ -257,8 +250,22 @@ impl Driver {
         }
     }
 
-    fn with_metadata<T>(&self, mut request: Request<T>) -> Result<Request<T>, String> {
-        for (key, value) in &self.config.metadata {
+    fn with_metadata<T>(
+        &self,
+        mut request: Request<T>,
+        server: &Server,
+    ) -> Result<Request<T>, String> {
+        let token = self.config.token.as_ref().filter(|_| server.is_private());
+        let bearer = token.map(|path| {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("the token {}: {error}", path.display()))?;
+            Ok::<_, String>((
+                "authorization".to_owned(),
+                format!("Bearer {}", text.trim()),
+            ))
+        });
+        let bearer = bearer.transpose()?;
+        for (key, value) in self.config.metadata.iter().chain(&bearer) {
             let name = AsciiMetadataKey::from_bytes(key.as_bytes());
             let value = AsciiMetadataValue::try_from(value.as_str());
             let (Ok(name), Ok(value)) = (name, value) else {

@@ -10,7 +10,7 @@ use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::{self, Call};
-use super::{ConfigSource, Connections, ProtocolVariant};
+use super::{ConfigSource, Connections, Guard, ProtocolVariant};
 use crate::delta::server::Delta;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -46,11 +46,11 @@ impl Default for ServerConfig {
 }
 
 /// An ADS server over a source.
-#[derive(Debug)]
 pub struct AdsService<S> {
     source: Arc<S>,
     config: ServerConfig,
     connections: Connections,
+    guard: Option<Arc<dyn Guard>>,
 }
 
 /// The tonic service of an [`AdsService`].
@@ -63,6 +63,18 @@ impl<S: ConfigSource> AdsService<S> {
             source,
             config,
             connections: Connections::new(),
+            guard: None,
+        }
+    }
+
+    /// The same source at another door: with streams counted among this one's, and a guard.
+    #[must_use]
+    pub fn guarded(&self, guard: Arc<dyn Guard>) -> Self {
+        Self {
+            source: Arc::clone(&self.source),
+            config: self.config.clone(),
+            connections: self.connections.clone(),
+            guard: Some(guard),
         }
     }
 
@@ -96,9 +108,19 @@ impl<S: ConfigSource> AdsService<S> {
             source: self.source.clone(),
             config: self.config.clone(),
             connections: self.connections.clone(),
+            guard: self.guard.clone(),
         };
         let responses = stream::responses::<V, S>(call, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+impl<S> std::fmt::Debug for AdsService<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdsService")
+            .field("config", &self.config)
+            .field("guarded", &self.guard.is_some())
+            .finish_non_exhaustive()
     }
 }
 

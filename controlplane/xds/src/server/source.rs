@@ -54,6 +54,13 @@ pub struct Connection {
     pub metadata: MetadataMap,
 }
 
+/// Decides who is let in, before the source hears of a client. A server without one lets everybody in.
+#[tonic::async_trait]
+pub trait Guard: Send + Sync + 'static {
+    /// Whether the client may be who it says it is. An error closes the stream with that status.
+    async fn admit(&self, connection: &Connection) -> Result<(), Status>;
+}
+
 /// The control plane behind an ADS server.
 pub trait ConfigSource: Send + Sync + 'static {
     /// What the source keeps per stream: the identity it settled on, scope, counters.

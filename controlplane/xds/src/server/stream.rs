@@ -16,7 +16,8 @@ use tonic::{Status, Streaming};
 
 use super::connections::Registration;
 use super::{
-    Acked, ConfigSource, Connection, Connections, Nacked, ProtocolVariant, Report, ServerConfig,
+    Acked, ConfigSource, Connection, Connections, Guard, Nacked, ProtocolVariant, Report,
+    ServerConfig,
 };
 use crate::nack;
 use crate::node::Node;
@@ -30,6 +31,7 @@ pub(super) struct Call<S> {
     pub(super) source: Arc<S>,
     pub(super) config: ServerConfig,
     pub(super) connections: Connections,
+    pub(super) guard: Option<Arc<dyn Guard>>,
 }
 
 /// The status that ends streams of a server that shuts down.
@@ -130,6 +132,15 @@ impl<V: Variant, S: ConfigSource> Open<V, S> {
             variant: call.variant,
             metadata: call.metadata,
         });
+        if let Some(guard) = &call.guard {
+            let admitted = tokio::select! {
+                admitted = timeout(call.config.first_request_timeout, guard.admit(&connection)) => admitted,
+                () = drained(&mut draining) => return Err(self::draining()),
+            };
+            admitted.map_err(|_| {
+                Status::unavailable("who the client is was not found out in time")
+            })??;
+        }
         let client = call.source.connect(&connection)?;
         let mut generations = call.source.generations();
         generations.mark_unchanged();
