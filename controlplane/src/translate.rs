@@ -7,11 +7,14 @@
 mod canonical;
 mod cluster;
 mod endpoint;
+mod fault;
 mod filter;
 mod grpc;
+mod hash;
 mod inbound;
 mod listener;
 mod names;
+mod outlier;
 mod route;
 mod route_action;
 mod route_match;

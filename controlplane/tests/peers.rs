@@ -12,6 +12,8 @@ mod namespace;
 
 #[path = "peers/envoy.rs"]
 mod envoy;
+#[path = "peers/failures.rs"]
+mod failures;
 #[path = "peers/grpc.rs"]
 mod grpc;
 

@@ -99,6 +99,7 @@ fn merge(root: &HttpRoute, below: &HttpRoute) -> Option<HttpRoute> {
         timeout: below.timeout.or(root.timeout),
         retries: below.retries.clone().or_else(|| root.retries.clone()),
         rewrite: below.rewrite.clone().or_else(|| root.rewrite.clone()),
+        fault: below.fault.clone().or_else(|| root.fault.clone()),
         headers: headers.clone(),
         no_backend: below.no_backend,
         place: below.place.clone(),

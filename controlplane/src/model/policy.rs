@@ -45,10 +45,12 @@ pub struct TrafficPolicy {
     pub load_balancer: Option<LoadBalancer>,
     /// Limits and timeouts.
     pub pool: ConnectionPool,
+    /// When endpoints that fail are left out.
+    pub outlier: Option<OutlierDetection>,
 }
 
 /// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoadBalancer {
     /// In turn.
     RoundRobin,
@@ -58,6 +60,78 @@ pub enum LoadBalancer {
     Random,
     /// The address that the client asked for.
     Passthrough,
+    /// The same for what has the same hash.
+    Hash(ConsistentHash),
+}
+
+/// What a hash is made of and looked up in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsistentHash {
+    /// What it is made of.
+    pub key: HashKey,
+    /// What it is looked up in.
+    pub table: HashTable,
+}
+
+/// What a hash is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    /// A header of the request.
+    Header(String),
+    /// A cookie, which is given to clients that have none if it has a life.
+    Cookie {
+        /// Its name.
+        name: String,
+        /// Its path; empty for none.
+        path: String,
+        /// Its life; zero for as long as the client's session.
+        ttl: Option<Duration>,
+    },
+    /// The client's address.
+    SourceIp,
+    /// A parameter in the request's query.
+    QueryParameter(String),
+}
+
+/// What a hash is looked up in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashTable {
+    /// A ring with at least so many places.
+    Ring(u64),
+    /// Maglev's table; its size where one is stated.
+    Maglev(Option<u64>),
+}
+
+/// Istio's smallest ring.
+pub const MINIMUM_RING_SIZE: u64 = 1024;
+
+impl ConsistentHash {
+    /// Each client at one endpoint, as `sessionAffinity: ClientIP` of a Service asks for.
+    pub const CLIENT_IP: Self = Self {
+        key: HashKey::SourceIp,
+        table: HashTable::Ring(MINIMUM_RING_SIZE),
+    };
+}
+
+/// When endpoints that fail are left out, and for how long. Absent values are the proxy's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// Answers of 5xx in a row; 0 leaves nobody out for them.
+    pub consecutive_5xx: Option<u32>,
+    /// Answers of 502, 503 and 504 in a row; 0 leaves nobody out for them.
+    pub consecutive_gateway: Option<u32>,
+    /// Whether failures to reach the endpoint are counted apart.
+    pub splits_local_origin: bool,
+    /// These in a row, where they are.
+    pub consecutive_local_origin: Option<u32>,
+    /// Time between two looks at who failed.
+    pub interval: Option<Duration>,
+    /// How long the first time lasts.
+    pub base_ejection_time: Option<Duration>,
+    /// Of 100 endpoints so many may be left out.
+    pub max_ejection_percent: Option<u32>,
+    /// Below this share of healthy endpoints all are used.
+    pub min_health_percent: u32,
 }
 
 /// Limits and timeouts of the connections to a host.
@@ -108,12 +182,16 @@ impl TrafficPolicy {
     #[must_use]
     pub fn over(&self, base: &Self) -> Self {
         Self {
-            load_balancer: self.load_balancer.or(base.load_balancer),
+            load_balancer: self
+                .load_balancer
+                .clone()
+                .or_else(|| base.load_balancer.clone()),
             pool: if self.pool == ConnectionPool::default() {
                 base.pool.clone()
             } else {
                 self.pool.clone()
             },
+            outlier: self.outlier.clone().or_else(|| base.outlier.clone()),
         }
     }
 }

@@ -93,6 +93,8 @@ pub struct HttpRoute {
     pub retries: Option<Retries>,
     /// Changes of path and authority.
     pub rewrite: Option<Rewrite>,
+    /// Failures that are made on purpose.
+    pub fault: Option<Fault>,
     /// Changes of headers.
     pub headers: HeaderOperations,
     /// What requests get where their destination does not exist: 503, by the Gateway API 500.
@@ -231,6 +233,24 @@ pub struct Retries {
     pub retry_on: String,
     /// Status codes named in `retry_on`.
     pub status_codes: Vec<u32>,
+}
+
+/// Failures that are made on purpose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// How long some requests are held, and of a million how many.
+    pub delay: Option<(Duration, u32)>,
+    /// What some requests are answered with, and of a million how many.
+    pub abort: Option<(AbortStatus, u32)>,
+}
+
+/// What an aborted request is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortStatus {
+    /// A status of HTTP.
+    Http(u16),
+    /// A status of gRPC.
+    Grpc(u32),
 }
 
 /// Changes of path and authority.

@@ -31,6 +31,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Whether pods that are not ready are endpoints too.
     pub publish_not_ready: bool,
+    /// Whether each client address is to stay at one endpoint.
+    pub client_affinity: bool,
     /// How near to a client its endpoints have to be, or should be.
     pub reach: Reach,
     /// The namespaces whose pods may use it.

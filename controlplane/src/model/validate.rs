@@ -6,8 +6,11 @@
 
 mod destination_rule;
 mod egress_rule;
+mod fault;
 mod fields;
 mod gateway_api;
+mod hash;
+mod outlier;
 mod route_rule;
 mod service_entry;
 mod shadow;

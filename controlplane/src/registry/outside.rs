@@ -84,6 +84,7 @@ pub(super) fn service_entry(
             }],
             selector: Labels::new(),
             publish_not_ready: false,
+            client_affinity: false,
             reach: Reach::Anywhere,
             export_to: ExportTo::Everyone,
         })

@@ -21,12 +21,14 @@ use super::wrap::{
     ads, duration, istio_metadata, list, named_socket, nested, object, socket_address, text, uint,
     yes,
 };
-use super::{ProxyView, Translator, canonical, grpc, inbound};
+use super::{ProxyView, Translator, canonical, grpc, hash, inbound, outlier};
 use crate::model::endpoint::{Locality, NamedEndpoint};
 use crate::model::entry::Resolution;
 use crate::model::names::ClusterName;
 use crate::model::place::Place;
-use crate::model::policy::{ConnectionPool, Keepalive, LoadBalancer, TrafficPolicy};
+use crate::model::policy::{
+    ConnectionPool, ConsistentHash, Keepalive, LoadBalancer, TrafficPolicy,
+};
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
 use crate::model::workload::{Labels, has_all};
 
@@ -66,6 +68,14 @@ impl Source<'_> {
             ServiceKind::ExternalName(_) => false,
         };
         known && self.policy.load_balancer != Some(LoadBalancer::Passthrough)
+    }
+
+    /// How requests are hashed, where they are.
+    pub(super) fn hash(&self) -> Option<&ConsistentHash> {
+        match &self.policy.load_balancer {
+            Some(LoadBalancer::Hash(hash)) => Some(hash),
+            _ => None,
+        }
     }
 }
 
@@ -121,7 +131,10 @@ pub(super) fn source<'a>(translator: &Translator<'a>, name: &str) -> Option<Sour
     } else {
         Some(policy.subsets().remove(&subset)?)
     };
-    let traffic = policy.on_port(port, found.as_ref().and_then(|found| found.subset));
+    let mut traffic = policy.on_port(port, found.as_ref().and_then(|found| found.subset));
+    if traffic.load_balancer.is_none() && service.client_affinity {
+        traffic.load_balancer = Some(LoadBalancer::Hash(ConsistentHash::CLIENT_IP));
+    }
     let (labels, place) = match found {
         Some(found) => (found.labels, found.place),
         None => (Labels::default(), None),
@@ -252,7 +265,7 @@ fn outbound(translator: &Translator<'_>, cluster: &mut Cluster, source: &Source<
     } = source;
     let pool = &policy.pool;
     cluster.connect_timeout = duration(pool.connect_timeout.unwrap_or(default_timeout));
-    cluster.lb_policy = lb_policy(policy.load_balancer).into();
+    cluster.lb_policy = lb_policy(policy.load_balancer.as_ref()).into();
     let kind = match &service.kind {
         ServiceKind::ExternalName(target) => {
             cluster.load_assignment = Some(external(&cluster.name, target, port.port));
@@ -285,6 +298,15 @@ fn outbound(translator: &Translator<'_>, cluster: &mut Cluster, source: &Source<
         requests: pool.max_requests.unwrap_or(MAX_CONNECTIONS),
         retries: pool.max_retries.unwrap_or(MAX_RETRIES),
     }));
+    if let Some(hash) = source
+        .hash()
+        .filter(|_| cluster.lb_policy() != LbPolicy::ClusterProvided)
+    {
+        hash::balance(translator.view, cluster, hash);
+    }
+    if let Some(outlier) = &policy.outlier {
+        outlier::detect(translator.view, cluster, outlier);
+    }
     cluster.upstream_connection_options = pool.keepalive.map(keepalive);
     cluster.typed_extension_protocol_options =
         http_options(upstream_http(port.protocol, pool), pool);
@@ -355,12 +377,13 @@ fn to_original_dst(cluster: &mut Cluster) {
     cluster.circuit_breakers = Some(circuit_breakers(&none));
 }
 
-fn lb_policy(balancer: Option<LoadBalancer>) -> LbPolicy {
-    match balancer.unwrap_or(LoadBalancer::LeastRequest) {
-        LoadBalancer::RoundRobin => LbPolicy::RoundRobin,
-        LoadBalancer::LeastRequest => LbPolicy::LeastRequest,
-        LoadBalancer::Random => LbPolicy::Random,
-        LoadBalancer::Passthrough => LbPolicy::ClusterProvided,
+fn lb_policy(balancer: Option<&LoadBalancer>) -> LbPolicy {
+    match balancer {
+        Some(LoadBalancer::RoundRobin) => LbPolicy::RoundRobin,
+        // Hashing is added for those who can.
+        None | Some(LoadBalancer::LeastRequest | LoadBalancer::Hash(_)) => LbPolicy::LeastRequest,
+        Some(LoadBalancer::Random) => LbPolicy::Random,
+        Some(LoadBalancer::Passthrough) => LbPolicy::ClusterProvided,
     }
 }
 

@@ -14,7 +14,7 @@ use millrace_xds::proto::google::protobuf as google;
 use millrace_xds::proto::{Any, RouteConfiguration, pack};
 
 use super::wrap::{ads, duration, text, truth};
-use super::{Translator, canonical};
+use super::{Translator, canonical, hash};
 use crate::model::mesh::{AccessLog, AccessLogFormat, MeshConfig};
 
 /// A client has this long for a request's headers.
@@ -28,28 +28,34 @@ pub(super) enum Routes {
     Inline(Box<RouteConfiguration>),
 }
 
-/// The HTTP connection manager, as a network filter.
+/// The HTTP connection manager with these filters before the router, as a network filter.
 pub(super) fn http(
     translator: &Translator<'_>,
     stat_prefix: &str,
     routes: Routes,
+    filters: Vec<hcm::HttpFilter>,
 ) -> listener::Filter {
     filter(
         "envoy.filters.network.http_connection_manager",
-        manager(translator, stat_prefix, routes),
+        manager(translator, stat_prefix, routes, filters),
     )
 }
 
 /// The HTTP connection manager itself.
-pub(super) fn manager(translator: &Translator<'_>, stat_prefix: &str, routes: Routes) -> Any {
+pub(super) fn manager(
+    translator: &Translator<'_>,
+    stat_prefix: &str,
+    routes: Routes,
+    mut filters: Vec<hcm::HttpFilter>,
+) -> Any {
     let mesh = &*translator.snapshot.mesh;
-    let last = hcm::HttpFilter {
+    filters.push(hcm::HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(pack(
             &Router::default(),
         ))),
         ..Default::default()
-    };
+    });
     let manager = hcm::HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
         route_specifier: Some(match routes {
@@ -61,7 +67,7 @@ pub(super) fn manager(translator: &Translator<'_>, stat_prefix: &str, routes: Ro
                 hcm::http_connection_manager::RouteSpecifier::RouteConfig(*routes)
             }
         }),
-        http_filters: vec![last],
+        http_filters: filters,
         // Applications and their clients speak to each other as if nothing were between them.
         use_remote_address: truth(false),
         normalize_path: truth(true),
@@ -104,6 +110,10 @@ pub(super) fn tcp(
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(cluster_specifier),
         idle_timeout: idle_timeout.and_then(duration),
+        hash_policy: hash::of_connections(
+            translator,
+            clusters.iter().map(|(name, _)| name.as_str()),
+        ),
         access_log: access_log(&translator.snapshot.mesh),
         ..Default::default()
     };

@@ -16,7 +16,7 @@ use route::route::Action;
 use route::route_action::MaxStreamDuration;
 
 use super::filter::{self, Routes};
-use super::{ProxyView, Translator};
+use super::{ProxyView, Translator, fault};
 use crate::model::names::Hostname;
 
 /// The listener of a target: routes by name, for this one service.
@@ -30,10 +30,11 @@ pub(super) fn listener(
     let service = full_names(translator, namespace, host)
         .find_map(|host| translator.snapshot.service_on(&host, port, Some(namespace)))?;
     let routes = Routes::Rds(format!("{}:{port}", service.hostname));
+    let faults = fault::filters(translator.view);
     Some(Listener {
         name: name.to_owned(),
         api_listener: Some(ApiListener {
-            api_listener: Some(filter::manager(translator, name, routes)),
+            api_listener: Some(filter::manager(translator, name, routes, faults)),
         }),
         ..Default::default()
     })

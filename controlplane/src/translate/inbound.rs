@@ -185,7 +185,7 @@ fn port_chains(translator: &Translator<'_>, port: &Port, chains: &mut Vec<proto:
     let name = format!("0.0.0.0_{}", port.number);
     let http = || {
         let routes = Routes::Inline(Box::new(routes(port)));
-        filter::http(translator, &format!("inbound_{name}"), routes)
+        filter::http(translator, &format!("inbound_{name}"), routes, Vec::new())
     };
     let tcp = || tcp_to(translator, &ClusterName::Inbound { port: port.number });
     match port.protocol {

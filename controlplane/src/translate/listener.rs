@@ -20,7 +20,7 @@ use millrace_xds::proto::{Any, Listener, pack};
 
 use super::filter::{self, Routes};
 use super::wrap::{duration, socket, truth, uint, written_at};
-use super::{ProxyView, Translator, grpc, inbound};
+use super::{ProxyView, Translator, fault, grpc, inbound};
 use crate::model::Kind;
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::ClusterName;
@@ -381,9 +381,10 @@ impl Maker<'_> {
         matches: Option<proto::FilterChainMatch>,
     ) -> proto::FilterChain {
         let routes = Routes::Rds(self.translator.view.join(self.namespace, route));
+        let faults = fault::filters(self.translator.view);
         proto::FilterChain {
             filter_chain_match: matches,
-            filters: vec![filter::http(self.translator, prefix, routes)],
+            filters: vec![filter::http(self.translator, prefix, routes, faults)],
             ..Default::default()
         }
     }

@@ -184,7 +184,8 @@ impl Builder<'_> {
         if !routes.iter().any(is_unconditional) {
             let cluster = ClusterName::outbound(port.port, "", &service.hostname);
             let cluster = self.translator.cluster_name(self.namespace, &cluster);
-            routes.push(route_action::default_route(cluster, operation));
+            let route = route_action::default_route(self.translator, cluster, operation);
+            routes.push(route);
         }
         routes
     }

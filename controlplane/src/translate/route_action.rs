@@ -12,9 +12,9 @@ use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeR
 use proto::route::Action;
 use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier};
 
-use super::Translator;
 use super::route_match::{self, everything};
 use super::wrap::{duration, uint, written_at};
+use super::{Translator, fault, hash};
 use crate::model::names::ClusterName;
 use crate::model::route::{
     Destination, HeaderChanges, HeaderOperations, HttpAction, HttpMatch, HttpRoute, Redirect,
@@ -28,8 +28,13 @@ const DEFAULT_RETRIES: u32 = 2;
 const HOST_SELECTION_ATTEMPTS: i64 = 5;
 
 /// A route to the service itself.
-pub(super) fn default_route(cluster: String, operation: String) -> proto::Route {
+pub(super) fn default_route(
+    translator: &Translator<'_>,
+    cluster: String,
+    operation: String,
+) -> proto::Route {
     let action = proto::RouteAction {
+        hash_policy: hash::policies(translator, std::iter::once(cluster.as_str())),
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
         timeout: duration(Duration::ZERO),
         retry_policy: Some(retry_policy(None)),
@@ -105,6 +110,8 @@ impl Maker<'_> {
         result.request_headers_to_remove = headers.request.remove;
         result.response_headers_to_add = additions(&headers.response);
         result.response_headers_to_remove = headers.response.remove;
+        let fault = fault::of_route(self.translator.view, route.fault.as_ref());
+        result.typed_per_filter_config.extend(fault);
         result
     }
 
@@ -146,12 +153,27 @@ impl Maker<'_> {
                 ..Default::default()
             }),
         });
+        action.hash_policy = self.hash_policies(&action);
         if let Some(rewrite) = &route.rewrite {
             rewrite_path(&mut action, rewrite, condition);
             authority = rewrite.authority.clone().or(authority);
         }
         action.host_rewrite_specifier = authority.map(HostRewriteSpecifier::HostRewriteLiteral);
         action
+    }
+
+    /// What requests are hashed by, as the rules for any of the clusters say.
+    fn hash_policies(&self, action: &proto::RouteAction) -> Vec<proto::route_action::HashPolicy> {
+        match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(only)) => {
+                hash::policies(self.translator, std::iter::once(only.as_str()))
+            }
+            Some(ClusterSpecifier::WeightedClusters(several)) => {
+                let names = several.clusters.iter().map(|to| to.name.as_str());
+                hash::policies(self.translator, names)
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn cluster(&self, to: &Destination) -> String {

@@ -1,8 +1,9 @@
 //! Goldens: what a node's proxy and a sidecar get of a directory's YAML.
 //!
 //! `testdata/translate/<case>/in.yaml` holds the objects, `mesh.yaml` the settings if there are any, and
-//! `node.golden.json` and `sidecar.golden.json` everything that the node `node-a` and the sidecar of the
-//! pod `client` get. Rewritten only when `MILLRACE_BLESS` is 1.
+//! `node.golden.json` and `sidecar.golden.json` everything that Millrace's proxy of the node `node-a` and stock Envoy as
+//! the sidecar of the pod `client` get; `grpc.golden.json`, of some, what gRPC's own client gets for each service.
+//! Rewritten only when `MILLRACE_BLESS` is 1.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,6 +17,7 @@ use crate::index::Index;
 use crate::kube::{document, mesh_config};
 use crate::model::mesh::MeshConfig;
 use crate::model::near::Place;
+use crate::model::problem::{Problem, Reason};
 use crate::snapshot::MeshSnapshot;
 
 fn cases() -> Vec<PathBuf> {
@@ -38,7 +40,9 @@ fn snapshot_of(case: &Path) -> MeshSnapshot {
     let mut index = Index::new(mesh);
     let text = fs::read_to_string(case.join("in.yaml")).unwrap();
     let contents = document::read("in.yaml", &text, "cluster.local");
-    let errors: Vec<_> = contents.problems.iter().map(ToString::to_string).collect();
+    let executed = |problem: &&Problem| problem.reason != Reason::NotExecuted;
+    let errors = contents.problems.iter().filter(executed);
+    let errors: Vec<_> = errors.map(ToString::to_string).collect();
     assert_eq!(errors, Vec::<String>::new(), "{}", case.display());
     for sourced in contents.objects {
         index.apply(sourced.object);
@@ -59,7 +63,40 @@ fn sidecar() -> ProxyView {
         pod: "client".to_owned(),
         addresses: vec!["10.244.1.9".parse().unwrap()],
         place: Place::default(),
+        is_envoy: true,
     }
+}
+
+fn grpc() -> ProxyView {
+    ProxyView::Grpc {
+        namespace: "default".to_owned(),
+        place: Place::default(),
+    }
+}
+
+/// The cases with a golden of gRPC's own client.
+const OF_GRPC: [&str; 2] = ["failures", "grpc-route"];
+
+/// What a proxy is meant to have; of gRPC's own client what it asks for, if it calls every service.
+fn names(translator: &Translator<'_>, kind: ResourceKind) -> Vec<String> {
+    if !matches!(translator.view, ProxyView::Grpc { .. }) {
+        return translator.names(kind);
+    }
+    let mut names = Vec::new();
+    for (service, port) in translator.snapshot.ports_for("default") {
+        let (host, port) = (&service.hostname, port.port);
+        match kind {
+            ResourceKind::Listener | ResourceKind::Route => names.push(format!("{host}:{port}")),
+            ResourceKind::Cluster | ResourceKind::Endpoints => {
+                let policy = translator.snapshot.policy_of(service, Some("default"));
+                let subsets = policy.subsets().into_keys();
+                let all = std::iter::once(String::new()).chain(subsets);
+                names.extend(all.map(|subset| format!("outbound|{port}|{subset}|{host}")));
+            }
+            ResourceKind::NameTable => {}
+        }
+    }
+    names
 }
 
 fn rendered(snapshot: &MeshSnapshot, view: &ProxyView) -> String {
@@ -67,7 +104,7 @@ fn rendered(snapshot: &MeshSnapshot, view: &ProxyView) -> String {
     let mut types = Map::new();
     for kind in ResourceKind::ALL {
         let mut resources = Vec::new();
-        for name in translator.names(kind) {
+        for name in names(&translator, kind) {
             let resource = translator.resource(kind, &name);
             let resource =
                 resource.unwrap_or_else(|| panic!("{kind:?} lists {name:?} and does not make it"));
@@ -90,10 +127,14 @@ fn goldens_are_what_is_made() {
     let mut different = Vec::new();
     for case in cases() {
         let snapshot = snapshot_of(&case);
-        for (view, name) in [
+        let mut goldens = vec![
             (node(), "node.golden.json"),
             (sidecar(), "sidecar.golden.json"),
-        ] {
+        ];
+        if OF_GRPC.iter().any(|name| case.ends_with(name)) {
+            goldens.push((grpc(), "grpc.golden.json"));
+        }
+        for (view, name) in goldens {
             let path = case.join(name);
             let made = rendered(&snapshot, &view);
             if bless {
@@ -112,11 +153,11 @@ fn goldens_are_what_is_made() {
 #[test]
 fn equal_snapshots_encode_to_equal_bytes() {
     for case in cases() {
-        for view in [node(), sidecar()] {
+        for view in [node(), sidecar(), grpc()] {
             let (one, other) = (snapshot_of(&case), snapshot_of(&case));
             let (one, other) = (Translator::new(&one, &view), Translator::new(&other, &view));
             for kind in ResourceKind::ALL {
-                for name in one.names(kind) {
+                for name in names(&one, kind) {
                     let versions =
                         [&one, &other].map(|translator| translator.resource(kind, &name));
                     assert_eq!(
@@ -167,6 +208,7 @@ fn a_sidecar_delivers_from_an_address_of_each_family_that_it_has() {
             pod: "client".to_owned(),
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             place: Place::default(),
+            is_envoy: true,
         };
         let translator = Translator::new(&snapshot, &view);
         let name = "InboundPassthroughCluster";
@@ -186,7 +228,10 @@ fn a_sidecar_delivers_from_an_address_of_each_family_that_it_has() {
         // Sidecars of other families must not be given this one.
         let shared = view.scope(ResourceKind::Cluster, name);
         let (v4, v6) = (sources.contains(&"127.0.0.6"), sources.contains(&"::6"));
-        assert_eq!(shared, Scope::Families("default".to_owned(), v4, v6));
+        assert_eq!(
+            shared,
+            Scope::Families("default".to_owned(), true, [v4, v6])
+        );
     }
 }
 

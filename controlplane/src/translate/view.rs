@@ -30,6 +30,8 @@ pub enum ProxyView {
         addresses: Vec<IpAddr>,
         /// Where it says it is.
         place: Place,
+        /// Whether it is stock Envoy, not Millrace's proxy.
+        is_envoy: bool,
     },
     /// An application that is an xDS client itself, by gRPC's library.
     Grpc {
@@ -39,6 +41,20 @@ pub enum ProxyView {
         place: Place,
     },
 }
+
+/// Whose program a client is, which decides what of the configuration it executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Program {
+    /// Millrace's own proxy.
+    Millrace,
+    /// Stock Envoy.
+    Envoy,
+    /// gRPC's library, in an application.
+    Grpc,
+}
+
+/// What stock Envoy and all that is made of it call themselves.
+const ENVOY: &str = "envoy";
 
 /// The key of metadata by which a client says that it is no proxy, and what it says there.
 const GENERATOR: (&str, &str) = ("GENERATOR", "grpc");
@@ -97,12 +113,22 @@ impl ProxyView {
                     pod,
                     addresses: node.addresses(),
                     place,
+                    is_envoy: node.user_agent_name == ENVOY,
                 })
             }
             role @ (NodeRole::Router | NodeRole::Waypoint) => Err(InvalidView::Role {
                 id: node.id.clone(),
                 role: role.as_str(),
             }),
+        }
+    }
+
+    /// Whose program the client is.
+    pub(crate) fn program(&self) -> Program {
+        match self {
+            Self::Sidecar { is_envoy: true, .. } => Program::Envoy,
+            Self::Sidecar { .. } | Self::Node { .. } => Program::Millrace,
+            Self::Grpc { .. } => Program::Grpc,
         }
     }
 
@@ -227,12 +253,12 @@ impl ProxyView {
 pub enum Scope {
     /// Nothing else: every node's proxy gets the same.
     Nodes,
-    /// The same for sidecars of one namespace.
-    Namespace(String),
+    /// The same for sidecars of one namespace that are stock Envoy, or that are not.
+    Namespace(String, bool),
     /// The same for gRPC's clients of one namespace.
     Grpc(String),
-    /// The same for sidecars of one namespace with the same address families (IPv4, IPv6).
-    Families(String, bool, bool),
+    /// The same, with the same address families (IPv4, IPv6).
+    Families(String, bool, [bool; 2]),
     /// For this proxy alone.
     Proxy(ProxyView),
 }
@@ -240,26 +266,28 @@ pub enum Scope {
 impl ProxyView {
     /// What a resource of this view can be shared by.
     pub fn scope(&self, kind: ResourceKind, name: &str) -> Scope {
-        let (namespace, addresses) = match self {
+        let (namespace, addresses, is_envoy) = match self {
             Self::Node { .. } => return Scope::Nodes,
             Self::Grpc { namespace, .. } => return Scope::Grpc(namespace.clone()),
             Self::Sidecar {
                 namespace,
                 addresses,
+                is_envoy,
                 ..
-            } => (namespace, addresses),
+            } => (namespace.clone(), addresses, *is_envoy),
         };
         match kind {
             ResourceKind::NameTable => Scope::Nodes,
             ResourceKind::Listener if name == VIRTUAL_INBOUND => Scope::Proxy(self.clone()),
-            ResourceKind::Cluster if !is_delivery(name) => Scope::Namespace(namespace.clone()),
-            ResourceKind::Endpoints | ResourceKind::Route => Scope::Namespace(namespace.clone()),
+            ResourceKind::Cluster if !is_delivery(name) => Scope::Namespace(namespace, is_envoy),
+            ResourceKind::Endpoints => Scope::Namespace(namespace, false),
+            ResourceKind::Route => Scope::Namespace(namespace, is_envoy),
             ResourceKind::Listener | ResourceKind::Cluster => {
-                let (v4, v6) = (
+                let families = [
                     addresses.iter().any(IpAddr::is_ipv4),
                     addresses.iter().any(IpAddr::is_ipv6),
-                );
-                Scope::Families(namespace.clone(), v4, v6)
+                ];
+                Scope::Families(namespace, is_envoy, families)
             }
         }
     }

@@ -1,8 +1,8 @@
 """gRPC's own library as a peer: `serve ADDRESS VERSION`, or `call TARGET`.
 
 A server answers with its version. `Slow` answers after five seconds, `Flaky` only at the third try, by the count that
-gRPC sends with a retry. A caller reads one JSON object per line (method, metadata, count) and answers each with counts
-by answer and by status.
+gRPC sends with a retry, `Sick` fails in v1, and `Seen` answers how many calls of `Late` have come. A caller reads one
+JSON object per line (method, metadata, count, timeout) and answers each with counts by answer and by status.
 """
 
 import collections
@@ -17,6 +17,7 @@ import grpc
 class Greeter(grpc.GenericRpcHandler):
     def __init__(self, version):
         self.version = version.encode()
+        self.late = 0
 
     def service(self, details):
         return grpc.unary_unary_rpc_method_handler(
@@ -32,6 +33,12 @@ class Greeter(grpc.GenericRpcHandler):
             metadata = dict(context.invocation_metadata())
             if int(metadata.get("grpc-previous-rpc-attempts", "0")) < 2:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        if method.endswith("/Sick") and self.version == b"v1":
+            context.abort(grpc.StatusCode.INTERNAL, "out of order")
+        if method.endswith("/Late"):
+            self.late += 1
+        if method.endswith("/Seen"):
+            return str(self.late).encode()
         return self.version
 
 
@@ -54,7 +61,8 @@ def call(target):
             for _ in range(wanted["count"]):
                 try:
                     metadata = tuple(wanted.get("metadata", {}).items())
-                    answer = method(b"", metadata=metadata, timeout=20, wait_for_ready=True)
+                    timeout = wanted.get("timeout", 20)
+                    answer = method(b"", metadata=metadata, timeout=timeout, wait_for_ready=True)
                     answers[answer.decode()] += 1
                     codes["OK"] += 1
                 except grpc.RpcError as error:

@@ -18,7 +18,7 @@ use crate::namespace::{Namespace, Process};
 use crate::{PATIENCE, pilot};
 
 const VERSIONS: [(&str, &str); 2] = [("v1", "10.244.1.1"), ("v2", "10.244.1.2")];
-const TARGET: &str = "xds:///greeter.default.svc.cluster.local:9090";
+pub(crate) const TARGET: &str = "xds:///greeter.default.svc.cluster.local:9090";
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -27,7 +27,7 @@ fn data(name: &str) -> PathBuf {
 }
 
 /// A running script, which says a line at its start or for each line that it is told.
-struct Peer {
+pub(crate) struct Peer {
     _process: Process,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
@@ -54,7 +54,7 @@ impl Peer {
         line
     }
 
-    fn call(&mut self, wanted: &Value) -> Called {
+    pub(crate) fn call(&mut self, wanted: &Value) -> Called {
         writeln!(self.stdin, "{wanted}").unwrap();
         let line = self.line();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{wanted}: {error}: {line:?}"))
@@ -62,21 +62,21 @@ impl Peer {
 }
 
 #[derive(Debug, Deserialize, PartialEq, Eq)]
-struct Called {
-    answers: BTreeMap<String, u32>,
-    codes: BTreeMap<String, u32>,
+pub(crate) struct Called {
+    pub(crate) answers: BTreeMap<String, u32>,
+    pub(crate) codes: BTreeMap<String, u32>,
 }
 
 impl Called {
     /// Every call was answered, by this version.
-    fn only(version: &str, count: u32) -> Self {
+    pub(crate) fn only(version: &str, count: u32) -> Self {
         Self {
             answers: [(version.to_owned(), count)].into(),
             codes: [("OK".to_owned(), count)].into(),
         }
     }
 
-    fn failed(code: &str) -> Self {
+    pub(crate) fn failed(code: &str) -> Self {
         Self {
             answers: BTreeMap::new(),
             codes: [(code.to_owned(), 1)].into(),
@@ -84,8 +84,8 @@ impl Called {
     }
 }
 
-struct Scene {
-    config: tempfile::TempDir,
+pub(crate) struct Scene {
+    pub(crate) config: tempfile::TempDir,
     namespace: Namespace,
     python: PathBuf,
     _pilot: Process,
@@ -115,17 +115,18 @@ impl Scene {
             python,
         };
         scene.apply("greeter.yaml", "greeter.yaml");
+        scene.apply("subsets.yaml", "rules.yaml");
         scene
     }
 
     /// Puts a file of the test's data into pilot's directory.
-    fn apply(&self, file: &str, name: &str) {
+    pub(crate) fn apply(&self, file: &str, name: &str) {
         let nascent = self.config.path().join(format!(".{name}"));
         fs::copy(data(file), &nascent).unwrap();
         fs::rename(nascent, self.config.path().join(name)).unwrap();
     }
 
-    fn caller(&self, target: &str) -> Peer {
+    pub(crate) fn caller(&self, target: &str) -> Peer {
         let bootstrap = json!({
             "xds_servers": [{
                 "server_uri": "127.0.0.1:15010",
@@ -143,17 +144,27 @@ impl Scene {
             .env("no_grpc_proxy", "*");
         Peer::start(&mut command, &["call", target])
     }
+
+    /// Every client has taken all that it was sent.
+    pub(crate) fn nothing_is_rejected(&self) {
+        let sync = self.namespace.page("/debug/syncz").unwrap();
+        for client in sync.as_array().unwrap() {
+            for kind in client["types"].as_array().unwrap() {
+                assert_eq!(kind["last_error"], Value::Null, "gRPC rejects {kind:#}");
+            }
+        }
+    }
 }
 
 /// A caller for whom everything is as the rules say.
-fn settled(scene: &Scene, target: &str, probe: &Value, wanted: &Called) -> Peer {
+pub(crate) fn settled(scene: &Scene, target: &str, probe: &Value, wanted: &Called) -> Peer {
     let mut caller = scene.caller(target);
     until(&mut caller, probe, wanted);
     caller
 }
 
 /// Calls until the answer is the one that only the wanted rules give. All calls succeed meanwhile.
-fn until(caller: &mut Peer, probe: &Value, wanted: &Called) {
+pub(crate) fn until(caller: &mut Peer, probe: &Value, wanted: &Called) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let got = caller.call(probe);
@@ -166,7 +177,7 @@ fn until(caller: &mut Peer, probe: &Value, wanted: &Called) {
     }
 }
 
-fn scene() -> Option<Scene> {
+pub(crate) fn scene() -> Option<Scene> {
     let Some(python) = std::env::var_os("MILLRACE_GRPC_PYTHON") else {
         skip::<()>("MILLRACE_GRPC_PYTHON is unset");
         return None;
@@ -222,11 +233,5 @@ fn grpcs_own_client_follows_the_rules_without_a_proxy() {
         Called::only("v2", 40),
         "a headless service"
     );
-
-    let sync = scene.namespace.page("/debug/syncz").unwrap();
-    for client in sync.as_array().unwrap() {
-        for kind in client["types"].as_array().unwrap() {
-            assert_eq!(kind["last_error"], Value::Null, "gRPC rejects {kind:#}");
-        }
-    }
+    scene.nothing_is_rejected();
 }

@@ -37,6 +37,8 @@ pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
         _ => reach(&spec, &mut findings),
     };
     findings.extend(unexecuted(&spec));
+    // Clients of a headless one have chosen before anybody balances.
+    let client_affinity = kind == ServiceKind::ClusterIp && has_affinity(&spec);
     let service = Service {
         created: created(&object.metadata),
         export_to: export_to(&object.metadata),
@@ -48,6 +50,7 @@ pub fn service(object: k8s::Service, domain: &str) -> Validated<Object> {
         selector: spec.selector.unwrap_or_default(),
         reach,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+        client_affinity,
     };
     Validated::judged(Object::Service(Arc::new(service)), findings)
 }
@@ -67,14 +70,19 @@ fn export_to(metadata: &ObjectMeta) -> ExportTo {
 
 /// What a service asks for and no proxy of this release does.
 fn unexecuted(spec: &k8s::ServiceSpec) -> Vec<Finding> {
-    let affinity = spec.session_affinity.as_deref() == Some("ClientIP");
     let finding = || {
         Finding::not_executed(
             "spec.sessionAffinity",
-            "no proxy of this release executes it",
+            "stock Envoys execute it without its timeout, gRPC's own clients keep each channel at one endpoint, Millrace's \
+             proxy does not execute it",
         )
     };
-    affinity.then(finding).into_iter().collect()
+    has_affinity(spec).then(finding).into_iter().collect()
+}
+
+/// Whether each client is to stay at one endpoint.
+fn has_affinity(spec: &k8s::ServiceSpec) -> bool {
+    spec.session_affinity.as_deref() == Some("ClientIP")
 }
 
 /// How near the endpoints have to be. What only prefers must not take a service away, so a preference that is not known

@@ -52,7 +52,7 @@ pub struct Subset {
 pub struct TrafficPolicy {
     pub load_balancer: Option<LoadBalancer>,
     pub connection_pool: Option<ConnectionPool>,
-    pub outlier_detection: Option<Unexecuted>,
+    pub outlier_detection: Option<OutlierDetection>,
     pub tls: Option<ClientTls>,
     pub port_level_settings: Vec<PortTrafficPolicy>,
     pub tunnel: Option<Unexecuted>,
@@ -71,7 +71,7 @@ pub struct PortTrafficPolicy {
     #[serde(default)]
     pub connection_pool: Option<ConnectionPool>,
     #[serde(default)]
-    pub outlier_detection: Option<Unexecuted>,
+    pub outlier_detection: Option<OutlierDetection>,
     #[serde(default)]
     pub tls: Option<ClientTls>,
 }
@@ -82,10 +82,68 @@ pub struct PortTrafficPolicy {
 #[expect(missing_docs, reason = "the fields are Istio's, documented there")]
 pub struct LoadBalancer {
     pub simple: Option<String>,
-    pub consistent_hash: Option<Unexecuted>,
+    pub consistent_hash: Option<ConsistentHash>,
     pub locality_lb_setting: Option<Unexecuted>,
     pub warmup_duration_secs: Option<Unexecuted>,
     pub warmup: Option<Unexecuted>,
+}
+
+/// How an endpoint is chosen so that equal requests have the same.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct ConsistentHash {
+    pub http_header_name: Option<String>,
+    pub http_cookie: Option<HttpCookie>,
+    pub use_source_ip: Option<bool>,
+    pub http_query_parameter_name: Option<String>,
+    pub minimum_ring_size: Option<i64>,
+    pub ring_hash: Option<RingHash>,
+    pub maglev: Option<Maglev>,
+}
+
+/// A cookie that tells clients apart.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct HttpCookie {
+    pub name: String,
+    pub path: Option<String>,
+    pub ttl: Option<String>,
+    pub attributes: Option<Unexecuted>,
+}
+
+/// A ring of hashes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct RingHash {
+    pub minimum_ring_size: Option<i64>,
+}
+
+/// A table of hashes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct Maglev {
+    pub table_size: Option<i64>,
+}
+
+/// When endpoints that fail are left out, and for how long.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct OutlierDetection {
+    pub consecutive_errors: Option<i64>,
+    #[serde(rename = "consecutive5xxErrors")]
+    pub consecutive_5xx_errors: Option<i64>,
+    pub consecutive_gateway_errors: Option<i64>,
+    pub split_external_local_origin_errors: Option<bool>,
+    pub consecutive_local_origin_failures: Option<i64>,
+    pub interval: Option<String>,
+    pub base_ejection_time: Option<String>,
+    pub max_ejection_percent: Option<i64>,
+    pub min_health_percent: Option<i64>,
 }
 
 /// Limits and timeouts.

@@ -45,7 +45,7 @@ pub struct HttpRoute {
     pub rewrite: Option<Rewrite>,
     pub timeout: Option<String>,
     pub retries: Option<Retries>,
-    pub fault: Option<Unexecuted>,
+    pub fault: Option<Fault>,
     pub mirror: Option<Unexecuted>,
     pub mirrors: Option<Unexecuted>,
     pub mirror_percent: Option<Unexecuted>,
@@ -53,6 +53,45 @@ pub struct HttpRoute {
     pub mirror_percentage: Option<Unexecuted>,
     pub cors_policy: Option<Unexecuted>,
     pub headers: Option<Headers>,
+}
+
+/// Failures that are made on purpose.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct Fault {
+    pub delay: Option<Delay>,
+    pub abort: Option<Abort>,
+}
+
+/// A delay before a request is sent on.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct Delay {
+    pub fixed_delay: Option<String>,
+    pub exponential_delay: Option<Unexecuted>,
+    pub percentage: Option<Percentage>,
+    pub percent: Option<i64>,
+}
+
+/// An answer in the place of the server's.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct Abort {
+    pub http_status: Option<i64>,
+    pub grpc_status: Option<String>,
+    pub http2_error: Option<Unexecuted>,
+    pub percentage: Option<Percentage>,
+}
+
+/// Of 100 requests so many.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the fields are Istio's, documented there")]
+pub struct Percentage {
+    pub value: f64,
 }
 
 /// The `VirtualService` that says more of a route.

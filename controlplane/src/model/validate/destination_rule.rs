@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::Validated;
 use super::fields::Judge;
+use super::{Validated, hash, outlier};
 use crate::kube::crd;
 use crate::model::Object;
 use crate::model::names::ObjectName;
 use crate::model::policy::{
-    ConnectionPool, DestinationRule, Keepalive, LoadBalancer, Subset, TrafficPolicy,
+    ConnectionPool, DestinationRule, Keepalive, LoadBalancer, OutlierDetection, Subset,
+    TrafficPolicy,
 };
 use crate::model::problem::Finding;
 
@@ -77,10 +78,6 @@ fn traffic_policy(
     let Some(policy) = policy else {
         return Default::default();
     };
-    judge.not_executed(
-        policy.outlier_detection.as_ref(),
-        format!("{field}.outlierDetection"),
-    );
     judge.not_executed(policy.tunnel.as_ref(), format!("{field}.tunnel"));
     judge.not_executed(
         policy.proxy_protocol.as_ref(),
@@ -99,14 +96,11 @@ fn traffic_policy(
             policy.connection_pool.as_ref(),
             &format!("{field}.connectionPool"),
         ),
+        outlier: outlier(judge, policy.outlier_detection.as_ref(), field),
     };
     let mut ports = Vec::new();
     for (index, port) in policy.port_level_settings.iter().enumerate() {
         let field = format!("{field}.portLevelSettings[{index}]");
-        judge.not_executed(
-            port.outlier_detection.as_ref(),
-            format!("{field}.outlierDetection"),
-        );
         tls(judge, port.tls.as_ref(), &format!("{field}.tls"));
         let policy = TrafficPolicy {
             load_balancer: load_balancer(
@@ -119,10 +113,20 @@ fn traffic_policy(
                 port.connection_pool.as_ref(),
                 &format!("{field}.connectionPool"),
             ),
+            outlier: outlier(judge, port.outlier_detection.as_ref(), &field),
         };
         ports.push((port.port.number, policy));
     }
     (whole, ports)
+}
+
+fn outlier(
+    judge: &mut Judge<'_>,
+    outlier: Option<&crd::OutlierDetection>,
+    field: &str,
+) -> Option<OutlierDetection> {
+    let field = format!("{field}.outlierDetection");
+    outlier.map(|outlier| outlier::outlier_detection(judge, outlier, &field))
 }
 
 fn tls(judge: &mut Judge<'_>, tls: Option<&crd::ClientTls>, field: &str) {
@@ -154,10 +158,6 @@ fn load_balancer(
 ) -> Option<LoadBalancer> {
     let balancer = balancer?;
     judge.not_executed(
-        balancer.consistent_hash.as_ref(),
-        format!("{field}.consistentHash"),
-    );
-    judge.not_executed(
         balancer.locality_lb_setting.as_ref(),
         format!("{field}.localityLbSetting"),
     );
@@ -166,6 +166,13 @@ fn load_balancer(
         format!("{field}.warmupDurationSecs"),
     );
     judge.not_executed(balancer.warmup.as_ref(), format!("{field}.warmup"));
+    if let Some(hash) = &balancer.consistent_hash {
+        if balancer.simple.is_some() {
+            judge.error(field, "only one of simple and consistentHash may be set");
+        }
+        let hash = hash::consistent_hash(judge, hash, &format!("{field}.consistentHash"));
+        return hash.map(LoadBalancer::Hash);
+    }
     match balancer.simple.as_deref()? {
         "UNSPECIFIED" => None,
         "ROUND_ROBIN" => Some(LoadBalancer::RoundRobin),

@@ -65,6 +65,7 @@ pub fn egress_rule(object: &crd::EgressRule, domain: &str) -> Validated<Object> 
         ports,
         selector: Labels::new(),
         publish_not_ready: false,
+        client_affinity: false,
         reach: Reach::Anywhere,
         export_to: ExportTo::Everyone,
     };

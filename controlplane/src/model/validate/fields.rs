@@ -12,6 +12,9 @@ use crate::model::route::{
     SubsetRef, ValueMatch,
 };
 
+const EXECUTED_BY_OTHERS: &str =
+    "stock Envoys and gRPC's own clients execute it, Millrace's proxy does not";
+
 /// Collects the findings of one object.
 pub(super) struct Judge<'a> {
     pub(super) namespace: &'a str,
@@ -57,6 +60,20 @@ impl<'a> Judge<'a> {
                 field,
                 "no proxy of this release executes it",
             ));
+        }
+    }
+
+    /// Reports a field that gRPC's own clients and stock Envoys execute, and Millrace's proxy does not.
+    pub(super) fn executed_by_others(&mut self, field: impl Into<String>) {
+        self.findings
+            .push(Finding::not_executed(field, EXECUTED_BY_OTHERS));
+    }
+
+    /// Reports a field that stock Envoys alone execute.
+    pub(super) fn executed_by_envoy<T>(&mut self, present: Option<&T>, field: String) {
+        if present.is_some() {
+            let message = "stock Envoys execute it, and nothing else does";
+            self.findings.push(Finding::not_executed(field, message));
         }
     }
 

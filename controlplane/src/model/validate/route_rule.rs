@@ -44,6 +44,7 @@ pub fn route_rule(object: &crd::RouteRule, domain: &str) -> Validated<Object> {
             uri_regex: None,
             authority: rewrite.authority.clone(),
         }),
+        fault: None,
         headers: judge.headers(
             Some(&crd::Headers {
                 request: crd::HeaderOperations {

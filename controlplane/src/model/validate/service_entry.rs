@@ -69,6 +69,7 @@ pub fn service_entry(object: &crd::ServiceEntry, domain: &str) -> Validated<Obje
             ports: ports.clone(),
             selector: selector.clone(),
             publish_not_ready: false,
+            client_affinity: false,
             reach: Reach::Anywhere,
             export_to: export_to.clone(),
         })

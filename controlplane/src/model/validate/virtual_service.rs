@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Validated;
 use super::fields::Judge;
-use super::shadow;
+use super::{Validated, fault, shadow};
 use crate::kube::crd;
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::place::Place;
@@ -119,7 +118,6 @@ fn http_route(
     at: usize,
 ) -> Option<HttpRoute> {
     let field = &format!("spec.http[{at}]");
-    judge.not_executed(route.fault.as_ref(), format!("{field}.fault"));
     judge.not_executed(route.mirror.as_ref(), format!("{field}.mirror"));
     judge.not_executed(route.mirrors.as_ref(), format!("{field}.mirrors"));
     judge.not_executed(
@@ -141,6 +139,9 @@ fn http_route(
         .retries
         .as_ref()
         .map(|retries| judge.retries(retries, &format!("{field}.retries")));
+    let fault = route.fault.as_ref();
+    let fault =
+        fault.and_then(|fault| fault::fault(judge, fault, route, &format!("{field}.fault")));
     let headers = judge.headers(route.headers.as_ref(), &format!("{field}.headers"));
     let mut matches = Vec::new();
     for (index, condition) in route.matches.iter().enumerate() {
@@ -163,6 +164,7 @@ fn http_route(
         timeout,
         retries,
         rewrite,
+        fault,
         headers,
         no_backend: 503,
         place: Place::shared(Kind::VirtualService, object, field),

@@ -124,6 +124,7 @@ pub(super) fn route(
         timeout: None,
         retries: None,
         rewrite: filters.rewrite,
+        fault: None,
         headers: filters.headers,
         no_backend: 500,
         place: None,
