@@ -12,6 +12,7 @@ pub mod refs;
 pub mod state;
 pub mod status;
 pub mod table;
+pub mod unknown;
 
 pub use client::{Config, Control, Handle};
 pub use interest::Interest;

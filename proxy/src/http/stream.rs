@@ -26,12 +26,14 @@ use super::headers::{self, Refused};
 use super::upgrade::{self, Far};
 use super::{Downstream, admission, local_reply};
 use crate::access_log::Headers;
+use crate::cluster::ClusterEntry;
 use crate::flags::{ResponseFlags, details};
 use crate::resource::route::HostRewrite;
 use crate::resource::{Action, RouteAction, RouteSource};
 use crate::route::retry::RetryState;
 use crate::route::timeout::{EXPECTED_TIMEOUT_MS, Timeouts};
 use crate::route::{Matched, NoRoute, RouteTable, action, match_route, rewrite};
+use crate::snapshot::Snapshot;
 use crate::upstream::attempt::Outgoing;
 use crate::upstream::failure::Failure;
 use crate::upstream::replay::Replay;
@@ -142,7 +144,10 @@ impl Stream {
             self.close = true;
             return refused.into();
         }
-        let Ok(matched) = self.route() else {
+        // Route and cluster are of one snapshot: the next may have dropped what this route names.
+        let downstream = self.exchange.downstream.clone();
+        let snapshot = downstream.worker.snapshot.load();
+        let Ok(matched) = self.route(&snapshot) else {
             self.exchange.flags.insert(NoRoute::FLAG);
             self.exchange.details = NoRoute::DETAILS;
             return self.local(NoRoute::STATUS, Bytes::new());
@@ -167,7 +172,17 @@ impl Stream {
                 self.edit_response(&matched, None, &mut outcome);
                 outcome
             }
-            Action::Forward(action) => self.forward(&matched, &action.clone()).await,
+            Action::Forward(action) => {
+                let chosen = action::choose(&action.cluster, &self.head.headers, fastrand::u64(..));
+                let entry = chosen
+                    .as_ref()
+                    .and_then(|c| snapshot.cluster(c.cluster.as_str()));
+                let entry = entry.cloned();
+                drop(snapshot);
+                let weighted = chosen.and_then(|chosen| chosen.weighted);
+                self.forward(&matched, &action.clone(), entry, weighted)
+                    .await
+            }
         }
     }
 
@@ -198,7 +213,7 @@ impl Stream {
         admission::normalise(&mut self.head, hcm)
     }
 
-    fn route(&self) -> Result<Matched, NoRoute> {
+    fn route(&self, snapshot: &Snapshot) -> Result<Matched, NoRoute> {
         let downstream = &self.exchange.downstream;
         let find = |table: &Arc<RouteTable>| {
             table.find(&self.head.to_route(), fastrand::u32(0..1_000_000))
@@ -206,7 +221,6 @@ impl Stream {
         match (&downstream.inline_routes, &downstream.hcm.routes) {
             (Some(table), _) => find(table),
             (None, RouteSource::Rds(name)) => {
-                let snapshot = downstream.worker.snapshot.load();
                 let table = snapshot.route_table(name.as_str());
                 table.map_or(Err(NoRoute::VirtualHost), find)
             }
@@ -214,16 +228,16 @@ impl Stream {
         }
     }
 
-    async fn forward(&mut self, matched: &Matched, action: &RouteAction) -> Outcome {
+    async fn forward(
+        &mut self,
+        matched: &Matched,
+        action: &RouteAction,
+        entry: Option<Arc<ClusterEntry>>,
+        weighted: Option<usize>,
+    ) -> Outcome {
         if let Some(refused) = self.check_upgrade(action) {
             return refused;
         }
-        let chosen = action::choose(&action.cluster, &self.head.headers, fastrand::u64(..));
-        let entry = chosen.as_ref().and_then(|chosen| {
-            let snapshot = self.exchange.downstream.worker.snapshot.load();
-            snapshot.cluster(chosen.cluster.as_str()).cloned()
-        });
-        let weighted = chosen.and_then(|chosen| chosen.weighted);
         let Some(entry) = entry else {
             self.exchange.flags.insert(ResponseFlags::NO_CLUSTER);
             self.exchange.details = details::CLUSTER_NOT_FOUND;

@@ -1,11 +1,11 @@
 //! What refers to what: the route configurations and clusters that a listener or a route
 //! configuration names. Pure; used to subscribe on demand and to warm in the right order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::resource::{
     Action, Cluster, ClusterKind, ClusterSpecifier, Listener, NetworkFilter, RouteConfiguration,
-    RouteSource,
+    RouteSource, VirtualHost,
 };
 
 /// Names of the route configurations that a listener takes from RDS.
@@ -39,12 +39,30 @@ pub fn clusters_of_listener(listener: &Listener) -> BTreeSet<String> {
 
 /// Names of the clusters that a route configuration names.
 pub fn clusters_of_routes(config: &RouteConfiguration) -> BTreeSet<String> {
+    let hosts = config.virtual_hosts.iter();
+    hosts.flat_map(|host| clusters_of_host(host)).collect()
+}
+
+/// Names of the clusters that virtual hosts name and did not name in an earlier version. Those of a host that was
+/// not there are none: nothing served for it.
+pub fn newly_routed(config: &RouteConfiguration, earlier: &RouteConfiguration) -> BTreeSet<String> {
+    let earlier = earlier.virtual_hosts.iter();
+    let earlier: BTreeMap<_, _> = earlier.map(|host| (&host.name, host)).collect();
     let mut names = BTreeSet::new();
     for host in &config.virtual_hosts {
-        for route in &host.routes {
-            if let Action::Forward(action) = &route.action {
-                add(&mut names, &action.cluster);
-            }
+        if let Some(earlier) = earlier.get(&host.name) {
+            let before = clusters_of_host(earlier);
+            names.extend(clusters_of_host(host).difference(&before).cloned());
+        }
+    }
+    names
+}
+
+fn clusters_of_host(host: &VirtualHost) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for route in &host.routes {
+        if let Action::Forward(action) = &route.action {
+            add(&mut names, &action.cluster);
         }
     }
     names

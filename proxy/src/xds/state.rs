@@ -4,7 +4,8 @@
 //! Output: the subscriptions that follow ([`Wanted`]) and the [`Resources`] of the next snapshot.
 //! Pure: no clock, no I/O. A resource serves once everything it refers to does (clusters wait
 //! for endpoints, routes for clusters, listeners for routes), so that no request meets a half
-//! of a change; a removed one serves until nothing that serves refers to it. The way into a pod
+//! of a change; where it refers to what does not exist, the version before it serves on for a while,
+//! since rules come in any order ([`Unknown`]). A removed one serves until nothing that serves refers to it. The way into a pod
 //! serves as long as the pod is on this node: other nodes hear later that its endpoint is gone, and
 //! what they still send is for the pod to answer. `xds::client` drives it.
 
@@ -22,6 +23,7 @@ use super::disk::Saved;
 use super::interest::Local;
 use super::refs;
 use super::table::{Held, Rejected, Table};
+use super::unknown::Unknown;
 use crate::dns::names::NameTable;
 use crate::resource::{Cluster, ClusterKind, ClusterName, Endpoints, Listener, RouteConfiguration};
 use crate::snapshot::{Naming, Resources, pod_of_listener};
@@ -84,6 +86,8 @@ pub struct State {
     pub(super) endpoints: Table<Endpoints>,
     pub(super) names: Table<NameTable>,
     resolved: BTreeMap<ClusterName, Arc<Endpoints>>,
+    /// Clusters that an update names and that do not exist, for now.
+    unknown: Unknown,
     /// LDS terms that the control plane has said something of.
     answered: BTreeSet<String>,
     /// Whether CDS has said anything.
@@ -114,6 +118,7 @@ impl State {
             endpoints: Table::default(),
             names: Table::default(),
             resolved: BTreeMap::new(),
+            unknown: Unknown::default(),
             answered: BTreeSet::new(),
             clusters_answered: false,
             dirty: true,
@@ -175,9 +180,10 @@ impl State {
     /// Moves everything that may move into service, drops what is no longer needed.
     pub fn settle(&mut self, now: Instant) -> Settled {
         let mut changed = std::mem::take(&mut self.dirty);
-        changed |= self.names.promote(now, |_| true);
-        changed |= self.endpoints.promote(now, |_| true);
+        changed |= self.names.promote(now, |_, _| true);
+        changed |= self.endpoints.promote(now, |_, _| true);
         changed |= self.promote_clusters(now);
+        self.note_unknown(now);
         changed |= self.promote_routes(now);
         changed |= self.promote_listeners(now);
         changed |= self.bury(now);
@@ -189,6 +195,7 @@ impl State {
             self.routes.deadline(),
             self.listeners.deadline(),
             self.endpoints.deadline(),
+            self.unknown.deadline(now),
         ];
         Settled {
             changed,
@@ -408,37 +415,62 @@ impl State {
         }
     }
 
+    /// A cluster whose endpoints the control plane says do not exist is about to be removed itself: EDS knows first.
     fn promote_clusters(&mut self, now: Instant) -> bool {
         let (endpoints, resolved) = (&self.endpoints, &self.resolved);
-        self.clusters.promote(now, |cluster| match &cluster.kind {
-            ClusterKind::Eds(name) => endpoints.serves(name) || endpoints.is_absent(name),
-            ClusterKind::StrictDns(_) | ClusterKind::LogicalDns(_) => {
-                resolved.contains_key(&cluster.name)
-            }
-            ClusterKind::Static(_) | ClusterKind::OriginalDst => true,
-        })
+        self.clusters
+            .promote(now, |cluster, _| match &cluster.kind {
+                ClusterKind::Eds(name) => endpoints.serves(name),
+                ClusterKind::StrictDns(_) | ClusterKind::LogicalDns(_) => {
+                    resolved.contains_key(&cluster.name)
+                }
+                ClusterKind::Static(_) | ClusterKind::OriginalDst => true,
+            })
+    }
+
+    /// Notes which clusters that do not exist new versions name, and the versions that serve do not.
+    fn note_unknown(&mut self, now: Instant) {
+        let routes = self.routes.updates();
+        let routes = routes.map(|(new, old)| refs::newly_routed(new, old));
+        let listeners = self.listeners.updates();
+        let listeners = listeners.map(|(new, old)| newly_named(new, old));
+        let named = routes.chain(listeners).flatten();
+        let exists = |name: &String| {
+            let entry = self.clusters.get(name);
+            self.fixed.clusters.contains_key(name.as_str())
+                || entry.is_some_and(|entry| entry.held().next().is_some())
+        };
+        let unknown = named.filter(|name| !exists(name)).collect();
+        self.unknown.set(unknown, now);
     }
 
     fn promote_routes(&mut self, now: Instant) -> bool {
         let ready = cluster_ready(self.mode, &self.fixed, &self.clusters);
-        self.routes.promote(now, |config| {
+        let unknown = &self.unknown;
+        self.routes.promote(now, |config, serving| {
+            let new = serving.map(|serving| refs::newly_routed(config, serving));
+            let awaited = |name: &String| unknown.is_awaited(name, now);
             refs::clusters_of_routes(config).iter().all(|c| ready(c))
+                && !new.is_some_and(|new| new.iter().any(awaited))
         })
     }
 
     fn promote_listeners(&mut self, now: Instant) -> bool {
         let ready = cluster_ready(self.mode, &self.fixed, &self.clusters);
-        let routes = &self.routes;
-        let warm = |listener: &Listener| {
+        let (routes, unknown) = (&self.routes, &self.unknown);
+        let warm = |listener: &Listener, serving: Option<&Listener>| {
             let known = |name: &String| routes.serves(name) || routes.is_absent(name);
+            let new = serving.map(|serving| newly_named(listener, serving));
+            let awaited = |name: &String| unknown.is_awaited(name, now);
             refs::clusters_of_listener(listener)
                 .iter()
                 .all(|c| ready(c))
+                && !new.is_some_and(|new| new.iter().any(awaited))
                 && refs::routes_of_listener(listener).iter().all(known)
         };
-        let changed = self
-            .listeners
-            .promote(now, |listener| !listener.use_original_dst && warm(listener));
+        let changed = self.listeners.promote(now, |listener, serving| {
+            !listener.use_original_dst && warm(listener, serving)
+        });
         // What takes the connections that no other listener stands for comes last: it would take
         // those of listeners that came with it and are not warm yet.
         let nascent: BTreeSet<String> = self
@@ -449,8 +481,10 @@ impl State {
             .filter(|(held, _)| !held.value.use_original_dst)
             .map(|(held, _)| namespace(&held.value).to_owned())
             .collect();
-        self.listeners.promote(now, |listener| {
-            listener.use_original_dst && !nascent.contains(namespace(listener)) && warm(listener)
+        self.listeners.promote(now, |listener, serving| {
+            listener.use_original_dst
+                && !nascent.contains(namespace(listener))
+                && warm(listener, serving)
         }) || changed
     }
 
@@ -594,6 +628,13 @@ fn cluster_ready<'a>(
             || clusters.is_absent(name)
             || (mode != Mode::Node && clusters.get(name).is_none_or(|e| e.warming.is_none()))
     }
+}
+
+/// The clusters that a listener names itself and did not name in an earlier version.
+fn newly_named(listener: &Listener, earlier: &Listener) -> BTreeSet<String> {
+    let before = refs::clusters_of_listener(earlier);
+    let names = refs::clusters_of_listener(listener);
+    names.difference(&before).cloned().collect()
 }
 
 fn versions<'a, T>(

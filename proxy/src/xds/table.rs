@@ -184,14 +184,15 @@ impl<T> Table<T> {
             .filter_map(|(name, entry)| Some((name, entry.serving.as_ref()?)))
     }
 
-    /// Puts into service what `warm` says is ready or what has waited long enough; true when
-    /// something changed.
-    pub fn promote(&mut self, now: Instant, warm: impl Fn(&T) -> bool) -> bool {
+    /// Puts into service what `warm` says is ready, beside what serves, or what has waited long enough; true
+    /// when something changed.
+    pub fn promote(&mut self, now: Instant, warm: impl Fn(&T, Option<&T>) -> bool) -> bool {
         let mut changed = false;
         for entry in self.entries.values_mut() {
+            let serving = entry.serving.as_ref().map(|held| held.value.as_ref());
             if let Some((held, _)) = entry
                 .warming
-                .take_if(|(held, until)| *until <= now || warm(&held.value))
+                .take_if(|(held, until)| *until <= now || warm(&held.value, serving))
             {
                 entry.serving = Some(held);
                 changed = true;
@@ -204,6 +205,17 @@ impl<T> Table<T> {
     /// changed.
     pub fn bury(&mut self, now: Instant, needed: impl Fn(&str) -> bool) -> bool {
         self.retain(|name, entry| entry.doomed.is_none_or(|until| until > now && needed(name)))
+    }
+
+    /// Versions that wait, each with the one that serves meanwhile.
+    pub fn updates(&self) -> impl Iterator<Item = (&T, &T)> {
+        self.entries.values().filter_map(|entry| {
+            let (warming, _) = entry.warming.as_ref()?;
+            Some((
+                warming.value.as_ref(),
+                entry.serving.as_ref()?.value.as_ref(),
+            ))
+        })
     }
 
     /// Keeps what is `wanted`; true when something that was served is gone.

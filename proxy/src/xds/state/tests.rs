@@ -216,16 +216,109 @@ fn waiting_ends_after_the_initial_fetch_timeout() {
 }
 
 #[test]
-fn what_does_not_exist_is_not_waited_for() {
-    let mut f = Fixture::warm();
+fn what_does_not_exist_is_not_waited_for_where_nothing_serves() {
+    let mut f = Fixture::node();
+    f.give(listener("default/http", "r"));
     f.give(route("r", "nosuch"));
     f.take(&TypeUrl::CLUSTER, "nosuch");
     assert_eq!(f.serving(), "default/http r  ");
-    let mut f = Fixture::warm();
+    let mut f = Fixture::node();
+    f.give(listener("default/http", "r"));
     f.give(route("r", "silent"));
     f.state.missing(&TypeUrl::CLUSTER, &["silent".to_owned()]);
     f.settle();
     assert_eq!(f.serving(), "default/http r  ");
+}
+
+/// A rule may be written before what it names, and by somebody else.
+#[test]
+fn the_version_before_a_rule_that_came_too_early_serves_on_for_a_while() {
+    let mut f = Fixture::warm();
+    f.give(route("r", "d"));
+    f.take(&TypeUrl::CLUSTER, "d");
+    assert_eq!(f.serving(), "default/http r c c");
+    assert_eq!(f.last.deadline, Some(f.now + WARMING_TIMEOUT));
+    f.give(cluster("d"));
+    f.give(endpoints("d", "10.0.0.2"));
+    assert_eq!(f.serving(), "default/http r d d");
+
+    // One that never comes is waited for once, whatever else changes meanwhile.
+    let mut f = Fixture::warm();
+    f.give(route("r", "nosuch"));
+    f.take(&TypeUrl::CLUSTER, "nosuch");
+    f.wait(WARMING_TIMEOUT / 2);
+    let mut changed = route("r", "nosuch");
+    changed.version = "2".to_owned();
+    changed.body.value.extend([0x52, 0]);
+    f.give(changed);
+    assert_eq!(f.serving(), "default/http r c c");
+    f.wait(WARMING_TIMEOUT / 2);
+    assert_eq!(f.serving(), "default/http r  ");
+    let mut changed = route("r", "nosuch");
+    changed.version = "3".to_owned();
+    f.give(changed);
+    let serving = f.state.routes.serving("r").unwrap();
+    assert_eq!(serving.version, "3", "it waits for nothing new");
+}
+
+/// Pilot tells of endpoints that are gone before it tells that their cluster is.
+#[test]
+fn a_cluster_never_serves_without_endpoints_while_it_is_being_removed() {
+    let mut f = Fixture::warm();
+    f.give(route("r", "d"));
+    f.give(cluster("d"));
+    f.take(&TypeUrl::ENDPOINT, "d");
+    assert_eq!(f.serving(), "default/http r c c");
+    f.take(&TypeUrl::CLUSTER, "d");
+    assert_eq!(f.serving(), "default/http r c c");
+    f.give(cluster("d"));
+    f.give(endpoints("d", "10.0.0.2"));
+    assert_eq!(f.serving(), "default/http r d d");
+}
+
+/// That another host's rule names what does not exist is no reason to take it from this one.
+#[test]
+fn each_virtual_host_waits_for_what_is_new_to_it() {
+    let hosts = |this: &str, other: &str| {
+        let yaml = format!(
+            "
+name: r
+virtual_hosts:
+- {{name: this, domains: [this], routes: [{{match: {{prefix: /}}, route: {{cluster: {this}}}}}]}}
+- {{name: other, domains: [other], routes: [{{match: {{prefix: /}}, route: {{cluster: {other}}}}}]}}
+"
+        );
+        raw(&TypeUrl::ROUTE, "r", &yaml, "1")
+    };
+    let mut f = Fixture::warm();
+    f.give(hosts("c", "nosuch"));
+    f.take(&TypeUrl::CLUSTER, "nosuch");
+    assert!(f.state.routes.is_settled(), "nothing served for the other");
+    f.give(hosts("nosuch", "nosuch"));
+    assert!(!f.state.routes.is_settled());
+    f.wait(WARMING_TIMEOUT);
+    assert!(f.state.routes.is_settled());
+}
+
+/// A proxy of one workload has all clusters before its routes: one that has not come does not exist yet.
+#[test]
+fn a_proxy_that_subscribes_to_all_clusters_waits_as_well() {
+    let mode = Mode::Wildcard {
+        listeners: true,
+        clusters: true,
+        names: false,
+    };
+    let mut f = Fixture::new(mode);
+    f.give(cluster("c"));
+    f.give(endpoints("c", "10.0.0.1"));
+    f.give(listener("http", "r"));
+    f.give(route("r", "c"));
+    f.give(route("r", "d"));
+    assert_eq!(f.serving(), "http r c c");
+    assert!(f.state.routes.get("r").unwrap().warming.is_some());
+    f.give(cluster("d"));
+    f.give(endpoints("d", "10.0.0.2"));
+    assert!(f.state.routes.is_settled());
 }
 
 #[test]

@@ -363,6 +363,13 @@ impl MeshPod {
         self.mesh.pilot.remove(&self.manifest)
     }
 
+    /// Tells pilot alone whether the pod is ready, as Kubernetes does after a probe.
+    pub fn set_ready(&self, ready: bool) -> anyhow::Result<()> {
+        let mut manifest = self.pod.manifest();
+        manifest["status"]["conditions"][0]["status"] = json!(if ready { "True" } else { "False" });
+        self.mesh.pilot.apply(&self.manifest, &manifest.to_string())
+    }
+
     /// Tells the agent of another value of one of the pod's annotations.
     pub fn annotate(&self, key: &str, value: &str) -> anyhow::Result<()> {
         let mut description = self.pod.description();
