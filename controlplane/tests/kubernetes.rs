@@ -17,6 +17,8 @@ mod relay;
 mod admission;
 #[path = "kubernetes/aggregate.rs"]
 mod aggregate;
+#[path = "kubernetes/attached.rs"]
+mod attached;
 #[path = "kubernetes/configuration.rs"]
 mod configuration;
 #[path = "kubernetes/equality.rs"]
@@ -31,6 +33,8 @@ mod rights;
 mod status;
 #[path = "kubernetes/survival.rs"]
 mod survival;
+#[path = "kubernetes/upgrade.rs"]
+mod upgrade;
 
 const DEFINITIONS: &str = include_str!("../testdata/kubernetes/definitions.yaml");
 

@@ -43,12 +43,16 @@ pub(crate) async fn until<T>(
 }
 
 /// Pilot with a webhook that is reached by its address, as no test has a cluster's services.
-async fn pilot(kubeconfig: &Path, address: &str, more: &[&str]) -> anyhow::Result<Pilot> {
+pub(crate) async fn pilot(
+    kubeconfig: &Path,
+    address: &str,
+    more: &[&str],
+) -> anyhow::Result<Pilot> {
     let webhook = ["--webhook-addr", address, "--tls-name", "127.0.0.1"];
     start_with(kubeconfig, &[&webhook, more].concat()).await
 }
 
-async fn register(client: &Client, pilot: &Pilot) -> anyhow::Result<()> {
+pub(crate) async fn register(client: &Client, pilot: &Pilot) -> anyhow::Result<()> {
     let address = pilot.addresses().webhook.context("there is no webhook")?;
     let service = "service:\n      name: millrace-pilot\n      namespace: millrace-system\n      path: /validate";
     ensure!(MANIFEST.contains(service), "the manifest is another one");
@@ -66,7 +70,7 @@ async fn registered(client: &Client) -> anyhow::Result<Option<(String, String)>>
     Ok(Some((roots, webhook.failure_policy.unwrap_or_default())))
 }
 
-async fn armed(client: &Client) -> anyhow::Result<String> {
+pub(crate) async fn armed(client: &Client) -> anyhow::Result<String> {
     until("the webhook is armed", async || {
         let now = registered(client).await?;
         Ok(now

@@ -32,10 +32,11 @@ use crate::model::{Kind, Object};
 pub(crate) struct ConfigKind {
     /// The kind.
     pub(crate) kind: Kind,
-    group: &'static str,
+    /// Its group.
+    pub(crate) group: &'static str,
     plural: &'static str,
     /// The versions that are read, the preferred one first.
-    versions: &'static [&'static str],
+    pub(crate) versions: &'static [&'static str],
 }
 
 impl ConfigKind {
@@ -104,6 +105,9 @@ pub(super) const OWN_KINDS: [Kind; 7] = [
     Kind::Pod,
     Kind::Ingress,
 ];
+
+/// HTTP's code for what is not there.
+const NOT_FOUND: u16 = 404;
 
 /// Pods that have ended have no address and never get one again.
 const LIVING: &str = "status.phase!=Succeeded,status.phase!=Failed";
@@ -314,7 +318,8 @@ pub(crate) async fn served(
             .await
         {
             Ok(listed) => listed,
-            Err(kube::Error::Api(status)) if status.is_not_found() => continue,
+            // A version that no kind of the group has is answered without a reason.
+            Err(kube::Error::Api(status)) if status.code == NOT_FOUND => continue,
             Err(error) => return Err(error),
         };
         let names: BTreeSet<&str> = listed
