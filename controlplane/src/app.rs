@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use millrace_runtime::admin;
 use millrace_runtime::build_info::BuildInfo;
 use millrace_runtime::metrics::Metrics;
@@ -250,6 +250,8 @@ fn start_inputs(
         mesh = file.read_at_start()?;
         tasks.spawn(file.watch(inputs.clone(), stop.clone()));
     }
+    let named = config.config_sources.iter().chain(&mesh.config_sources);
+    let sources = named.cloned().collect();
     let writer = Writer::new(mesh, DebounceConfig::default(), Arc::clone(source), metrics);
     tasks.spawn(writer.run(received, stop.clone()));
     let (events, mut from_registry) = mpsc::channel::<RegistryEvent>(INPUTS);
@@ -271,7 +273,12 @@ fn start_inputs(
             token: config.consul_token.clone(),
         },
         eureka: config.eureka_addr.clone(),
+        sources,
     };
+    ensure!(
+        !(config.registries.is_empty() && places.sources.is_empty()),
+        "--registries none needs --config-sources, or configSources in the mesh settings"
+    );
     let registry = config.registries.build(&places, &config.domain);
     let (failed, failure) = oneshot::channel();
     let running: JoinHandle<_> = tokio::spawn(registry.run(events, stop.clone()));

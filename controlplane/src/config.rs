@@ -4,26 +4,34 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::ArgPredicate;
 use clap::{ArgAction, Parser};
 use millrace_runtime::duration;
 use millrace_runtime::telemetry::Format;
 
 use crate::model::names::ObjectName;
 use crate::registry::Registries;
+use crate::registry::xds::ConfigSource;
 
 /// Millrace's pilot: services and configuration to xDS.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "millrace-pilot", version, about)]
 pub struct Config {
     /// Where services and configuration come from: file, kubernetes, consul, eureka, mock; several with commas between
-    /// them, the first of which counts where several have an object.
+    /// them, the first of which counts where several have an object; none.
     #[arg(
         long = "registries",
         alias = "registry",
         env = "MILLRACE_REGISTRY",
-        default_value = "file"
+        default_value = "file",
+        default_value_if("config_sources", ArgPredicate::IsPresent, "none")
     )]
     pub registries: Registries,
+
+    /// Servers that configuration is read from besides, as `xds://host:port`; several with commas between them. Those of
+    /// the mesh settings' `configSources` come after them. Without --registries they are all that is read.
+    #[arg(long, env = "MILLRACE_CONFIG_SOURCES", value_delimiter = ',')]
+    pub config_sources: Vec<ConfigSource>,
 
     /// The agent that the Consul registry asks.
     #[arg(

@@ -13,6 +13,7 @@ pub mod file;
 pub mod kubernetes;
 mod mock;
 mod outside;
+pub mod xds;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ pub use self::fetch::InvalidAddress;
 use self::file::FileRegistry;
 use self::kubernetes::{Access, ConnectError, KubernetesRegistry};
 use self::mock::MockRegistry;
+use self::xds::{ConfigSource, XdsRegistry};
 use crate::kube::document::Sourced;
 use crate::model::ObjectId;
 use crate::model::problem::Problem;
@@ -90,6 +92,15 @@ pub enum RegistryError {
         /// What is wrong with it.
         #[source]
         source: InvalidAddress,
+    },
+    /// Its xDS server's address is none.
+    #[error("registry {name}: the address of its server")]
+    Server {
+        /// The registry.
+        name: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: millrace_xds::client::InvalidServer,
     },
     /// Its token cannot be sent.
     #[error("registry {name}: its token has characters that no header may have")]
@@ -197,6 +208,8 @@ pub struct Places {
     pub consul: Agent,
     /// The server of the Eureka registry, `http://host:port/eureka`.
     pub eureka: String,
+    /// Servers whose configuration is read besides, after that of the registries.
+    pub sources: Vec<ConfigSource>,
 }
 
 /// The registries of a pilot, in the order in which their objects count.
@@ -208,6 +221,9 @@ impl FromStr for Registries {
 
     /// Reads names with commas between them.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.eq_ignore_ascii_case("none") {
+            return Ok(Self::none());
+        }
         let mut kinds = Vec::new();
         for name in text.split(',') {
             let kind: RegistryKind = name.trim().parse()?;
@@ -222,23 +238,41 @@ impl FromStr for Registries {
 
 impl fmt::Display for Registries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
         let names: Vec<String> = self.0.iter().map(ToString::to_string).collect();
         f.write_str(&names.join(","))
     }
 }
 
 impl Registries {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether this one is among them.
     pub fn includes(&self, kind: RegistryKind) -> bool {
         self.0.contains(&kind)
     }
 
-    /// The one registry, or what all of them make together.
+    /// No registry: services and configuration come from servers of configuration alone.
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The one registry, or what all of them and the servers of configuration make together.
     pub fn build(&self, places: &Places, domain: &str) -> Box<dyn Registry> {
-        let build = |kind: &RegistryKind| kind.build(places.clone(), domain);
-        match self.0.as_slice() {
-            [only] => build(only),
-            several => Box::new(AggregateRegistry::new(several.iter().map(build).collect())),
+        let registries = self.0.iter().map(|kind| kind.build(places.clone(), domain));
+        let sources = places.sources.iter().map(|source| {
+            let source = XdsRegistry::new(source.clone(), domain);
+            Box::new(source) as Box<dyn Registry>
+        });
+        let mut members: Vec<Box<dyn Registry>> = registries.chain(sources).collect();
+        match members.len() {
+            1 => members.remove(0),
+            _ => Box::new(AggregateRegistry::new(members)),
         }
     }
 }

@@ -6,6 +6,7 @@
 pub(crate) mod admit;
 mod cache;
 pub(crate) mod client_status;
+pub(crate) mod objects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use self::cache::Cache;
+use self::objects::{Objects, Services};
 use crate::analysis::Origins;
 use crate::index::ChangeSet;
 use crate::metrics::PilotMetrics;
@@ -91,6 +93,8 @@ pub struct MeshSource {
     published: ArcSwap<Published>,
     generations: watch::Sender<Generation>,
     cache: Arc<Cache>,
+    objects: ArcSwap<Objects>,
+    services: Arc<Services>,
     problems: ArcSwap<Vec<Problem>>,
     origins: Origins,
     waiting: AtomicU64,
@@ -106,6 +110,8 @@ pub struct Client {
     view: Arc<ProxyView>,
     /// Whether changes are told one by one, as in delta, and not as whole states.
     names_changes: bool,
+    /// Whether it is another control plane, which reads objects.
+    reads_objects: bool,
     selections: Mutex<BTreeMap<String, Selection>>,
 }
 
@@ -121,6 +127,8 @@ impl MeshSource {
             published: ArcSwap::from_pointee(nothing),
             generations: watch::Sender::new(Generation::default()),
             cache: Arc::new(Cache::new(metrics.clone())),
+            objects: ArcSwap::default(),
+            services: Arc::default(),
             problems: ArcSwap::default(),
             origins: Origins::default(),
             waiting: AtomicU64::new(0),
@@ -153,6 +161,11 @@ impl MeshSource {
     /// The newest snapshot.
     pub fn published(&self) -> Arc<Published> {
         self.published.load_full()
+    }
+
+    /// What other control planes get; called before the generation that it belongs to is published.
+    pub(crate) fn set_objects(&self, objects: Objects) {
+        self.objects.store(Arc::new(objects));
     }
 
     pub(crate) fn set_problems(&self, problems: Vec<Problem>) {
@@ -204,7 +217,7 @@ impl MeshSource {
             return Vec::new();
         };
         let selection = client.selections.lock().get(type_url.as_str()).cloned();
-        let view = self.view_of(Arc::clone(&client.view));
+        let view = self.view(&client);
         selection.map_or_else(Vec::new, |selection| view.resources(type_url, &selection))
     }
 
@@ -214,6 +227,8 @@ impl MeshSource {
             published: self.published.load_full(),
             view,
             cache: Arc::clone(&self.cache),
+            objects: None,
+            services: Arc::clone(&self.services),
         }
     }
 }
@@ -230,6 +245,7 @@ impl ConfigSource for MeshSource {
             node_id: connection.node.id.clone(),
             view: Arc::new(view),
             names_changes: connection.variant == ProtocolVariant::Delta,
+            reads_objects: objects::are_read_by(&connection.node),
             selections: Mutex::default(),
         });
         self.clients
@@ -251,10 +267,16 @@ impl ConfigSource for MeshSource {
     }
 
     fn view(&self, client: &Arc<Client>) -> MeshView {
-        self.view_of(Arc::clone(&client.view))
+        MeshView {
+            objects: client.reads_objects.then(|| self.objects.load_full()),
+            ..self.view_of(Arc::clone(&client.view))
+        }
     }
 
     fn affects(&self, client: &Arc<Client>, since: Generation, type_url: &TypeUrl) -> bool {
+        if type_url.object_kind().is_some() {
+            return true;
+        }
         let published = self.published.load();
         let revisions = &published.history.revisions;
         let elsewhere = || *type_url == TypeUrl::ENDPOINT && revisions.moves(&client.view, since);
@@ -327,6 +349,9 @@ pub struct MeshView {
     published: Arc<Published>,
     view: Arc<ProxyView>,
     cache: Arc<Cache>,
+    /// Where this client reads them.
+    objects: Option<Arc<Objects>>,
+    services: Arc<Services>,
 }
 
 impl MeshView {
@@ -359,7 +384,11 @@ impl ConfigView for MeshView {
 
     fn resources(&self, type_url: &TypeUrl, selection: &Selection) -> Vec<Arc<EncodedResource>> {
         let Some(kind) = ResourceKind::of(type_url) else {
-            return Vec::new();
+            let Some(objects) = &self.objects else {
+                return Vec::new();
+            };
+            let mesh = &self.published.snapshot;
+            return objects::resources(type_url, objects, mesh, &self.services);
         };
         let names = self.names(kind, selection);
         let resource = |name: String| {

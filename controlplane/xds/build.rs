@@ -16,8 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = envoy_types_dir()?.join(ENVOY_DESCRIPTORS);
     let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let mut set = FileDescriptorSet::decode(bytes.as_slice())?;
-    set.file
-        .extend(protox::compile(["nds.proto"], ["proto"])?.file);
+    set.file.extend(own()?.file);
     for file in &mut set.file {
         file.source_code_info = None;
     }
@@ -27,6 +26,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=build.rs");
     Ok(())
+}
+
+/// Our own, without the well-known types, which the others have already.
+fn own() -> Result<FileDescriptorSet, Box<dyn Error>> {
+    let mut set = protox::compile(["nds.proto", "mcp.proto", "networking.proto"], ["proto"])?;
+    set.file.retain(|file| !file.name().starts_with("google/"));
+    Ok(set)
 }
 
 /// Asks cargo where the package lies, since the file has no other address. Offline at

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
 
 use super::convert;
 use super::yaml::{self, Node, Value};
@@ -32,6 +33,8 @@ pub enum Origin {
     Cluster {
         /// `metadata.resourceVersion`.
         resource_version: String,
+        /// The object as [`stated`] has it.
+        text: Arc<str>,
     },
 }
 
@@ -56,7 +59,17 @@ impl Origin {
     pub fn resource_version(&self) -> Option<&str> {
         match self {
             Self::File { .. } => None,
-            Self::Cluster { resource_version } => Some(resource_version),
+            Self::Cluster {
+                resource_version, ..
+            } => Some(resource_version),
+        }
+    }
+
+    /// The object as [`stated`] has it.
+    pub fn text(&self) -> Arc<str> {
+        match self {
+            Self::File { tree, .. } => stated(tree),
+            Self::Cluster { text, .. } => Arc::clone(text),
         }
     }
 }
@@ -401,7 +414,36 @@ fn origin(file: Option<&str>, node: &Node) -> Option<Origin> {
     let version = node.field("metadata")?.field("resourceVersion")?.as_str()?;
     Some(Origin::Cluster {
         resource_version: version.to_owned(),
+        text: stated(node),
     })
+}
+
+/// What people have said of an object, as JSON: its spec, and of its metadata what is theirs. What an API server adds
+/// is no part of it, nor are statuses: those change without anybody having said anything new.
+fn stated(node: &Node) -> Arc<str> {
+    let mut metadata = serde_json::Map::new();
+    for field in [
+        "name",
+        "namespace",
+        "labels",
+        "annotations",
+        "creationTimestamp",
+    ] {
+        let value = node.field("metadata").and_then(|it| it.field(field));
+        if let Some(value) = value {
+            metadata.insert(field.to_owned(), value.into());
+        }
+    }
+    if let Some(annotations) = metadata.get_mut("annotations")
+        && let Some(annotations) = annotations.as_object_mut()
+    {
+        // kubectl's copy of the whole.
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    let spec = node.field("spec").map(Json::from).unwrap_or_default();
+    serde_json::json!({"metadata": metadata, "spec": spec})
+        .to_string()
+        .into()
 }
 
 fn join(prefix: &str, path: &str) -> String {

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::crd::OtherFields;
+use super::crd::{OtherFields, Unexecuted};
 use super::yaml::{self, Node};
 use crate::model::mesh::{AccessLog, AccessLogFormat, MeshConfig, OutboundPolicy};
 use crate::model::problem::{Finding, Problem, Reason, Severity};
 use crate::model::validate::parse_duration;
+use crate::registry::xds::ConfigSource;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -26,6 +27,15 @@ struct Settings {
     default_config: Option<ProxyDefaults>,
     connect_timeout: Option<String>,
     protocol_detection_timeout: Option<String>,
+    config_sources: Vec<Source>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Source {
+    address: String,
+    tls_settings: Option<Unexecuted>,
+    subscribed_resources: Option<Unexecuted>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -139,6 +149,7 @@ impl Reader<'_> {
         }
         mesh.access_log = self.access_log(node, &file);
         mesh.tracing_percent = self.tracing(node, &file);
+        mesh.config_sources = self.sources(node, &file);
         Some(mesh)
     }
 
@@ -169,6 +180,31 @@ impl Reader<'_> {
             self.error(node, field, message);
         }
         duration
+    }
+
+    /// The servers of configuration, which are read from the next start on.
+    fn sources(&mut self, node: &Node, file: &Settings) -> Vec<ConfigSource> {
+        let mut sources = Vec::new();
+        for (index, source) in file.config_sources.iter().enumerate() {
+            let path = format!("configSources[{index}]");
+            if source.tls_settings.is_some() {
+                // In plain text it would be another server than the one that was meant.
+                let message = "servers of configuration are asked in plain text only".to_owned();
+                self.error(node, &format!("{path}.tlsSettings"), message);
+            }
+            if source.subscribed_resources.is_some() {
+                let field = format!("{path}.subscribedResources");
+                self.not_executed(node.line_of(&field), field);
+            }
+            match source.address.parse() {
+                Ok(source) => sources.push(source),
+                Err(error) => {
+                    let field = format!("{path}.address");
+                    self.error(node, &field, format!("{error}"));
+                }
+            }
+        }
+        sources
     }
 
     /// The share of requests that stock Envoys make traces of, in percent.
@@ -266,6 +302,27 @@ mod tests {
                 ("defaultConfig.tracing", 6)
             ]
         );
+    }
+
+    #[test]
+    fn servers_of_configuration_are_read_and_what_cannot_be_is_named() {
+        let text = "configSources:\n- address: xds://istiod:15010\n";
+        let (mesh, problems) = read("mesh.yaml", text, "cluster.local");
+        assert_eq!(problems, []);
+        assert_eq!(
+            mesh.unwrap().config_sources[0].to_string(),
+            "xds://istiod:15010"
+        );
+        let text = "configSources:\n- address: k8s://\n- address: xds://a:1\n  \
+                    tlsSettings: {mode: SIMPLE}\n";
+        let (mesh, problems) = read("mesh.yaml", text, "cluster.local");
+        assert_eq!(mesh, None);
+        let fields = problems.iter().map(|it| (it.field.as_str(), it.line));
+        let wanted = [
+            ("configSources[0].address", Some(2)),
+            ("configSources[1].tlsSettings", Some(4)),
+        ];
+        assert_eq!(fields.collect::<Vec<_>>(), wanted);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::registry::xds::ConfigSource;
+
 /// Settings of the whole mesh.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MeshConfig {
@@ -19,6 +21,8 @@ pub struct MeshConfig {
     pub connect_timeout: Duration,
     /// How long an undeclared port's first bytes are waited for before it counts as TCP.
     pub detection_timeout: Duration,
+    /// Servers that configuration is read from, as far as they were named at the start.
+    pub config_sources: Vec<ConfigSource>,
 }
 
 /// What happens to traffic that belongs to no service.
@@ -62,6 +66,7 @@ impl Default for MeshConfig {
             tracing_percent: None,
             connect_timeout: Duration::from_secs(10),
             detection_timeout: Duration::from_millis(100),
+            config_sources: Vec::new(),
         }
     }
 }

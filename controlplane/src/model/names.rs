@@ -81,6 +81,14 @@ impl Hostname {
         )
     }
 
+    /// Name and namespace of the service that a host in the cluster's domain is; none of any other host.
+    pub fn within(&self, domain: &str) -> Option<(&str, &str)> {
+        let own = self.0.strip_suffix(domain)?.strip_suffix(".svc.")?;
+        let (name, namespace) = own.split_once('.')?;
+        (!namespace.contains('.') && !name.is_empty() && !self.is_wildcard())
+            .then_some((name, namespace))
+    }
+
     /// The text of the host.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -17,6 +17,7 @@ use crate::model::mesh::MeshConfig;
 use crate::model::problem::Problem;
 use crate::registry::RegistryEvent;
 use crate::serve::MeshSource;
+use crate::serve::objects::Objects;
 
 /// What the writer is told.
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub struct Writer {
     index: Index,
     debounce: Debounce,
     problems: Problems,
+    objects: Objects,
+    /// Whether the objects are others than those that were published.
+    restated: bool,
     source: Arc<MeshSource>,
     metrics: PilotMetrics,
     synced: bool,
@@ -50,6 +54,8 @@ impl Writer {
             index: Index::new(mesh),
             debounce: Debounce::new(debounce),
             problems: Problems::new(source.origins().clone()),
+            objects: Objects::default(),
+            restated: false,
             source,
             metrics,
             synced: false,
@@ -86,11 +92,13 @@ impl Writer {
             Input::Registry(RegistryEvent::Changed { applied, deleted }) => {
                 for id in deleted {
                     self.index.delete(&id);
+                    self.restated |= self.objects.set(&id, None);
                     self.problems.set_origin(id, None);
                 }
                 for sourced in applied {
-                    self.problems
-                        .set_origin(sourced.object.id(), sourced.origin);
+                    let id = sourced.object.id();
+                    self.restated |= self.objects.set(&id, sourced.origin.as_deref());
+                    self.problems.set_origin(id, sourced.origin);
                     self.index.apply(sourced.object);
                 }
             }
@@ -119,7 +127,11 @@ impl Writer {
         self.metrics.set_problems(&problems);
         self.metrics.set_mesh(&snapshot);
         self.source.set_problems(problems);
-        if change_set.is_empty() && self.source.is_published() {
+        let restated = std::mem::take(&mut self.restated);
+        if restated {
+            self.source.set_objects(self.objects.clone());
+        }
+        if change_set.is_empty() && !restated && self.source.is_published() {
             return;
         }
         let generation = self.source.publish(snapshot, &change_set);

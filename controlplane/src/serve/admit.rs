@@ -25,6 +25,12 @@ impl TokenGuard {
 
     async fn identify(&self, connection: &Connection) -> Result<Identity, Status> {
         let node = &connection.node;
+        if super::objects::are_read_by(node) {
+            // It would be everybody's, and a pod's token says only which pod it is.
+            return Err(Status::permission_denied(
+                "configuration itself is not told to pods and nodes",
+            ));
+        }
         let view = ProxyView::of_node(node)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let header = connection.metadata.get("authorization");

@@ -43,12 +43,21 @@ fn entry_names(snapshot: &MeshSnapshot, host: &Hostname, table: &mut BTreeMap<St
         namespace = service.name.namespace.to_string();
     }
     if !ips.is_empty() {
-        let info = NameInfo {
+        let mut info = NameInfo {
             ips,
             registry: "External".to_owned(),
             namespace,
             ..NameInfo::default()
         };
+        // A service of the cluster that another server has told as an entry.
+        if let Some((short, namespace)) = host.within(&snapshot.mesh.domain) {
+            short.clone_into(&mut info.shortname);
+            namespace.clone_into(&mut info.namespace);
+            info.alt_hosts = vec![
+                format!("{short}.{namespace}"),
+                format!("{short}.{namespace}.svc"),
+            ];
+        }
         table.insert(host.to_string(), info);
     }
 }

@@ -226,13 +226,13 @@ impl Builder<'_> {
             .collect()
     }
 
-    /// All names of a service, each with the port first: the short ones only of the cluster's own
-    /// services, and the shortest only within its own namespace.
+    /// All names of a service, each with the port first: the short ones only of hosts in the cluster's
+    /// domain, and the shortest only within its own namespace.
     fn service_domains(&self, service: &Service, port: u16) -> Vec<String> {
-        let (name, namespace) = (&*service.name.name, &*service.name.namespace);
         let full = service.hostname.as_str();
         let mut names = Vec::new();
-        if service.entry().is_none() {
+        let domain = &self.translator.snapshot.mesh.domain;
+        if let Some((name, namespace)) = service.hostname.within(domain) {
             if namespace == self.namespace {
                 names.push(name.to_owned());
             }

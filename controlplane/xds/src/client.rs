@@ -16,10 +16,12 @@ use crate::proto;
 mod config;
 mod connect;
 mod driver;
+mod states;
 mod update;
 
 pub use config::{BackoffConfig, ClientConfig, ConnectionState, InvalidServer, KnownResource};
 pub use driver::Driver;
+pub use states::{StateEvent, StateStream};
 pub use update::{Event, Update};
 
 /// Room for events that the consumer has not taken yet. The driver reads no response without room,

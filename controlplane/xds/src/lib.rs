@@ -13,6 +13,7 @@
 //! | [`delta`], [`sotw`] | the two variants, server and client | [`server`], [`client`] |
 //! | [`server`] | ADS service over a [`server::ConfigSource`] | pilot |
 //! | [`client`] | one delta ADS stream with reconnects | proxy |
+//! | [`mcp`] | objects of configuration as MCP servers send them | both ends of pilot |
 //! | [`json`] | canonical proto-JSON both ways, YAML in | config dumps, static bootstrap, goldens |
 //!
 //! # Pilot
@@ -68,6 +69,7 @@ pub mod client;
 pub mod delta;
 #[cfg(feature = "json")]
 pub mod json;
+pub mod mcp;
 pub mod nack;
 pub mod node;
 pub mod proto;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::TypeUrl;
+use crate::mcp;
 use crate::proto::{self, Any};
 use crate::reflect;
 use crate::version::Version;
@@ -37,6 +38,9 @@ macro_rules! wire_resource {
 
         /// The name that a resource without a wrapper carries; none where it cannot be read.
         pub(crate) fn name_of(type_url: &TypeUrl, any: &Any) -> Option<String> {
+            if type_url.object_kind().is_some() {
+                return mcp::name_of(any);
+            }
             if proto::message_name(&any.type_url) != proto::message_name(type_url.as_str()) {
                 return None;
             }
@@ -129,7 +133,7 @@ impl EncodedResource {
     /// The message in the `Any` that responses carry.
     pub fn to_any(&self) -> Any {
         Any {
-            type_url: self.type_url.as_str().to_owned(),
+            type_url: self.type_url.content().to_owned(),
             value: self.body.to_vec(),
         }
     }

@@ -61,9 +61,26 @@ impl TypeUrl {
     }
 
     /// Whether a `SotW` response must carry every resource the client needs, so that absence means
-    /// removal: LDS and CDS only (xDS protocol, "Grouping Resources into Responses").
+    /// removal: LDS and CDS only (xDS protocol, "Grouping Resources into Responses"), and objects of
+    /// configuration, as Istio's clients read them.
     pub fn is_full_state(&self) -> bool {
-        *self == Self::LISTENER || *self == Self::CLUSTER
+        *self == Self::LISTENER || *self == Self::CLUSTER || self.object_kind().is_some()
+    }
+
+    /// Group, version and kind of a type of configuration objects, which is called
+    /// `group/version/Kind` (Istio's MCP over xDS; Kubernetes' own group is `core`).
+    pub fn object_kind(&self) -> Option<(&str, &str, &str)> {
+        let (group, rest) = self.0.split_once('/')?;
+        let (version, kind) = rest.split_once('/')?;
+        (group != "type.googleapis.com" && !kind.contains('/')).then_some((group, version, kind))
+    }
+
+    /// What messages of this type are packed as.
+    pub(crate) fn content(&self) -> &str {
+        if self.object_kind().is_some() {
+            return crate::mcp::RESOURCE;
+        }
+        self.as_str()
     }
 
     /// Whether a first request without names asks for everything. The protocol says so for LDS

@@ -93,6 +93,26 @@ impl From<serde_json::Value> for Node {
     }
 }
 
+impl From<&Node> for serde_json::Value {
+    /// The tree without its lines.
+    fn from(node: &Node) -> Self {
+        match &node.value {
+            Value::Null => Self::Null,
+            Value::Bool(truth) => (*truth).into(),
+            Value::Int(number) => (*number).into(),
+            Value::Uint(number) => (*number).into(),
+            Value::Float(number) => (*number).into(),
+            Value::String(text) => text.as_str().into(),
+            Value::Seq(items) => items.iter().map(Self::from).collect(),
+            Value::Map(entries) => {
+                let entries = entries.iter();
+                let fields = entries.map(|(key, _, value)| (key.clone(), Self::from(value)));
+                Self::Object(fields.collect())
+            }
+        }
+    }
+}
+
 impl Node {
     fn shift(&mut self, lines: u64) {
         self.line += lines;

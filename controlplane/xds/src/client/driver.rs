@@ -26,7 +26,7 @@ use crate::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 const REQUEST_BACKLOG: usize = 1;
 
 /// A control plane may put a node's whole configuration into one response.
-const MAX_MESSAGE: usize = 256 * 1024 * 1024;
+pub(super) const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
 /// The task behind a [`super::Client`].
 #[derive(Debug)]
@@ -277,12 +277,12 @@ impl Driver {
     }
 }
 
-fn describe(status: &Status) -> String {
+pub(super) fn describe(status: &Status) -> String {
     format!("{:?}: {}", status.code(), with_causes(status))
 }
 
 /// Transport errors say what happened only in their causes.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
