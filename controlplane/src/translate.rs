@@ -14,6 +14,7 @@ mod hash;
 mod inbound;
 mod listener;
 mod names;
+mod netns;
 mod outlier;
 mod route;
 mod route_action;

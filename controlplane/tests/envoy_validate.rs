@@ -33,8 +33,10 @@ fn goldens() -> Vec<PathBuf> {
             [
                 case.join("node.golden.json"),
                 case.join("sidecar.golden.json"),
+                case.join("node-envoy.golden.json"),
             ]
         })
+        .filter(|golden| golden.exists())
         .collect();
     goldens.sort();
     goldens
@@ -94,7 +96,20 @@ fn bootstrap(golden: &Value) -> Value {
     let mut listeners: Vec<Value> = list("LDS").into_iter().chain(routes).collect();
     for (index, listener) in listeners.iter_mut().enumerate() {
         // The listeners of several pods and namespaces share ports, each in its own network namespace.
-        listener["address"]["socket_address"]["port_value"] = json!(20_000 + index);
+        let address = listener["address"]["socket_address"]
+            .as_object_mut()
+            .unwrap();
+        address.insert("port_value".to_owned(), json!(20_000 + index));
+        // Pods that are not here.
+        address.remove("network_namespace_filepath");
+        for more in listener["additional_addresses"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
+            let address = more["address"]["socket_address"].as_object_mut().unwrap();
+            address.remove("network_namespace_filepath");
+        }
     }
     json!({
         "node": { "id": "test", "cluster": "test" },

@@ -207,10 +207,10 @@ impl History {
                 own.is_some_and(|changed| changed > since)
                     || self.routes(snapshot, namespace, since, |_| true)
             }
-            Part::Outbound(namespace) => {
-                let of_connections =
-                    |rule: &VirtualService| !rule.tcp.is_empty() || !rule.tls.is_empty();
-                at.headless > since || self.routes(snapshot, namespace, since, of_connections)
+            Part::Outbound(namespace) => self.outbound(snapshot, namespace, since),
+            Part::OutboundOf(pod) => {
+                self.last(&self.pods, &pod) > since
+                    || self.outbound(snapshot, &pod.namespace, since)
             }
             Part::Inbound { namespace, pod } => {
                 let pods = match pod {
@@ -233,6 +233,11 @@ impl History {
         self.last(&self.services_of, host) > since
             || (kind == ResourceKind::Endpoints && self.last(&self.moved, host) > since)
             || self.policies.any(since, |ruled| ruled.covers(host))
+    }
+
+    fn outbound(&self, snapshot: &MeshSnapshot, namespace: &str, since: Generation) -> bool {
+        let of_connections = |rule: &VirtualService| !rule.tcp.is_empty() || !rule.tls.is_empty();
+        self.revisions.headless > since || self.routes(snapshot, namespace, since, of_connections)
     }
 
     /// What clients of a namespace find routes made from: services that they may call, rules that hold

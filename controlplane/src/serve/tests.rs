@@ -42,6 +42,7 @@ impl Mesh {
         let view = ProxyView::Node {
             name: node.to_owned(),
             zone: String::new(),
+            netns: None,
         };
         let name = format!("outbound|80||{service}.default.svc.cluster.local");
         let selection = Selection::from_iter([name]);
@@ -112,6 +113,7 @@ fn nodes_share_what_does_not_depend_on_where_they_are() {
     let says = |zone: &str| ProxyView::Node {
         name: "a-2".to_owned(),
         zone: zone.to_owned(),
+        netns: None,
     };
     assert!(revisions.moves(&says(""), before));
     assert!(

@@ -21,7 +21,7 @@ use super::wrap::{
     ads, duration, istio_metadata, list, named_socket, nested, object, socket_address, text, uint,
     yes,
 };
-use super::{ProxyView, Translator, canonical, grpc, hash, inbound, outlier};
+use super::{ProxyView, Translator, canonical, grpc, hash, inbound, netns, outlier};
 use crate::model::endpoint::{Locality, NamedEndpoint};
 use crate::model::entry::Resolution;
 use crate::model::names::ClusterName;
@@ -44,6 +44,9 @@ const DNS_REFRESH: Duration = Duration::from_mins(1);
 const DELIVERY_V4: &str = "127.0.0.6";
 /// The same for IPv6; `millrace-agent init` gives it to the loopback device.
 const DELIVERY_V6: &str = "::6";
+
+/// Any source of each family.
+const ANY: [&str; 2] = ["0.0.0.0", "::"];
 
 /// What an outbound cluster is made from.
 pub(super) struct Source<'a> {
@@ -163,6 +166,7 @@ pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>
         ClusterName::Outbound { .. } => {
             let source = source(translator, text)?;
             outbound(translator, &mut cluster, &source);
+            netns::bind(translator.view, &mut cluster, ANY);
             grpc::adapt_cluster(translator.view, &mut cluster);
             return Some(encode(&cluster, &source));
         }
@@ -173,11 +177,13 @@ pub(super) fn cluster(translator: &Translator<'_>, text: &str) -> Option<Vec<u8>
             if matches!(translator.view, ProxyView::Sidecar { .. }) {
                 cluster.upstream_bind_config = Some(delivery_source(translator.view));
             }
+            netns::bind(translator.view, &mut cluster, [DELIVERY_V4, DELIVERY_V6]);
         }
         ClusterName::Passthrough => {
             to_original_dst(&mut cluster);
             cluster.typed_extension_protocol_options =
                 http_options(Some(UpstreamHttp::AsDownstream), &ConnectionPool::default());
+            netns::bind(translator.view, &mut cluster, ANY);
         }
         ClusterName::BlackHole => {
             cluster.load_assignment = Some(ClusterLoadAssignment {

@@ -228,7 +228,7 @@ fn tcp_to(translator: &Translator<'_>, cluster: &ClusterName) -> proto::Filter {
 }
 
 /// Everything but these ports: where a server may speak first, nobody waits for the client's bytes.
-fn except_ports(ports: &[u16]) -> proto::ListenerFilterChainMatchPredicate {
+pub(super) fn except_ports(ports: &[u16]) -> proto::ListenerFilterChainMatchPredicate {
     use proto::listener_filter_chain_match_predicate::{MatchSet, Rule};
     let predicate = |rule| proto::ListenerFilterChainMatchPredicate { rule: Some(rule) };
     let mut ranges: Vec<_> = ports

@@ -4,6 +4,7 @@
 //! destination: `0.0.0.0_<port>` for what is told by what clients say ([`wildcard`]), `<address>_<port>`
 //! where only the address tells the service. Inbound listeners are in [`super::inbound`].
 
+mod joined;
 mod wildcard;
 
 use std::collections::BTreeSet;
@@ -20,10 +21,10 @@ use millrace_xds::proto::{Any, Listener, pack};
 
 use super::filter::{self, Routes};
 use super::wrap::{duration, socket, truth, uint, written_at};
-use super::{ProxyView, Translator, fault, grpc, inbound};
+use super::{ProxyView, Translator, fault, grpc, inbound, netns};
 use crate::model::Kind;
 use crate::model::mesh::OutboundPolicy;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, ObjectName};
 use crate::model::place::Place;
 use crate::model::route::TcpRoute;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort};
@@ -47,9 +48,15 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
     match translator.view {
         ProxyView::Sidecar { .. } => names.push(inbound::VIRTUAL_INBOUND.to_owned()),
         ProxyView::Grpc { .. } => {}
-        ProxyView::Node { name, .. } => {
+        ProxyView::Node { name, netns, .. } => {
             let pods = pods_of(translator, name);
             names.extend(pods.map(|pod| inbound::name_of(&pod.name)));
+            if netns.is_some() {
+                // These stand for all that clients of their namespaces have.
+                names.retain(|name| name.starts_with(inbound::POD_PREFIX));
+                let pods = pods_of(translator, name);
+                names.extend(pods.map(|pod| format!("{}{}", netns::OUTBOUND_PREFIX, pod.name)));
+            }
         }
     }
     names
@@ -77,7 +84,7 @@ fn pods_of<'a>(
 
 /// The listeners in `<namespace>/*` or `pod/<namespace>/*`.
 pub(super) fn collection(translator: &Translator<'_>, prefix: &str) -> Vec<String> {
-    if !matches!(translator.view, ProxyView::Node { .. }) {
+    if !matches!(translator.view, ProxyView::Node { netns: None, .. }) {
         return Vec::new();
     }
     match prefix.strip_prefix(inbound::POD_PREFIX) {
@@ -95,6 +102,13 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
     if let ProxyView::Grpc { namespace, .. } = translator.view {
         return grpc::listener(translator, namespace, name);
     }
+    if let ProxyView::Node {
+        netns: Some(directory),
+        ..
+    } = translator.view
+    {
+        return in_pod(translator, directory, name);
+    }
     if let Some(listener) = inbound::listener(translator, name) {
         return Some(listener);
     }
@@ -102,6 +116,32 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
     if own_name == VIRTUAL_OUTBOUND {
         return Some(virtual_outbound(translator, namespace, name));
     }
+    own(translator, namespace, own_name, name)
+}
+
+/// One of the two listeners that stock Envoy for a whole node has in a pod.
+fn in_pod(translator: &Translator<'_>, directory: &str, name: &str) -> Option<Listener> {
+    let outbound = name.strip_prefix(netns::OUTBOUND_PREFIX);
+    let (namespace, pod) = outbound
+        .or_else(|| name.strip_prefix(inbound::POD_PREFIX))?
+        .split_once('/')?;
+    let pod = ObjectName::new(namespace, pod);
+    let pod = translator.snapshot.workloads.get(&pod)?;
+    let (mut listener, port) = match outbound {
+        Some(_) => (joined::outbound(translator, namespace, name), OUTBOUND_PORT),
+        None => (inbound::listener(translator, name)?, INBOUND_PORT),
+    };
+    netns::enter(&mut listener, port, directory, pod);
+    Some(listener)
+}
+
+/// The listener of a port, at an address or any.
+fn own(
+    translator: &Translator<'_>,
+    namespace: &str,
+    own_name: &str,
+    name: &str,
+) -> Option<Listener> {
     let (address, port) = own_name.rsplit_once('_')?;
     let (address, port): (IpAddr, u16) = (address.parse().ok()?, port.parse().ok()?);
     let maker = Maker {
@@ -122,6 +162,14 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
 }
 
 fn outbound_names(translator: &Translator<'_>, namespace: &str) -> Vec<String> {
+    let own = own_names(translator, namespace);
+    let all = std::iter::once(VIRTUAL_OUTBOUND.to_owned()).chain(own);
+    all.map(|name| translator.view.join(namespace, &name))
+        .collect()
+}
+
+/// The listeners beside `virtualOutbound`.
+fn own_names(translator: &Translator<'_>, namespace: &str) -> BTreeSet<String> {
     let mut own = BTreeSet::new();
     for (service, port) in translator.snapshot.ports_for(namespace) {
         if wildcard::is_on_any_address(translator, service, port) {
@@ -134,9 +182,7 @@ fn outbound_names(translator: &Translator<'_>, namespace: &str) -> Vec<String> {
                 .map(|address| format!("{address}_{}", port.port)),
         );
     }
-    let all = std::iter::once(VIRTUAL_OUTBOUND.to_owned()).chain(own);
-    all.map(|name| translator.view.join(namespace, &name))
-        .collect()
+    own
 }
 
 /// Whether a port's service is told by the request's host. What is not HTTP for sure needs an address
@@ -185,15 +231,19 @@ fn wildcard_name(port: u16) -> String {
 
 /// The any-address of the families that a proxy has: one, and a second where it has both.
 pub(super) fn any_addresses(view: &ProxyView) -> (IpAddr, Option<IpAddr>) {
+    match view {
+        // Its proxy knows both families of each of its pods.
+        ProxyView::Node { .. } | ProxyView::Grpc { .. } => any_of(&[]),
+        ProxyView::Sidecar { addresses, .. } => any_of(addresses),
+    }
+}
+
+/// The same of a pod with these addresses.
+pub(super) fn any_of(addresses: &[IpAddr]) -> (IpAddr, Option<IpAddr>) {
     let (v4, v6) = (
         IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     );
-    let addresses = match view {
-        // Its proxy knows both families of each of its pods.
-        ProxyView::Node { .. } | ProxyView::Grpc { .. } => return (v4, None),
-        ProxyView::Sidecar { addresses, .. } => addresses,
-    };
     let has_v4 = addresses.is_empty() || addresses.iter().any(IpAddr::is_ipv4);
     let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
     if has_v4 {
@@ -238,8 +288,18 @@ fn virtual_outbound(translator: &Translator<'_>, namespace: &str, name: &str) ->
     );
     also_on(&mut listener, second, OUTBOUND_PORT);
     listener.use_original_dst = truth(true);
-    // A connection made to the capture port itself would be passed to itself for ever.
-    listener.filter_chains.push(proto::FilterChain {
+    listener.filter_chains.push(to_itself(translator));
+    listener.filter_chains.push(unknown(
+        translator,
+        namespace,
+        "virtualOutbound-catchall-tcp",
+    ));
+    listener
+}
+
+/// A connection made to the capture port itself would be passed to itself for ever.
+fn to_itself(translator: &Translator<'_>) -> proto::FilterChain {
+    proto::FilterChain {
         name: "virtualOutbound-blackhole".to_owned(),
         filter_chain_match: Some(proto::FilterChainMatch {
             destination_port: uint(u32::from(OUTBOUND_PORT)),
@@ -247,13 +307,7 @@ fn virtual_outbound(translator: &Translator<'_>, namespace: &str, name: &str) ->
         }),
         filters: vec![to_cluster(translator, &ClusterName::BlackHole)],
         ..Default::default()
-    });
-    listener.filter_chains.push(unknown(
-        translator,
-        namespace,
-        "virtualOutbound-catchall-tcp",
-    ));
-    listener
+    }
 }
 
 /// What happens to a connection that no service is known for.

@@ -2,7 +2,8 @@
 //!
 //! `testdata/translate/<case>/in.yaml` holds the objects, `mesh.yaml` the settings if there are any, and
 //! `node.golden.json` and `sidecar.golden.json` everything that Millrace's proxy of the node `node-a` and stock Envoy as
-//! the sidecar of the pod `client` get; `grpc.golden.json`, of some, what gRPC's own client gets for each service.
+//! the sidecar of the pod `client` get; of some, `node-envoy.golden.json` what stock Envoy as the node's proxy gets, and
+//! `grpc.golden.json` what gRPC's own client gets for each service.
 //! Rewritten only when `MILLRACE_BLESS` is 1.
 
 use std::fmt::Write as _;
@@ -54,6 +55,7 @@ fn node() -> ProxyView {
     ProxyView::Node {
         name: "node-a".to_owned(),
         zone: String::new(),
+        netns: None,
     }
 }
 
@@ -67,6 +69,14 @@ fn sidecar() -> ProxyView {
     }
 }
 
+fn node_envoy() -> ProxyView {
+    ProxyView::Node {
+        name: "node-a".to_owned(),
+        zone: String::new(),
+        netns: Some("/run/netns".to_owned()),
+    }
+}
+
 fn grpc() -> ProxyView {
     ProxyView::Grpc {
         namespace: "default".to_owned(),
@@ -74,6 +84,8 @@ fn grpc() -> ProxyView {
     }
 }
 
+/// The cases with a golden of stock Envoy as the proxy of the whole node.
+const OF_NODE_ENVOY: [&str; 4] = ["dual-stack", "server-names", "service-entry", "tcp"];
 /// The cases with a golden of gRPC's own client.
 const OF_GRPC: [&str; 2] = ["failures", "grpc-route"];
 
@@ -131,6 +143,9 @@ fn goldens_are_what_is_made() {
             (node(), "node.golden.json"),
             (sidecar(), "sidecar.golden.json"),
         ];
+        if OF_NODE_ENVOY.iter().any(|name| case.ends_with(name)) {
+            goldens.push((node_envoy(), "node-envoy.golden.json"));
+        }
         if OF_GRPC.iter().any(|name| case.ends_with(name)) {
             goldens.push((grpc(), "grpc.golden.json"));
         }
@@ -153,7 +168,7 @@ fn goldens_are_what_is_made() {
 #[test]
 fn equal_snapshots_encode_to_equal_bytes() {
     for case in cases() {
-        for view in [node(), sidecar(), grpc()] {
+        for view in [node(), node_envoy(), sidecar(), grpc()] {
             let (one, other) = (snapshot_of(&case), snapshot_of(&case));
             let (one, other) = (Translator::new(&one, &view), Translator::new(&other, &view));
             for kind in ResourceKind::ALL {
@@ -273,5 +288,30 @@ fn names_that_mean_nothing_make_nothing() {
         (ResourceKind::NameTable, "other"),
     ] {
         assert_eq!(translator.resource(kind, name), None, "{kind:?} {name}");
+    }
+}
+
+#[test]
+fn stock_envoy_for_a_node_says_where_its_pods_are() {
+    let node = |agent: &str, netns: Option<&str>| {
+        let id = "node~10.0.0.1~node-a~cluster.local";
+        let node = millrace_xds::node::Node {
+            id: id.to_owned(),
+            user_agent_name: agent.to_owned(),
+            ..Default::default()
+        };
+        ProxyView::of_node(&match netns {
+            Some(path) => node.with_metadata("NETNS_DIR", path),
+            None => node,
+        })
+    };
+    assert_eq!(node("envoy", Some("/run/netns/")), Ok(node_envoy()));
+    assert_eq!(node("millrace-proxy", Some("/run/netns")), Ok(self::node()));
+    for netns in [None, Some(""), Some("run/netns")] {
+        let refused = node("envoy", netns).unwrap_err().to_string();
+        assert!(
+            refused.contains("its metadata needs NETNS_DIR"),
+            "{refused}"
+        );
     }
 }

@@ -6,19 +6,23 @@ use millrace_xds::node::{Node, NodeRole};
 
 use super::ResourceKind;
 use super::inbound::{POD_PREFIX, VIRTUAL_INBOUND};
+use super::netns::OUTBOUND_PREFIX;
 use crate::model::names::{ClusterName, Hostname, ObjectName};
 use crate::model::near::Place;
 
 /// How a proxy sees the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProxyView {
-    /// Millrace's proxy for all pods of a node. Listeners and routes are named by namespace, clusters
-    /// and endpoints are shared by all its pods.
+    /// A proxy for all pods of a node, Millrace's or stock Envoy. Listeners and routes are named by namespace or pod,
+    /// clusters and endpoints are shared by all its pods.
     Node {
         /// The node's name.
         name: String,
         /// The zone that it says it is in; empty where it says none.
         zone: String,
+        /// The directory in which the node has its pods' network namespaces by name: of stock Envoy, which listens in
+        /// them itself. Millrace's proxy has sockets handed to it.
+        netns: Option<String>,
     },
     /// A proxy for one pod, ours or stock Envoy, with Istio's resource names.
     Sidecar {
@@ -56,6 +60,9 @@ pub(crate) enum Program {
 /// What stock Envoy and all that is made of it call themselves.
 const ENVOY: &str = "envoy";
 
+/// The key of metadata under which stock Envoy for a whole node says where that has its pods' network namespaces.
+const NETNS_DIR: &str = "NETNS_DIR";
+
 /// The key of metadata by which a client says that it is no proxy, and what it says there.
 const GENERATOR: (&str, &str) = ("GENERATOR", "grpc");
 
@@ -68,6 +75,11 @@ pub enum InvalidView {
     /// A sidecar without a namespace.
     #[error("node {0} has no namespace: neither its id (pod.namespace) nor NAMESPACE says one")]
     Namespace(String),
+    /// Stock Envoy for a node that does not say how it finds the pods.
+    #[error(
+        "node {0} is stock Envoy for a whole node: its metadata needs {NETNS_DIR}, an absolute path to its pods' network namespaces"
+    )]
+    Netns(String),
     /// Gateways and waypoints.
     #[error("node {id} is a {role}, which this pilot does not serve")]
     Role {
@@ -91,6 +103,7 @@ impl ProxyView {
             NodeRole::Node => Ok(Self::Node {
                 name: node.node_name().unwrap_or(&id.id).to_owned(),
                 zone,
+                netns: netns(node)?,
             }),
             NodeRole::Sidecar => {
                 let namespace = node
@@ -126,7 +139,9 @@ impl ProxyView {
     /// Whose program the client is.
     pub(crate) fn program(&self) -> Program {
         match self {
-            Self::Sidecar { is_envoy: true, .. } => Program::Envoy,
+            Self::Sidecar { is_envoy: true, .. } | Self::Node { netns: Some(_), .. } => {
+                Program::Envoy
+            }
             Self::Sidecar { .. } | Self::Node { .. } => Program::Millrace,
             Self::Grpc { .. } => Program::Grpc,
         }
@@ -172,7 +187,7 @@ impl ProxyView {
     /// Where the client says it stands, as far as it says so.
     pub(crate) fn stated_place(&self) -> Place {
         match self {
-            Self::Node { name, zone } => Place {
+            Self::Node { name, zone, .. } => Place {
                 node: name.clone(),
                 zone: zone.clone(),
             },
@@ -189,6 +204,19 @@ impl ProxyView {
     }
 }
 
+/// Where a node has its pods' network namespaces, if the proxy enters them itself. The node says it once, and pilot adds
+/// the names of pods alone, so neither can make the other open anything else.
+fn netns(node: &Node) -> Result<Option<String>, InvalidView> {
+    if node.user_agent_name != ENVOY {
+        return Ok(None);
+    }
+    let directory = node.text(NETNS_DIR).filter(|path| path.starts_with('/'));
+    let directory = directory.map(|path| path.trim_end_matches('/').to_owned());
+    directory
+        .map(Some)
+        .ok_or_else(|| InvalidView::Netns(node.id.clone()))
+}
+
 /// What a resource is about, by its name alone.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Part<'n> {
@@ -198,6 +226,8 @@ pub(crate) enum Part<'n> {
     Routes(&'n str, Option<Hostname>),
     /// The same, and where it is listened for.
     Outbound(&'n str),
+    /// The same for one pod.
+    OutboundOf(ObjectName),
     /// The way into a pod; without a name, of a proxy's own.
     Inbound {
         namespace: &'n str,
@@ -225,6 +255,10 @@ impl ProxyView {
                 _ => None,
             },
             ResourceKind::Listener => match (self, name.strip_prefix(POD_PREFIX)) {
+                (Self::Node { netns: Some(_), .. }, None) => name
+                    .strip_prefix(OUTBOUND_PREFIX)
+                    .and_then(|pod| pod.split_once('/'))
+                    .map(|(namespace, pod)| Part::OutboundOf(ObjectName::new(namespace, pod))),
                 (Self::Node { .. }, Some(pod)) => {
                     pod.split_once('/').map(|(namespace, pod)| Part::Inbound {
                         namespace,
@@ -251,8 +285,10 @@ impl ProxyView {
 /// The part of a view that a resource depends on besides its name: what a cache may share it by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Nothing else: every node's proxy gets the same.
+    /// Nothing else: every node's proxy of Millrace's gets the same.
     Nodes,
+    /// The same for every stock Envoy that is a node's proxy.
+    NodeEnvoys,
     /// The same for sidecars of one namespace that are stock Envoy, or that are not.
     Namespace(String, bool),
     /// The same for gRPC's clients of one namespace.
@@ -267,7 +303,11 @@ impl ProxyView {
     /// What a resource of this view can be shared by.
     pub fn scope(&self, kind: ResourceKind, name: &str) -> Scope {
         let (namespace, addresses, is_envoy) = match self {
-            Self::Node { .. } => return Scope::Nodes,
+            Self::Node { netns: None, .. } => return Scope::Nodes,
+            Self::Node { .. } if kind == ResourceKind::Listener => {
+                return Scope::Proxy(self.clone());
+            }
+            Self::Node { .. } => return Scope::NodeEnvoys,
             Self::Grpc { namespace, .. } => return Scope::Grpc(namespace.clone()),
             Self::Sidecar {
                 namespace,

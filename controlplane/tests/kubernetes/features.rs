@@ -126,6 +126,7 @@ fn served(mesh: &Mesh, node: &str, service: &ObjectName) -> Vec<String> {
     let view = ProxyView::Node {
         name: node.to_owned(),
         zone: String::new(),
+        netns: None,
     };
     let (namespace, name) = (&service.namespace, &service.name);
     let cluster = format!("outbound|80||{name}.{namespace}.svc.cluster.local");

@@ -117,10 +117,11 @@ fn object((kind, name, namespace, number, flag): (u8, &str, &str, u8, bool)) -> 
     objects.next().expect("an object").object
 }
 
-fn views() -> [ProxyView; 4] {
-    let node = ProxyView::Node {
+fn views() -> [ProxyView; 5] {
+    let node = |netns: Option<&str>| ProxyView::Node {
         name: "node".to_owned(),
         zone: String::new(),
+        netns: netns.map(str::to_owned),
     };
     let sidecar = |namespace: &str, pod: &str| ProxyView::Sidecar {
         namespace: namespace.to_owned(),
@@ -134,7 +135,8 @@ fn views() -> [ProxyView; 4] {
         place: Place::default(),
     };
     [
-        node,
+        node(None),
+        node(Some("/run/netns")),
         sidecar("default", "a-1"),
         sidecar("other", "b-2"),
         grpc,
@@ -175,6 +177,7 @@ fn all_names() -> Vec<(ResourceKind, String)> {
     }
     for pod in ["default/a-1", "other/b-2"] {
         names.push(listener(format!("pod/{pod}")));
+        names.push(listener(format!("outbound/{pod}")));
     }
     names.push(listener("virtualInbound".to_owned()));
     names.push(listener("a:81".to_owned()));

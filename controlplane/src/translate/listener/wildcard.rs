@@ -60,12 +60,13 @@ fn by_network(service: &Service, port: &ServicePort) -> bool {
 }
 
 /// Bytes that only the port tells: of an entry without an address, for clients that do not learn the
-/// one that was allocated. Pods of a node ask the proxy for names.
+/// one that was allocated. Pods of a node with Millrace's proxy ask that for names.
 fn takes_the_rest(translator: &Translator<'_>, service: &Service, port: &ServicePort) -> bool {
     let Some(entry) = service.entry() else {
         return false;
     };
-    let knows_address = matches!(translator.view, ProxyView::Node { .. }) && entry.allocate;
+    let knows_address =
+        matches!(translator.view, ProxyView::Node { netns: None, .. }) && entry.allocate;
     service.addresses.is_empty()
         && entry.networks.is_empty()
         && matches!(port.protocol, Protocol::Tcp | Protocol::Auto)
