@@ -1,4 +1,4 @@
-//! Clients of others against a running pilot: stock Envoy, and gRPC's own xDS client.
+//! Clients of others against a running pilot: stock Envoy, gRPC's own xDS client, and tonic's.
 //!
 //! All of a test runs in a network namespace of its own, since pilot and sidecars listen on fixed ports. Needs root.
 #![allow(
@@ -16,6 +16,8 @@ mod envoy;
 mod failures;
 #[path = "peers/grpc.rs"]
 mod grpc;
+#[path = "peers/tonic.rs"]
+mod tonic;
 
 use std::path::Path;
 use std::time::Duration;

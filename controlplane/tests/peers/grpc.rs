@@ -20,7 +20,7 @@ use crate::{PATIENCE, pilot};
 const VERSIONS: [(&str, &str); 2] = [("v1", "10.244.1.1"), ("v2", "10.244.1.2")];
 pub(crate) const TARGET: &str = "xds:///greeter.default.svc.cluster.local:9090";
 
-fn data(name: &str) -> PathBuf {
+pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("testdata/peers")
         .join(name)

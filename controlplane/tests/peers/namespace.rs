@@ -66,9 +66,14 @@ impl Namespace {
         command
     }
 
+    /// The namespace, to enter it.
+    pub(crate) fn file(&self) -> File {
+        File::open(format!("/proc/{}/ns/net", self.0.0.id())).unwrap()
+    }
+
     /// A page of pilot's debug server.
     pub(crate) fn page(&self, path: &str) -> Option<Value> {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.0.0.id())).unwrap();
+        let namespace = self.file();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, DEBUG_PORT));
         let stream = in_netns(namespace, || Ok(TcpStream::connect(address)?)).ok()?;
         let response = Client::over(stream).and_then(|mut client| {
