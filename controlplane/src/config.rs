@@ -86,6 +86,11 @@ pub struct Config {
     #[arg(long = "node-account", value_parser = account, default_value = "millrace-system/millrace-node")]
     pub node_accounts: Vec<ObjectName>,
 
+    /// How often the API server is asked whether a token still holds; a node whose token does not is sent away. What a
+    /// token says of its own end counts at once.
+    #[arg(long, default_value = "5m", value_parser = duration::parse)]
+    pub token_review_interval: Duration,
+
     /// Where metrics and debug pages are served.
     #[arg(long, env = "MILLRACE_HTTP_ADDR", default_value = "127.0.0.1:15014")]
     pub http_addr: SocketAddr,

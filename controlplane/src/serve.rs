@@ -4,9 +4,11 @@
 //! The protocol itself is `millrace_xds`'s.
 
 pub(crate) mod admit;
+mod allow;
 mod cache;
 pub(crate) mod client_status;
 pub(crate) mod objects;
+mod residents;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use tonic::Status;
 
 use self::cache::Cache;
 use self::objects::{Objects, Services};
+use self::residents::Residents;
 use crate::analysis::Origins;
 use crate::index::ChangeSet;
 use crate::metrics::PilotMetrics;
@@ -40,6 +43,7 @@ pub struct Published {
     /// Its number.
     pub generation: Generation,
     history: History,
+    residents: Residents,
 }
 
 impl Published {
@@ -112,6 +116,8 @@ pub struct Client {
     names_changes: bool,
     /// Whether it is another control plane, which reads objects.
     reads_objects: bool,
+    /// Whether it has proven who it is, and is to have its own alone.
+    proven: bool,
     selections: Mutex<BTreeMap<String, Selection>>,
 }
 
@@ -122,6 +128,7 @@ impl MeshSource {
             snapshot: Arc::default(),
             generation: Generation::default(),
             history: History::default(),
+            residents: Residents::default(),
         };
         Self {
             published: ArcSwap::from_pointee(nothing),
@@ -143,10 +150,13 @@ impl MeshSource {
         let generation = Generation(before.generation.0 + 1);
         let mut history = before.history.clone();
         history.record(changes, &snapshot, generation);
+        let mut residents = before.residents.clone();
+        residents.record(changes, (&before.snapshot, &snapshot), generation);
         self.published.store(Arc::new(Published {
             snapshot,
             generation,
             history,
+            residents,
         }));
         self.cache.age(generation);
         self.generations.send_replace(generation);
@@ -226,6 +236,7 @@ impl MeshSource {
         MeshView {
             published: self.published.load_full(),
             view,
+            proven: false,
             cache: Arc::clone(&self.cache),
             objects: None,
             services: Arc::clone(&self.services),
@@ -246,6 +257,7 @@ impl ConfigSource for MeshSource {
             view: Arc::new(view),
             names_changes: connection.variant == ProtocolVariant::Delta,
             reads_objects: objects::are_read_by(&connection.node),
+            proven: connection.proven,
             selections: Mutex::default(),
         });
         self.clients
@@ -269,6 +281,7 @@ impl ConfigSource for MeshSource {
     fn view(&self, client: &Arc<Client>) -> MeshView {
         MeshView {
             objects: client.reads_objects.then(|| self.objects.load_full()),
+            proven: client.proven,
             ..self.view_of(Arc::clone(&client.view))
         }
     }
@@ -279,6 +292,9 @@ impl ConfigSource for MeshSource {
         }
         let published = self.published.load();
         let revisions = &published.history.revisions;
+        if client.proven && published.allows_others(&client.view, since) {
+            return true;
+        }
         let elsewhere = || *type_url == TypeUrl::ENDPOINT && revisions.moves(&client.view, since);
         if !revisions.affect(type_url, since) && !elsewhere() {
             return false;
@@ -348,6 +364,7 @@ impl ConfigSource for MeshSource {
 pub struct MeshView {
     published: Arc<Published>,
     view: Arc<ProxyView>,
+    proven: bool,
     cache: Arc<Cache>,
     /// Where this client reads them.
     objects: Option<Arc<Objects>>,
@@ -371,8 +388,10 @@ impl MeshView {
             .glob_prefixes()
             .flat_map(|prefix| translator.collection(kind, prefix));
         let asked = selection.names().map(str::to_owned);
+        let allowed = |name: &String| !self.proven || self.published.allows(&self.view, kind, name);
+        let named = members.chain(asked).filter(allowed);
         let mut seen = BTreeSet::new();
-        let all = everything.into_iter().chain(members).chain(asked);
+        let all = everything.into_iter().chain(named);
         all.filter(|name| seen.insert(name.clone())).collect()
     }
 }
@@ -405,6 +424,9 @@ impl ConfigView for MeshView {
         selection: &Selection,
     ) -> Option<Vec<String>> {
         let kind = ResourceKind::of(type_url)?;
+        if self.proven && self.published.allows_others(&self.view, since) {
+            return None;
+        }
         self.published.changed(&self.view, kind, since, selection)
     }
 }

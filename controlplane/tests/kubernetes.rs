@@ -8,6 +8,8 @@
 
 use millrace_testkit::apiserver::apply;
 
+#[path = "kubernetes/door.rs"]
+mod door;
 #[path = "kubernetes/mesh.rs"]
 mod mesh;
 #[path = "kubernetes/relay.rs"]

@@ -15,6 +15,7 @@ use clap::Parser as _;
 use millrace_controlplane::app::Pilot;
 use millrace_controlplane::config::Config;
 use millrace_controlplane::model::near::Place;
+use millrace_controlplane::model::node::Features;
 use millrace_controlplane::translate::{ProxyView, ResourceKind};
 use millrace_xds::server::Generation;
 use millrace_xds::{EncodedResource, json};
@@ -96,6 +97,7 @@ fn served(pilot: &Pilot) -> BTreeMap<String, Value> {
         addresses: Vec::new(),
         place: Place::default(),
         is_envoy: true,
+        features: Features::all(),
     };
     let view = pilot.source().view_of(Arc::new(view));
     let kinds = [

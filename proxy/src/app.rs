@@ -310,6 +310,7 @@ impl Plan {
             let addresses: Vec<String> = addresses.map(|ip| ip.to_string()).collect();
             node = node.with_metadata("INSTANCE_IPS", addresses.join(","));
         }
+        node = node.with_features(&xds::FEATURES);
         let mut server = ClientConfig::new(xds.address.clone(), node.clone());
         server.roots.clone_from(&xds.roots);
         server.server_name.clone_from(&xds.server_name);

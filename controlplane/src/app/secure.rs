@@ -32,6 +32,8 @@ use crate::tls::serving::Serving;
 /// How long a client may take for its handshake, and how many may be at it.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
+/// The API server is not asked about a token more often than so.
+const SHORTEST_REVIEW: Duration = Duration::from_secs(1);
 
 /// The port, not served yet.
 pub(super) struct Secure {
@@ -65,11 +67,15 @@ impl Secure {
         };
         let keeper = Keeper::new(store, Arc::clone(&serving), names(config), lifetimes);
         let tokens = Tokens::new(client, &config.token_audience);
-        let guard = Arc::new(TokenGuard::new(tokens, config.node_accounts.clone()));
+        let guard = TokenGuard {
+            tokens,
+            nodes: config.node_accounts.clone(),
+            review: config.token_review_interval.max(SHORTEST_REVIEW),
+        };
         Ok(Some(Self {
             listener,
             serving,
-            guard,
+            guard: Arc::new(guard),
             keeper,
         }))
     }

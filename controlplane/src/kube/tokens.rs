@@ -4,10 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
+use serde::Deserialize;
 use thiserror::Error;
 
 use crate::model::names::ObjectName;
@@ -91,6 +96,17 @@ impl Tokens {
     }
 }
 
+/// When a token ends, as it says itself: to be believed of one that was reviewed. None for one that does not say.
+pub fn expiry(token: &str) -> Option<SystemTime> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: u64,
+    }
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp))
+}
+
 impl Identity {
     fn of(user: &UserInfo) -> Result<Self, TokenError> {
         let name = user.username.as_deref().unwrap_or_default();
@@ -115,5 +131,22 @@ impl fmt::Debug for Tokens {
         f.debug_struct("Tokens")
             .field("audience", &self.audience)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_when_it_ends() {
+        let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        let says = |claims: &str| expiry(&token(claims));
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_001);
+        assert_eq!(says(r#"{"exp":1800000001,"sub":"x"}"#), Some(at));
+        for other in [r#"{"sub":"x"}"#, r#"{"exp":-1}"#, "{}", "nonsense"] {
+            assert_eq!(says(other), None, "{other}");
+        }
+        assert_eq!(expiry("millrace"), None, "no token of the usual form");
     }
 }

@@ -1,29 +1,40 @@
 //! Who may be which node, at the port that asks for tokens.
 //!
-//! Input: a stream's first request and its token; output: whether it goes on. A node's proxy runs under one of the
-//! accounts that were named, on the node that it asks for; any other client is the pod that it says it is.
+//! Input: a stream's first request and its token; output: whether it goes on, and when no longer. A node's proxy runs
+//! under one of the accounts that were named, on the node that it asks for; any other client is the pod that it says it is.
 
-use millrace_xds::server::{Connection, Guard};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use millrace_xds::node::Node;
+use millrace_xds::server::{Connection, Guard, Stay};
 use tonic::Status;
 
-use crate::kube::tokens::{Identity, TokenError, Tokens};
+use crate::kube::tokens::{Identity, TokenError, Tokens, expiry};
 use crate::model::names::ObjectName;
 use crate::translate::ProxyView;
 
 /// Lets in who has the right token; every refusal says why.
 #[derive(Debug)]
 pub(crate) struct TokenGuard {
+    pub(crate) tokens: Tokens,
+    /// The accounts of nodes' proxies.
+    pub(crate) nodes: Vec<ObjectName>,
+    /// The longest time between two reviews of a token.
+    pub(crate) review: Duration,
+}
+
+/// A token that was found good for a client.
+struct Shown {
+    token: String,
+    identity: Identity,
+    node: Arc<Node>,
     tokens: Tokens,
-    nodes: Vec<ObjectName>,
+    review: Duration,
 }
 
 impl TokenGuard {
-    /// With these as the accounts of nodes' proxies.
-    pub(crate) fn new(tokens: Tokens, nodes: Vec<ObjectName>) -> Self {
-        Self { tokens, nodes }
-    }
-
-    async fn identify(&self, connection: &Connection) -> Result<Identity, Status> {
+    async fn identify(&self, connection: &Connection) -> Result<Shown, Status> {
         let node = &connection.node;
         if super::objects::are_read_by(node) {
             // It would be everybody's, and a pod's token says only which pod it is.
@@ -38,10 +49,7 @@ impl TokenGuard {
         let token = header.and_then(|header| header.strip_prefix("Bearer "));
         let token = token.ok_or_else(|| Status::unauthenticated("there is no bearer token"))?;
         let identity = self.tokens.review(token.trim()).await;
-        let identity = identity.map_err(|error| match &error {
-            TokenError::Unreviewed(cause) => Status::unavailable(format!("{error}: {cause}")),
-            _ => Status::unauthenticated(error.to_string()),
-        })?;
+        let identity = identity.map_err(|error| refusal(&error))?;
         let pod = match &view {
             ProxyView::Node { .. } => None,
             ProxyView::Sidecar { namespace, pod, .. } => Some((namespace.as_str(), pod.clone())),
@@ -58,7 +66,56 @@ impl TokenGuard {
             (_, None) => Err("it is neither a node nor a pod".to_owned()),
         };
         allowed.map_err(Status::permission_denied)?;
-        Ok(identity)
+        Ok(Shown {
+            token: token.trim().to_owned(),
+            identity,
+            node: Arc::clone(node),
+            tokens: self.tokens.clone(),
+            review: self.review,
+        })
+    }
+}
+
+fn refusal(error: &TokenError) -> Status {
+    match error {
+        TokenError::Unreviewed(cause) => {
+            let why = match &**cause {
+                kube::Error::Api(answer) => answer.message.clone(),
+                other => other.to_string(),
+            };
+            Status::unavailable(format!("{error}: {why}"))
+        }
+        _ => Status::unauthenticated(error.to_string()),
+    }
+}
+
+impl Shown {
+    /// Waits until the token is good no more. An API server that cannot be asked sends nobody away.
+    async fn outlived(self) -> Status {
+        let ends = expiry(&self.token);
+        loop {
+            // Those who came together, to a replica that has just started, do not ask together.
+            let pause = self.review.mul_f64(0.75 + 0.25 * fastrand::f64());
+            let left = ends.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+            if let Some(left) = left.filter(|left| *left <= pause) {
+                tokio::time::sleep(left).await;
+                return self.sent_away(Status::unauthenticated("the token has expired"));
+            }
+            tokio::time::sleep(pause).await;
+            match self.tokens.review(&self.token).await {
+                Ok(identity) if identity == self.identity => {}
+                Ok(_) => return self.sent_away(Status::unauthenticated("the token is another's")),
+                Err(error @ TokenError::Unreviewed(_)) => {
+                    tracing::warn!(node = %self.node.id, why = refusal(&error).message(), "not reviewed again");
+                }
+                Err(error) => return self.sent_away(refusal(&error)),
+            }
+        }
+    }
+
+    fn sent_away(&self, status: Status) -> Status {
+        tracing::info!(node = %self.node.id, why = status.message(), "sent away");
+        status
     }
 }
 
@@ -93,12 +150,12 @@ fn of_pod(identity: &Identity, namespace: &str, pod: &str) -> Result<(), String>
 
 #[tonic::async_trait]
 impl Guard for TokenGuard {
-    async fn admit(&self, connection: &Connection) -> Result<(), Status> {
+    async fn admit(&self, connection: &Connection) -> Result<Stay, Status> {
         let (node, peer) = (&connection.node.id, connection.peer);
         match self.identify(connection).await {
-            Ok(identity) => {
-                tracing::debug!(%node, account = %identity.account, "let in");
-                Ok(())
+            Ok(shown) => {
+                tracing::debug!(%node, account = %shown.identity.account, "let in");
+                Ok(Box::pin(shown.outlived()))
             }
             Err(status) => {
                 tracing::warn!(%node, ?peer, why = status.message(), "not let in");

@@ -13,6 +13,7 @@ use crate::index::Index;
 use crate::kube::document;
 use crate::metrics::PilotMetrics;
 use crate::model::mesh::MeshConfig;
+use crate::model::node::Features;
 use crate::translate::ProxyView;
 
 struct Mesh {
@@ -43,6 +44,7 @@ impl Mesh {
             name: node.to_owned(),
             zone: String::new(),
             netns: None,
+            features: Features::default(),
         };
         let name = format!("outbound|80||{service}.default.svc.cluster.local");
         let selection = Selection::from_iter([name]);
@@ -114,6 +116,7 @@ fn nodes_share_what_does_not_depend_on_where_they_are() {
         name: "a-2".to_owned(),
         zone: zone.to_owned(),
         netns: None,
+        features: Features::default(),
     };
     assert!(revisions.moves(&says(""), before));
     assert!(

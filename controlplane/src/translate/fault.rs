@@ -8,8 +8,8 @@ use millrace_xds::proto::envoy::r#type::v3 as kinds;
 use millrace_xds::proto::{Any, pack};
 
 use super::ProxyView;
-use super::view::Program;
 use super::wrap::duration;
+use crate::model::node::Feature;
 use crate::model::route::{AbortStatus, Fault};
 
 const NAME: &str = "envoy.filters.http.fault";
@@ -24,13 +24,13 @@ pub(super) fn filters(view: &ProxyView) -> Vec<hcm::HttpFilter> {
         ))),
         ..Default::default()
     };
-    let executes = view.program() != Program::Millrace;
+    let executes = view.executes(Feature::Faults);
     executes.then(filter).into_iter().collect()
 }
 
 /// What a route tells the filter, under the filter's name.
 pub(super) fn of_route(view: &ProxyView, fault: Option<&Fault>) -> Option<(String, Any)> {
-    let fault = fault.filter(|_| view.program() != Program::Millrace)?;
+    let fault = fault.filter(|_| view.executes(Feature::Faults))?;
     let filter = proto::HttpFault {
         delay: fault.delay.map(|(time, share)| common::FaultDelay {
             percentage: of_a_million(share),

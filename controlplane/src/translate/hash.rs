@@ -1,7 +1,7 @@
 //! Consistent hashing: the balancer of a cluster, and what routes to it make the hash of.
 //!
 //! Each client gets what it executes: stock Envoy all of it; gRPC's own clients rings (gRFC A42), over a header or, for
-//! what is kept by the client's address, over the channel; Millrace's proxy none.
+//! what is kept by the client's address, over the channel; Millrace's proxy all of it where it says that it hashes.
 
 use millrace_xds::proto::Cluster;
 use millrace_xds::proto::envoy::config::cluster::v3 as cluster;
@@ -17,6 +17,7 @@ use cluster::cluster::{LbConfig, LbPolicy, MaglevLbConfig, RingHashLbConfig};
 use super::view::Program;
 use super::wrap::duration;
 use super::{ProxyView, Translator, cluster as clusters};
+use crate::model::node::Feature;
 use crate::model::policy::{ConsistentHash, HashKey, HashTable};
 
 /// By which a client of gRPC's knows its channel.
@@ -24,12 +25,14 @@ const CHANNEL: &str = "io.grpc.channel_id";
 
 /// Makes a cluster choose by hash, where its client does.
 pub(super) fn balance(view: &ProxyView, cluster: &mut Cluster, hash: &ConsistentHash) {
+    if !view.executes(Feature::Hashing) {
+        return;
+    }
     let table = match (
         view.program(),
         policy(view.program(), &hash.key),
         hash.table,
     ) {
-        (Program::Millrace, ..) => return,
         (Program::Grpc, None, _) => {
             cluster.lb_policy = LbPolicy::RoundRobin.into();
             return;
@@ -93,7 +96,7 @@ pub(super) fn of_connections<'n>(
 fn keys<'n>(translator: &Translator<'_>, clusters: impl Iterator<Item = &'n str>) -> Vec<HashKey> {
     let mut keys = Vec::new();
     // Nothing is looked up for those who hash nothing.
-    let clusters = clusters.filter(|_| translator.view.program() != Program::Millrace);
+    let clusters = clusters.filter(|_| translator.view.executes(Feature::Hashing));
     for name in clusters {
         let source = clusters::source(translator, name);
         let key = source.and_then(|source| source.hash().map(|hash| hash.key.clone()));
@@ -105,8 +108,7 @@ fn keys<'n>(translator: &Translator<'_>, clusters: impl Iterator<Item = &'n str>
 /// A key in the words of routes; none where the client cannot make a hash of it.
 fn policy(program: Program, key: &HashKey) -> Option<PolicySpecifier> {
     let specifier = match (program, key) {
-        (Program::Millrace, _)
-        | (Program::Grpc, HashKey::Cookie { .. } | HashKey::QueryParameter(_)) => return None,
+        (Program::Grpc, HashKey::Cookie { .. } | HashKey::QueryParameter(_)) => return None,
         (_, HashKey::Header(name)) => PolicySpecifier::Header(Header {
             header_name: name.clone(),
             ..Default::default()
@@ -114,16 +116,18 @@ fn policy(program: Program, key: &HashKey) -> Option<PolicySpecifier> {
         (Program::Grpc, HashKey::SourceIp) => PolicySpecifier::FilterState(FilterState {
             key: CHANNEL.to_owned(),
         }),
-        (Program::Envoy, HashKey::SourceIp) => {
+        (Program::Envoy | Program::Millrace, HashKey::SourceIp) => {
             PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true })
         }
-        (Program::Envoy, HashKey::Cookie { name, path, ttl }) => PolicySpecifier::Cookie(Cookie {
-            name: name.clone(),
-            path: path.clone(),
-            ttl: ttl.and_then(duration),
-            ..Default::default()
-        }),
-        (Program::Envoy, HashKey::QueryParameter(name)) => {
+        (Program::Envoy | Program::Millrace, HashKey::Cookie { name, path, ttl }) => {
+            PolicySpecifier::Cookie(Cookie {
+                name: name.clone(),
+                path: path.clone(),
+                ttl: ttl.and_then(duration),
+                ..Default::default()
+            })
+        }
+        (Program::Envoy | Program::Millrace, HashKey::QueryParameter(name)) => {
             PolicySpecifier::QueryParameter(QueryParameter { name: name.clone() })
         }
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use millrace_xds::proto::nds::{NameInfo, NameTable};
 
-use super::Translator;
+use super::{ProxyView, Translator};
 use crate::model::names::Hostname;
 use crate::model::service::{Service, ServiceKind};
 use crate::snapshot::MeshSnapshot;
@@ -12,28 +12,66 @@ use crate::snapshot::MeshSnapshot;
 /// The name of the one table.
 pub(super) const NAME: &str = "nametable";
 
-/// All names of the mesh. Names relative to the client's own namespace are for the proxy to find, by
-/// `shortname` and `namespace`, since one table serves pods of all namespaces.
+/// All names of the mesh; a sidecar's are those that its namespace may call. Names relative to the client's own
+/// namespace are for the proxy to find, by `shortname` and `namespace`, since one table serves a node's pods of all
+/// namespaces.
 pub(super) fn table(translator: &Translator<'_>) -> NameTable {
     let mut table = BTreeMap::new();
     let snapshot = translator.snapshot;
+    let visible = visible(translator);
     for host in snapshot.hosts.keys() {
-        let Some(service) = snapshot.service(host) else {
+        let Some(service) = snapshot
+            .services_with(host)
+            .find(|service| visible(service))
+        else {
             continue;
         };
         match service.entry() {
-            Some(_) => entry_names(snapshot, host, &mut table),
+            Some(_) => entry_names(snapshot, host, &visible, &mut table),
             None => service_names(snapshot, service, &mut table),
         }
     }
     NameTable { table }
 }
 
+/// Which services the clients behind a proxy may call.
+fn visible<'a>(translator: &Translator<'a>) -> impl Fn(&Service) -> bool + use<'a> {
+    let snapshot = translator.snapshot;
+    let client = match translator.view {
+        ProxyView::Sidecar { namespace, .. } => Some(namespace.as_str()),
+        ProxyView::Node { .. } | ProxyView::Grpc { .. } => None,
+    };
+    let sidecar = client.and_then(|client| snapshot.sidecar_of(client));
+    move |service| {
+        let Some(client) = client else {
+            return true;
+        };
+        let imported = |port| {
+            sidecar.is_none_or(|sidecar| {
+                let namespace = &service.name.namespace;
+                sidecar.imports(client, namespace, &service.hostname, port)
+            })
+        };
+        // A headless service may declare no port, and has a name all the same.
+        let mut ports = service.ports.iter().map(|declared| declared.port);
+        snapshot.may_use(client, service)
+            && (ports.any(imported) || (service.ports.is_empty() && imported(0)))
+    }
+}
+
 /// The host of `ServiceEntries`, with the addresses of all that have it.
-fn entry_names(snapshot: &MeshSnapshot, host: &Hostname, table: &mut BTreeMap<String, NameInfo>) {
+fn entry_names(
+    snapshot: &MeshSnapshot,
+    host: &Hostname,
+    visible: &impl Fn(&Service) -> bool,
+    table: &mut BTreeMap<String, NameInfo>,
+) {
     let mut ips: Vec<String> = Vec::new();
     let mut namespace = String::new();
-    for service in snapshot.services_with(host) {
+    for service in snapshot
+        .services_with(host)
+        .filter(|service| visible(service))
+    {
         for address in snapshot.addresses_of(service) {
             let address = address.to_string();
             if !ips.contains(&address) {

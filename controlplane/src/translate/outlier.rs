@@ -2,7 +2,7 @@
 //!
 //! Stock Envoy counts failures in a row, as `DestinationRules` mean it. gRPC's own clients (gRFC A50) judge shares of
 //! the calls of an interval alone, so they are told the nearest to it: who failed all of at least as many calls.
-//! Millrace's proxy leaves nobody out.
+//! Millrace's proxy is told what stock Envoy is, where it says that it leaves anybody out.
 
 use millrace_xds::proto::Cluster;
 use millrace_xds::proto::envoy::config::cluster::v3 as proto;
@@ -11,6 +11,7 @@ use millrace_xds::proto::envoy::r#type::v3::Percent;
 use super::ProxyView;
 use super::view::Program;
 use super::wrap::{duration, uint};
+use crate::model::node::Feature;
 use crate::model::policy::OutlierDetection;
 
 /// Envoy's, where nothing is said.
@@ -20,9 +21,11 @@ const ALMOST_ALL: u32 = 99;
 
 /// Adds to a cluster what its client executes of a policy.
 pub(super) fn detect(view: &ProxyView, cluster: &mut Cluster, policy: &OutlierDetection) {
+    if !view.executes(Feature::Outliers) {
+        return;
+    }
     match view.program() {
-        Program::Millrace => {}
-        Program::Envoy => {
+        Program::Envoy | Program::Millrace => {
             cluster.outlier_detection = Some(in_a_row(policy));
             let common = cluster.common_lb_config.get_or_insert_default();
             // As Istio: with few pods to a service, using those that failed is seldom meant.

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use millrace_xds::json;
+use millrace_xds::node::Node;
 use serde_json::{Map, Value};
 
 use super::{ProxyView, ResourceKind, Scope, Translator};
@@ -18,6 +19,7 @@ use crate::index::Index;
 use crate::kube::{document, mesh_config};
 use crate::model::mesh::MeshConfig;
 use crate::model::near::Place;
+use crate::model::node::Features;
 use crate::model::problem::{Problem, Reason};
 use crate::snapshot::MeshSnapshot;
 
@@ -56,6 +58,7 @@ fn node() -> ProxyView {
         name: "node-a".to_owned(),
         zone: String::new(),
         netns: None,
+        features: Features::default(),
     }
 }
 
@@ -66,6 +69,7 @@ fn sidecar() -> ProxyView {
         addresses: vec!["10.244.1.9".parse().unwrap()],
         place: Place::default(),
         is_envoy: true,
+        features: Features::all(),
     }
 }
 
@@ -74,6 +78,7 @@ fn node_envoy() -> ProxyView {
         name: "node-a".to_owned(),
         zone: String::new(),
         netns: Some("/run/netns".to_owned()),
+        features: Features::all(),
     }
 }
 
@@ -224,6 +229,7 @@ fn a_sidecar_delivers_from_an_address_of_each_family_that_it_has() {
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
             place: Place::default(),
             is_envoy: true,
+            features: Features::all(),
         };
         let translator = Translator::new(&snapshot, &view);
         let name = "InboundPassthroughCluster";
@@ -245,9 +251,34 @@ fn a_sidecar_delivers_from_an_address_of_each_family_that_it_has() {
         let (v4, v6) = (sources.contains(&"127.0.0.6"), sources.contains(&"::6"));
         assert_eq!(
             shared,
-            Scope::Families("default".to_owned(), true, [v4, v6])
+            Scope::Families("default".to_owned(), Features::all(), [v4, v6])
         );
     }
+}
+
+#[test]
+fn a_proxy_is_told_what_it_says_that_it_executes() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/translate/failures");
+    let snapshot = snapshot_of(&case);
+    let words = ["filters.http.fault", "hash_policy", "outlier_detection"];
+    let said = |features: Option<&[&str]>| {
+        let id = "node~10.0.0.1~node-a~cluster.local".parse().unwrap();
+        let node = Node::new(&id);
+        let node = match features {
+            Some(names) => node.with_features(names),
+            None => node,
+        };
+        let text = rendered(&snapshot, &ProxyView::of_node(&node).unwrap());
+        words.map(|word| text.contains(word))
+    };
+    // One of the first version, which names nothing, and one of this, which names what it may.
+    assert_eq!(said(None), [false; 3]);
+    assert_eq!(said(Some(&[])), [false; 3]);
+    assert_eq!(said(Some(&["faults"])), [true, false, false]);
+    assert_eq!(said(Some(&["hashing", "outliers"])), [false, true, true]);
+    // One of a later version names what pilot never heard of.
+    let later = ["faults", "hashing", "outliers", "of a later version"];
+    assert_eq!(said(Some(&later)), [true; 3]);
 }
 
 #[test]
@@ -295,7 +326,7 @@ fn names_that_mean_nothing_make_nothing() {
 fn stock_envoy_for_a_node_says_where_its_pods_are() {
     let node = |agent: &str, netns: Option<&str>| {
         let id = "node~10.0.0.1~node-a~cluster.local";
-        let node = millrace_xds::node::Node {
+        let node = Node {
             id: id.to_owned(),
             user_agent_name: agent.to_owned(),
             ..Default::default()

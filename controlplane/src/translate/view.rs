@@ -9,6 +9,7 @@ use super::inbound::{POD_PREFIX, VIRTUAL_INBOUND};
 use super::netns::OUTBOUND_PREFIX;
 use crate::model::names::{ClusterName, Hostname, ObjectName};
 use crate::model::near::Place;
+use crate::model::node::{Feature, Features};
 
 /// How a proxy sees the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,6 +24,8 @@ pub enum ProxyView {
         /// The directory in which the node has its pods' network namespaces by name: of stock Envoy, which listens in
         /// them itself. Millrace's proxy has sockets handed to it.
         netns: Option<String>,
+        /// What it executes.
+        features: Features,
     },
     /// A proxy for one pod, ours or stock Envoy, with Istio's resource names.
     Sidecar {
@@ -36,6 +39,8 @@ pub enum ProxyView {
         place: Place,
         /// Whether it is stock Envoy, not Millrace's proxy.
         is_envoy: bool,
+        /// What it executes.
+        features: Features,
     },
     /// An application that is an xDS client itself, by gRPC's library.
     Grpc {
@@ -99,11 +104,18 @@ impl ProxyView {
         let id = node.parsed_id()?;
         let locality = node.locality.as_ref();
         let zone = locality.map_or_else(String::new, |locality| locality.zone.clone());
+        let is_envoy = node.user_agent_name == ENVOY;
+        let features = if is_envoy {
+            Features::all()
+        } else {
+            Features::of(node.features())
+        };
         match id.role {
             NodeRole::Node => Ok(Self::Node {
                 name: node.node_name().unwrap_or(&id.id).to_owned(),
                 zone,
                 netns: netns(node)?,
+                features,
             }),
             NodeRole::Sidecar => {
                 let namespace = node
@@ -126,7 +138,8 @@ impl ProxyView {
                     pod,
                     addresses: node.addresses(),
                     place,
-                    is_envoy: node.user_agent_name == ENVOY,
+                    is_envoy,
+                    features,
                 })
             }
             role @ (NodeRole::Router | NodeRole::Waypoint) => Err(InvalidView::Role {
@@ -144,6 +157,15 @@ impl ProxyView {
             }
             Self::Sidecar { .. } | Self::Node { .. } => Program::Millrace,
             Self::Grpc { .. } => Program::Grpc,
+        }
+    }
+
+    /// Whether the client executes something that not every version does.
+    pub(crate) fn executes(&self, feature: Feature) -> bool {
+        match self {
+            Self::Node { features, .. } | Self::Sidecar { features, .. } => features.has(feature),
+            // What its library reads is said in its own words.
+            Self::Grpc { .. } => true,
         }
     }
 
@@ -285,16 +307,16 @@ impl ProxyView {
 /// The part of a view that a resource depends on besides its name: what a cache may share it by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Nothing else: every node's proxy of Millrace's gets the same.
-    Nodes,
+    /// Nothing else: every node's proxy of Millrace's gets the same that executes the same.
+    Nodes(Features),
     /// The same for every stock Envoy that is a node's proxy.
     NodeEnvoys,
-    /// The same for sidecars of one namespace that are stock Envoy, or that are not.
-    Namespace(String, bool),
+    /// The same for sidecars of one namespace that execute the same.
+    Namespace(String, Features),
     /// The same for gRPC's clients of one namespace.
     Grpc(String),
     /// The same, with the same address families (IPv4, IPv6).
-    Families(String, bool, [bool; 2]),
+    Families(String, Features, [bool; 2]),
     /// For this proxy alone.
     Proxy(ProxyView),
 }
@@ -302,8 +324,12 @@ pub enum Scope {
 impl ProxyView {
     /// What a resource of this view can be shared by.
     pub fn scope(&self, kind: ResourceKind, name: &str) -> Scope {
-        let (namespace, addresses, is_envoy) = match self {
-            Self::Node { netns: None, .. } => return Scope::Nodes,
+        let (namespace, addresses, features) = match self {
+            Self::Node {
+                netns: None,
+                features,
+                ..
+            } => return Scope::Nodes(scoped(kind, *features)),
             Self::Node { .. } if kind == ResourceKind::Listener => {
                 return Scope::Proxy(self.clone());
             }
@@ -312,24 +338,32 @@ impl ProxyView {
             Self::Sidecar {
                 namespace,
                 addresses,
-                is_envoy,
+                features,
                 ..
-            } => (namespace.clone(), addresses, *is_envoy),
+            } => (namespace.clone(), addresses, scoped(kind, *features)),
         };
         match kind {
-            ResourceKind::NameTable => Scope::Nodes,
             ResourceKind::Listener if name == VIRTUAL_INBOUND => Scope::Proxy(self.clone()),
-            ResourceKind::Cluster if !is_delivery(name) => Scope::Namespace(namespace, is_envoy),
-            ResourceKind::Endpoints => Scope::Namespace(namespace, false),
-            ResourceKind::Route => Scope::Namespace(namespace, is_envoy),
+            ResourceKind::Cluster if !is_delivery(name) => Scope::Namespace(namespace, features),
+            ResourceKind::Endpoints | ResourceKind::NameTable | ResourceKind::Route => {
+                Scope::Namespace(namespace, features)
+            }
             ResourceKind::Listener | ResourceKind::Cluster => {
                 let families = [
                     addresses.iter().any(IpAddr::is_ipv4),
                     addresses.iter().any(IpAddr::is_ipv6),
                 ];
-                Scope::Families(namespace, is_envoy, families)
+                Scope::Families(namespace, features, families)
             }
         }
+    }
+}
+
+/// What a client executes, as far as resources of a kind depend on it.
+fn scoped(kind: ResourceKind, features: Features) -> Features {
+    match kind {
+        ResourceKind::Endpoints | ResourceKind::NameTable => Features::default(),
+        ResourceKind::Cluster | ResourceKind::Listener | ResourceKind::Route => features,
     }
 }
 

@@ -8,6 +8,7 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject};
 use kube::core::GroupVersionKind;
 use millrace_controlplane::app::Pilot;
 use millrace_controlplane::model::near::Place;
+use millrace_controlplane::model::node::Features;
 use millrace_controlplane::translate::{ProxyView, ResourceKind};
 use millrace_testkit::apiserver::{ApiServer, apply};
 use millrace_testkit::require;
@@ -98,6 +99,7 @@ fn served(pilot: &Pilot, kind: ResourceKind) -> String {
         addresses: Vec::new(),
         place: Place::default(),
         is_envoy: true,
+        features: Features::all(),
     };
     let view = pilot.source().view_of(Arc::new(view));
     let all = view.all(kind).into_iter();

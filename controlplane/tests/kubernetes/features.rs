@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use millrace_controlplane::model::names::ObjectName;
 use millrace_controlplane::model::near::Reach;
+use millrace_controlplane::model::node::Features;
 use millrace_controlplane::model::service::{Protocol, Service, ServiceKind, TargetPort};
 use millrace_controlplane::translate::{ProxyView, ResourceKind, Translator};
 use millrace_testkit::apiserver::{ApiServer, apply};
@@ -127,6 +128,7 @@ fn served(mesh: &Mesh, node: &str, service: &ObjectName) -> Vec<String> {
         name: node.to_owned(),
         zone: String::new(),
         netns: None,
+        features: Features::default(),
     };
     let (namespace, name) = (&service.namespace, &service.name);
     let cluster = format!("outbound|80||{name}.{namespace}.svc.cluster.local");

@@ -147,6 +147,9 @@ pub struct Locality {
     pub sub_zone: String,
 }
 
+/// The key of metadata under which a proxy of Millrace's names what it executes and earlier versions do not.
+pub const FEATURES: &str = "MILLRACE_FEATURES";
+
 /// A client of the control plane.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Node {
@@ -193,6 +196,18 @@ impl Node {
     /// A metadata key that holds text.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).and_then(Value::as_str)
+    }
+
+    /// Says what the client executes.
+    #[must_use]
+    pub fn with_features(self, names: &[&str]) -> Self {
+        self.with_metadata(FEATURES, names.to_vec())
+    }
+
+    /// What the client says that it executes; nothing where it says nothing, as a first version would.
+    pub fn features(&self) -> impl Iterator<Item = &str> {
+        let named = self.metadata.get(FEATURES).and_then(Value::as_array);
+        named.into_iter().flatten().filter_map(Value::as_str)
     }
 
     /// `NODE_NAME`: the Kubernetes node.

@@ -15,5 +15,5 @@ pub use crate::push::{ConfigView, Generation, SessionConfig, SyncState, TypeStat
 pub use connections::{ConnectionStatus, Connections};
 pub use service::{AdsServer, AdsService, ServerConfig};
 pub use source::{
-    Acked, ConfigSource, Connection, ConnectionId, Guard, Nacked, ProtocolVariant, Report,
+    Acked, ConfigSource, Connection, ConnectionId, Guard, Nacked, ProtocolVariant, Report, Stay,
 };

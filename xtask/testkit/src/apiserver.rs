@@ -120,6 +120,16 @@ impl ApiServer {
         ADMIN
     }
 
+    /// The key, as PEM, that signs service accounts' tokens.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn accounts_key(&self) -> anyhow::Result<String> {
+        let path = self.servers.accounts_key();
+        fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+    }
+
     /// A client that may do everything, for the calling runtime.
     ///
     /// # Errors

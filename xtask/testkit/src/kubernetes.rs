@@ -104,6 +104,12 @@ impl Servers {
         Ok(path)
     }
 
+    /// The key that signs service accounts' tokens.
+    #[cfg(feature = "apiserver")]
+    pub(crate) fn accounts_key(&self) -> &Path {
+        &self.pki.accounts
+    }
+
     /// A program of the control plane's.
     pub(crate) fn program(&self, name: &str) -> Command {
         Command::new(self.assets.join(name))

@@ -9,6 +9,7 @@ use crate::index::Index;
 use crate::kube::document;
 use crate::model::mesh::MeshConfig;
 use crate::model::near::Place;
+use crate::model::node::Features;
 use crate::model::problem::{Problem, Reason};
 use crate::model::{Object, ObjectId};
 use crate::translate::Translator;
@@ -122,6 +123,11 @@ fn views() -> [ProxyView; 5] {
         name: "node".to_owned(),
         zone: String::new(),
         netns: netns.map(str::to_owned),
+        features: if netns.is_some() {
+            Features::all()
+        } else {
+            Features::default()
+        },
     };
     let sidecar = |namespace: &str, pod: &str| ProxyView::Sidecar {
         namespace: namespace.to_owned(),
@@ -129,6 +135,11 @@ fn views() -> [ProxyView; 5] {
         addresses: vec!["10.0.1.1".parse().expect("an address")],
         place: Place::default(),
         is_envoy: namespace == "other",
+        features: if namespace == "other" {
+            Features::all()
+        } else {
+            Features::default()
+        },
     };
     let grpc = ProxyView::Grpc {
         namespace: "other".to_owned(),

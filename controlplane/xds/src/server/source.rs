@@ -4,7 +4,9 @@
 //! is to have. Implemented by the pilot.
 
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -52,14 +54,19 @@ pub struct Connection {
     pub variant: ProtocolVariant,
     /// gRPC metadata of the call, such as `authorization`.
     pub metadata: MetadataMap,
+    /// Whether a [`Guard`] has found that it is who it says.
+    pub proven: bool,
 }
 
 /// Decides who is let in, before the source hears of a client. A server without one lets everybody in.
 #[tonic::async_trait]
 pub trait Guard: Send + Sync + 'static {
     /// Whether the client may be who it says it is. An error closes the stream with that status.
-    async fn admit(&self, connection: &Connection) -> Result<(), Status>;
+    async fn admit(&self, connection: &Connection) -> Result<Stay, Status>;
 }
+
+/// How long a client may stay: ends with the status that closes its stream.
+pub type Stay = Pin<Box<dyn Future<Output = Status> + Send>>;
 
 /// The control plane behind an ADS server.
 pub trait ConfigSource: Send + Sync + 'static {

@@ -3,6 +3,7 @@
 //! In: a call. Out: the stream of its responses, which tonic polls and owns: no task of its own,
 //! and a client that does not read is not written to. Called by [`super::service`].
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use tonic::{Status, Streaming};
 use super::connections::Registration;
 use super::{
     Acked, ConfigSource, Connection, Connections, Guard, Nacked, ProtocolVariant, Report,
-    ServerConfig,
+    ServerConfig, Stay,
 };
 use crate::nack;
 use crate::node::Node;
@@ -83,6 +84,7 @@ struct Open<V: Variant, S: ConfigSource> {
     view: S::View,
     generations: watch::Receiver<Generation>,
     draining: watch::Receiver<bool>,
+    stay: Stay,
     _registration: Registration,
 }
 
@@ -125,22 +127,26 @@ impl<V: Variant, S: ConfigSource> Open<V, S> {
         };
         let node = V::header(&first).node.cloned();
         let node = node.ok_or_else(|| Status::invalid_argument("first request without a node"))?;
-        let connection = Arc::new(Connection {
+        let mut connection = Connection {
             id: call.connections.next_id(),
             node: Arc::new(Node::from(node)),
             peer: call.peer,
             variant: call.variant,
             metadata: call.metadata,
-        });
+            proven: false,
+        };
+        let mut stay: Stay = Box::pin(pending());
         if let Some(guard) = &call.guard {
             let admitted = tokio::select! {
                 admitted = timeout(call.config.first_request_timeout, guard.admit(&connection)) => admitted,
                 () = drained(&mut draining) => return Err(self::draining()),
             };
-            admitted.map_err(|_| {
+            stay = admitted.map_err(|_| {
                 Status::unavailable("who the client is was not found out in time")
             })??;
+            connection.proven = true;
         }
+        let connection = Arc::new(connection);
         let client = call.source.connect(&connection)?;
         let mut generations = call.source.generations();
         generations.mark_unchanged();
@@ -160,6 +166,7 @@ impl<V: Variant, S: ConfigSource> Open<V, S> {
             view,
             generations,
             draining,
+            stay,
             _registration: call.connections.insert(connection.clone(), session.clone()),
             session,
             connection,
@@ -193,6 +200,7 @@ impl<V: Variant, S: ConfigSource> Open<V, S> {
                     self.advance();
                 }
                 () = drained(&mut self.draining) => return Err(draining()),
+                status = &mut self.stay => return Err(status),
                 () = sleep_until(deadline.unwrap_or(now)), if deadline.is_some() => {}
             }
         }
