@@ -190,6 +190,28 @@ async fn what_pods_need_is_fetched_served_and_followed() {
 }
 
 #[tokio::test]
+async fn a_control_plane_of_another_version_is_understood_as_far_as_it_goes() {
+    // A field that this version has not, number 4000, a text: what a later one would add.
+    let later = one_service().map(|mut resource| {
+        resource.body.value.extend([0x82, 0xfa, 0x01, 0x01, b'x']);
+        resource
+    });
+    let plane = Arc::new(Plane::default());
+    plane.set(later);
+    let running = start(&format!("http://{}", plane.serve().await), None);
+    running.local();
+    let served = running.until("what is known of it", |s| {
+        s.listener("default/http").is_some()
+    });
+    let served = served.await;
+    assert_eq!(address(&served, "c").as_deref(), Some("10.0.0.1:80"));
+    // It has no table of names and does not know the type, as an earlier one would not; nobody waits for it.
+    running.ready.wait().await;
+    assert_eq!(*plane.nacked.lock(), [""; 0]);
+    running.end().await;
+}
+
+#[tokio::test]
 async fn a_bad_resource_is_refused_by_name_and_its_last_good_version_serves() {
     let plane = Arc::new(Plane::default());
     plane.set(one_service());
