@@ -41,6 +41,7 @@ pub fn client(config: ClientConfig) -> Result<(Client, Events, Driver), InvalidS
     let shared = Arc::new(Shared {
         machine: Mutex::new(machine),
         changed: Notify::new(),
+        renewed: Notify::new(),
     });
     let (sender, receiver) = mpsc::channel(EVENT_BACKLOG);
     let driver = Driver::new(config, shared.clone(), sender, state)?;
@@ -153,6 +154,8 @@ pub(crate) struct Shared {
     machine: Mutex<DeltaClient>,
     /// There may be a request to send.
     changed: Notify,
+    /// A TTL may pass earlier than was known.
+    renewed: Notify,
 }
 
 impl Shared {

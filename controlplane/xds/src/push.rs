@@ -25,8 +25,10 @@ use crate::resource::EncodedResource;
 use crate::subscription::{Selection, Subscription, SubscriptionChange};
 use crate::{TypeUrl, Version};
 
+mod heartbeat;
 mod status;
 
+use heartbeat::Heartbeats;
 pub use status::{SyncState, TypeStatus};
 
 /// Counts configurations; higher is newer.
@@ -95,8 +97,18 @@ pub trait Variant: Sized + Send + Sync + 'static {
     /// Takes away what is no longer in the view.
     fn removals(state: &mut TypeState, query: &Query<'_>) -> Option<Draft>;
 
+    /// What renews the TTLs of these resources.
+    fn heartbeat(
+        state: &mut TypeState,
+        query: &Query<'_>,
+        resources: Vec<Arc<EncodedResource>>,
+    ) -> Draft;
+
+    /// Whether a client that says this of itself can be told TTLs.
+    fn tells_ttls(client_features: &[String]) -> bool;
+
     /// The message on the wire.
-    fn response(type_url: &TypeUrl, draft: Draft, nonce: &str, identifier: &str) -> Self::Response;
+    fn response(type_url: &TypeUrl, draft: Draft, envelope: &Envelope<'_>) -> Self::Response;
 }
 
 /// The common fields of requests.
@@ -177,6 +189,19 @@ pub struct Draft {
     pub version: Version,
     /// Whether more of the same kind follows in another response.
     pub truncated: bool,
+    /// Whether the client has these resources, and only their TTLs are renewed.
+    pub is_heartbeat: bool,
+}
+
+/// What a response has beside its content.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// Its nonce.
+    pub nonce: &'a str,
+    /// What the control plane calls itself.
+    pub identifier: &'a str,
+    /// Whether the client can be told TTLs.
+    pub tells_ttls: bool,
 }
 
 /// What the client is believed to have under a name.
@@ -193,11 +218,13 @@ pub enum Sent {
 }
 
 impl Sent {
-    /// Whether the client has exactly this version.
-    pub fn is(&self, version: &Version) -> bool {
+    /// Whether the client has exactly this, for as long as it is to have it.
+    pub fn is(&self, resource: &EncodedResource) -> bool {
         match self {
-            Self::Version(sent) => sent == version,
-            Self::Resource(sent) => sent.version() == version,
+            Self::Version(sent) => sent == resource.version(),
+            Self::Resource(sent) => {
+                sent.version() == resource.version() && sent.ttl() == resource.ttl()
+            }
             Self::Unsure | Self::Absent => false,
         }
     }
@@ -241,6 +268,7 @@ pub struct TypeState {
     phase: Phase,
     in_flight: Option<InFlight>,
     history: status::History,
+    heartbeats: Heartbeats,
     /// The newest generation that the client has all of.
     synced: Generation,
 }
@@ -318,6 +346,7 @@ pub struct Session<V> {
     next_nonce: u64,
     types: BTreeMap<(u8, TypeUrl), TypeState>,
     generation: Generation,
+    tells_ttls: bool,
     variant: std::marker::PhantomData<fn() -> V>,
 }
 
@@ -330,6 +359,7 @@ impl<V: Variant> Session<V> {
             next_nonce: 1,
             types: BTreeMap::new(),
             generation,
+            tells_ttls: V::tells_ttls(&[]),
             variant: std::marker::PhantomData,
         }
     }
@@ -358,6 +388,9 @@ impl<V: Variant> Session<V> {
         let header = V::header(request);
         if header.type_url.is_empty() {
             return Err(ProtocolError::NoTypeUrl);
+        }
+        if let Some(node) = header.node {
+            self.tells_ttls = V::tells_ttls(&node.client_features);
         }
         let type_url = TypeUrl::from(header.type_url);
         let mut first = false;
@@ -395,7 +428,8 @@ impl<V: Variant> Session<V> {
         let (key, draft) = self
             .poll_requested(view)
             .or_else(|| self.poll_updates(now, view))
-            .or_else(|| self.poll_removals(now, view))?;
+            .or_else(|| self.poll_removals(now, view))
+            .or_else(|| self.poll_heartbeats(now, view))?;
         let nonce = format!("{}-{}", self.nonce_prefix, self.next_nonce);
         self.next_nonce += 1;
         let state = self.types.get_mut(&key)?;
@@ -407,18 +441,32 @@ impl<V: Variant> Session<V> {
         };
         state.history.sent(&in_flight, self.generation);
         state.in_flight = Some(in_flight);
-        Some(V::response(&key.1, draft, &nonce, &self.config.identifier))
+        if self.tells_ttls {
+            state.heartbeats.sent(&draft, now);
+        }
+        let envelope = Envelope {
+            nonce: &nonce,
+            identifier: &self.config.identifier,
+            tells_ttls: self.tells_ttls,
+        };
+        Some(V::response(&key.1, draft, &envelope))
     }
 
     /// When [`Session::poll`] may have more without further input: an unanswered response stops
-    /// holding others back then.
+    /// holding others back then, or a TTL is to be renewed.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let waiting = self.types.values().any(|state| state.phase != Phase::Clean);
         let holds = self.types.values().filter_map(|state| {
             let until = state.in_flight.as_ref()?.sent_at + self.config.ack_hold;
             (until > now).then_some(until)
         });
-        holds.min().filter(|_| waiting)
+        let held_until = holds.min().filter(|_| waiting);
+        let idle = self
+            .types
+            .values()
+            .filter(|state| state.in_flight.is_none());
+        let renewal = idle.filter_map(|state| state.heartbeats.next(now)).min();
+        held_until.into_iter().chain(renewal).min()
     }
 
     /// The subscription of a type.
@@ -497,7 +545,45 @@ impl<V: Variant> Session<V> {
     }
 }
 
+impl<V: Variant> Session<V> {
+    /// Renews what is due, one type after the other; an unanswered response waits for its answer.
+    fn poll_heartbeats(
+        &mut self,
+        now: Instant,
+        view: &dyn ConfigView,
+    ) -> Option<((u8, TypeUrl), Draft)> {
+        let max_bytes = self.config.max_response_bytes;
+        self.types.iter_mut().find_map(|(key, state)| {
+            if state.in_flight.is_some() {
+                return None;
+            }
+            let due = state.heartbeats.due(now, &state.sent);
+            if due.is_empty() {
+                return None;
+            }
+            let query = query(view, &key.1, max_bytes);
+            Some((key.clone(), V::heartbeat(state, &query, due)))
+        })
+    }
+}
+
 impl TypeState {
+    /// Version of the newest response that the client accepted, or of the newest at all.
+    pub fn known_version(&self) -> Version {
+        self.history.known_version()
+    }
+
+    /// Has the client told soon of a resource that it had before this stream, if it has a TTL.
+    pub fn adopt(&mut self, resource: &Arc<EncodedResource>) {
+        let name = resource.shared_name();
+        let claimed = matches!(self.sent.get(name), Some(Sent::Version(_)));
+        if claimed && resource.ttl().is_some() {
+            self.sent
+                .insert(name.clone(), Sent::Resource(resource.clone()));
+            self.heartbeats.now(name);
+        }
+    }
+
     /// Everything that the client has, besides names it was told do not exist.
     pub fn held(&self) -> impl Iterator<Item = (&Arc<str>, &Sent)> {
         self.sent.iter().filter(|(_, sent)| sent.exists())

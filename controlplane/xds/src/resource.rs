@@ -7,12 +7,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
 
 use crate::TypeUrl;
 use crate::mcp;
+use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::{self, Any};
 use crate::reflect;
 use crate::version::Version;
@@ -80,6 +82,7 @@ pub struct EncodedResource {
     name: Arc<str>,
     version: Version,
     body: Bytes,
+    ttl: Option<Duration>,
 }
 
 impl EncodedResource {
@@ -102,7 +105,20 @@ impl EncodedResource {
             name: name.into(),
             version: Version::of(&body),
             body,
+            ttl: None,
         }
+    }
+
+    /// The same for clients that forget it unless they hear of it again within this time. The server sees to that.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Option<Duration>) -> Self {
+        let ttl = ttl.filter(|ttl| !ttl.is_zero());
+        Self { ttl, ..self }
+    }
+
+    /// How long clients keep it without hearing of it.
+    pub fn ttl(&self) -> Option<Duration> {
+        self.ttl
     }
 
     /// The resource's type.
@@ -136,6 +152,22 @@ impl EncodedResource {
             type_url: self.type_url.content().to_owned(),
             value: self.body.to_vec(),
         }
+    }
+}
+
+/// A resource in the wrapper that has its name and version beside it. Without content it only renews a TTL (xDS protocol,
+/// "TTL").
+pub(crate) fn wrapped(resource: &EncodedResource, is_heartbeat: bool) -> Resource {
+    let duration = |ttl: Duration| proto::google::protobuf::Duration {
+        seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
+        nanos: ttl.subsec_nanos().try_into().unwrap_or(0),
+    };
+    Resource {
+        name: resource.name().to_owned(),
+        version: resource.version().as_str().to_owned(),
+        resource: (!is_heartbeat).then(|| resource.to_any()),
+        ttl: resource.ttl().map(duration),
+        ..Default::default()
     }
 }
 

@@ -66,6 +66,40 @@ impl Driver {
 
     /// Runs until [`super::Events`] is dropped. Cancelling is safe: the server sees the stream end.
     pub async fn run(self) {
+        tokio::select! {
+            // Not biased: a TTL passes with and without a stream.
+            () = self.keep_connected() => {}
+            () = self.forget_lapsed() => {}
+        }
+        self.state.send_replace(ConnectionState::Closed);
+    }
+
+    /// Tells the consumer that resources are gone whose TTLs have passed. Ends when the consumer is gone.
+    async fn forget_lapsed(&self) {
+        loop {
+            let next = self.shared.machine.lock().next_lapse();
+            tokio::select! {
+                () = self.shared.renewed.notified() => continue,
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+            // With room in hand nothing that is received in between comes before this.
+            let Ok(permit) = self.events.reserve().await else {
+                return;
+            };
+            let lapsed = self.shared.machine.lock().lapse(Instant::now());
+            if let Some((type_url, names)) = lapsed {
+                tracing::warn!(
+                    ?type_url,
+                    ?names,
+                    "the control plane has not renewed resources in time"
+                );
+                permit.send(Event::Update(Update::lapsed(type_url, names)));
+                self.shared.changed.notify_one();
+            }
+        }
+    }
+
+    async fn keep_connected(&self) {
         let mut random = fastrand::Rng::new();
         let mut failures = 0;
         // Each begins somewhere else, and goes on to the next whenever one fails.
@@ -94,7 +128,6 @@ impl Driver {
                 () = sleep(retry_in) => {}
             }
         }
-        self.state.send_replace(ConnectionState::Closed);
     }
 
     async fn connect_and_serve(&self, turn: usize) -> End {
@@ -220,6 +253,7 @@ impl Driver {
             _ => false,
         });
         let reception = self.shared.machine.lock().receive(response);
+        self.shared.renewed.notify_one();
         match reception {
             Reception::Update(update) => {
                 Some(Event::Update(Update::new(update, self.shared.clone())))

@@ -61,6 +61,17 @@ impl Update {
         }
     }
 
+    /// Resources that the server has not renewed in time; nobody waits for an answer.
+    pub(super) fn lapsed(type_url: TypeUrl, names: Vec<String>) -> Self {
+        Self {
+            type_url,
+            system_version: String::new(),
+            resources: Vec::new(),
+            removed: names,
+            answer: None,
+        }
+    }
+
     /// Decodes all resources in two phases; `validate` is the second.
     pub fn decode<M, T, E>(&self, validate: impl FnMut(M) -> Result<T, E>) -> Decoded<T>
     where

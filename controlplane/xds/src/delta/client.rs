@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::TypeUrl;
 use crate::nack;
+use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::resource::{RawResource, ResourceError};
 use crate::subscription::{Selection, WILDCARD, is_glob};
@@ -45,6 +46,8 @@ struct TypeState {
     awaiting: BTreeMap<String, Option<Instant>>,
     /// Whether a response came while everything was wanted.
     wildcard_answered: bool,
+    /// When resources that the consumer holds, or is given, are to be forgotten.
+    lapses: BTreeMap<String, Instant>,
     /// Responses whose verdicts are due, in order of receipt: verdicts take effect in this order.
     outstanding: VecDeque<Outstanding>,
     /// ACKs and NACKs to send.
@@ -182,6 +185,7 @@ impl DeltaClient {
         }
         let wanted = &state.wanted;
         state.known.retain(|name, _| wanted.contains(name));
+        state.lapses.retain(|name, _| wanted.contains(name));
         for response in &mut state.outstanding {
             let names = response.names.iter();
             let unwanted = names.filter(|name| !wanted.contains(name)).cloned();
@@ -252,22 +256,25 @@ impl DeltaClient {
 
     /// A response of the current stream.
     pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Reception {
+        self.receive_at(response, Instant::now())
+    }
+
+    /// A response of the current stream that came at this time, from which its TTLs count.
+    pub fn receive_at(&mut self, response: DeltaDiscoveryResponse, now: Instant) -> Reception {
         let type_url = TypeUrl::from(response.type_url.as_str());
         let (stream, token) = (self.stream, self.next_token);
         self.next_token += 1;
         let state = self.types.entry(key(&type_url)).or_default();
         if let Some(name) = duplicate_name(&response) {
             let reason = format!("the response names {name} more than once");
-            state.answers.push_back(Answer {
-                nonce: response.nonce,
-                error: Some(nack::status(&[ResourceError {
-                    name,
-                    message: "is in the response more than once".into(),
-                }])),
-            });
-            return Reception::Ignored { reason };
+            let message = "is in the response more than once".into();
+            let error = nack::status(&[ResourceError { name, message }]);
+            return state.ignore(response.nonce, Some(error), reason);
         }
         let removed = state.removed_names(&response.removed_resources);
+        let mut contents = response.resources.iter().map(|it| it.resource.is_some());
+        let only_renews = contents.len() > 0 && !contents.any(|has_content| has_content);
+        state.renew(&response.resources, now);
         let resources = state.wanted_resources(response.resources);
         for name in resources.iter().map(|resource| &resource.name) {
             state.answered(name);
@@ -276,14 +283,14 @@ impl DeltaClient {
         state.wildcard_answered |= state.wanted.is_wildcard();
         for name in &removed {
             state.awaiting.remove(name);
+            state.lapses.remove(name);
         }
         if state.wanted.is_empty() && resources.is_empty() && removed.is_empty() {
-            state.answers.push_back(Answer {
-                nonce: response.nonce,
-                error: None,
-            });
             let reason = format!("nothing of {type_url:?} is subscribed to");
-            return Reception::Ignored { reason };
+            return state.ignore(response.nonce, None, reason);
+        }
+        if only_renews && removed.is_empty() {
+            return state.ignore(response.nonce, None, "it only renews TTLs".to_owned());
         }
         state.outstanding.push_back(Outstanding {
             token,
@@ -339,6 +346,25 @@ impl DeltaClient {
                 (!names.is_empty()).then(|| (type_url.clone(), names))
             })
             .collect()
+    }
+
+    /// Forgets resources of a type whose TTLs have passed (xDS protocol, "TTL"); the consumer has to as well. What is
+    /// wanted by its name is asked for again. Call until there are none.
+    pub fn lapse(&mut self, now: Instant) -> Option<(TypeUrl, Vec<String>)> {
+        self.types.iter_mut().find_map(|((_, type_url), state)| {
+            let lapsed = state.lapses.extract_if(.., |_, at| *at <= now);
+            let names: Vec<String> = lapsed.map(|(name, _)| name).collect();
+            for name in &names {
+                state.forget(name);
+            }
+            (!names.is_empty()).then(|| (type_url.clone(), names))
+        })
+    }
+
+    /// When [`DeltaClient::lapse`] will next have something.
+    pub fn next_lapse(&self) -> Option<Instant> {
+        let lapses = self.types.values().flat_map(|state| state.lapses.values());
+        lapses.min().copied()
     }
 
     /// When [`DeltaClient::expire`] will next have something.
@@ -408,15 +434,12 @@ impl TypeState {
             .collect()
     }
 
-    fn wanted_resources(
-        &self,
-        resources: Vec<proto::envoy::service::discovery::v3::Resource>,
-    ) -> Vec<RawResource> {
+    fn wanted_resources(&self, resources: Vec<Resource>) -> Vec<RawResource> {
         resources
             .into_iter()
             .filter(|resource| self.wanted.contains(&resource.name))
             .filter_map(|resource| {
-                // Without content it only renews a TTL ("TTL"), which we do not use.
+                // Without content it only renews a TTL.
                 let body = resource.resource?;
                 Some(RawResource {
                     name: resource.name,
@@ -425,6 +448,47 @@ impl TypeState {
                 })
             })
             .collect()
+    }
+
+    /// Answers a response that the consumer need not see.
+    fn ignore(&mut self, nonce: String, error: Option<proto::Status>, reason: String) -> Reception {
+        self.answers.push_back(Answer { nonce, error });
+        Reception::Ignored { reason }
+    }
+
+    /// Takes the TTLs of a response's resources, also of those that it says nothing else of.
+    fn renew(&mut self, resources: &[Resource], now: Instant) {
+        for resource in resources {
+            if !self.wanted.contains(&resource.name) {
+                continue;
+            }
+            let ttl = resource.ttl.as_ref().map(|ttl| {
+                let (seconds, nanos) = (ttl.seconds.try_into(), ttl.nanos.try_into());
+                Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
+            });
+            let held = resource.resource.is_some() || self.known.contains_key(&resource.name);
+            match ttl.and_then(|ttl| now.checked_add(ttl)) {
+                Some(at) if held => self.lapses.insert(resource.name.clone(), at),
+                Some(_) => None,
+                None => self.lapses.remove(&resource.name),
+            };
+        }
+    }
+
+    /// Forgets a resource whose TTL has passed. A verdict on it that is still to come does not bring it back.
+    fn forget(&mut self, name: &str) {
+        self.known.remove(name);
+        for response in &mut self.outstanding {
+            if response.names.iter().any(|given| given == name) {
+                response.dropped.insert(name.to_owned());
+            }
+        }
+        if self.wanted.names_exactly(name) {
+            if self.started {
+                self.subscribe.insert(name.to_owned());
+            }
+            self.awaiting.insert(name.to_owned(), None);
+        }
     }
 
     /// Removed names that matter here; an emptied collection brings the known members that nothing

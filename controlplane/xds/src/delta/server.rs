@@ -10,10 +10,9 @@ use std::sync::Arc;
 
 use crate::TypeUrl;
 use crate::proto::envoy::config::core::v3::ControlPlane;
-use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use crate::push::{Draft, Query, RequestHeader, Sent, TypeState, Variant};
-use crate::resource::EncodedResource;
+use crate::push::{Draft, Envelope, Query, RequestHeader, Sent, TypeState, Variant};
+use crate::resource::{EncodedResource, wrapped};
 use crate::subscription::{Selection, SubscriptionChange, WILDCARD, is_glob};
 use crate::version::Version;
 
@@ -139,29 +138,41 @@ impl Variant for Delta {
         draft(query, Vec::new(), gone, false, false)
     }
 
+    fn heartbeat(
+        _: &mut TypeState,
+        query: &Query<'_>,
+        resources: Vec<Arc<EncodedResource>>,
+    ) -> Draft {
+        Draft {
+            resources,
+            removed: Vec::new(),
+            version: Version::from(query.generation().to_string().as_str()),
+            truncated: false,
+            is_heartbeat: true,
+        }
+    }
+
+    // The wrapper that has the TTL is part of every response.
+    fn tells_ttls(_: &[String]) -> bool {
+        true
+    }
+
     fn response(
         type_url: &TypeUrl,
         draft: Draft,
-        nonce: &str,
-        identifier: &str,
+        envelope: &Envelope<'_>,
     ) -> DeltaDiscoveryResponse {
+        let resources = draft.resources.iter();
         DeltaDiscoveryResponse {
             system_version_info: draft.version.as_str().to_owned(),
             type_url: type_url.as_str().to_owned(),
-            resources: draft
-                .resources
-                .iter()
-                .map(|resource| Resource {
-                    name: resource.name().to_owned(),
-                    version: resource.version().as_str().to_owned(),
-                    resource: Some(resource.to_any()),
-                    ..Default::default()
-                })
+            resources: resources
+                .map(|resource| wrapped(resource, draft.is_heartbeat))
                 .collect(),
             removed_resources: draft.removed,
-            nonce: nonce.to_owned(),
+            nonce: envelope.nonce.to_owned(),
             control_plane: Some(ControlPlane {
-                identifier: identifier.to_owned(),
+                identifier: envelope.identifier.to_owned(),
             }),
             ..Default::default()
         }
@@ -229,7 +240,8 @@ fn take_changed(
     let mut bytes = 0;
     for resource in resources {
         let known = state.sent.get(resource.name());
-        if known.is_some_and(|sent| sent.is(resource.version())) {
+        if known.is_some_and(|sent| sent.is(&resource)) {
+            state.adopt(&resource);
             continue;
         }
         bytes += resource.body().len() + resource.name().len();
@@ -263,5 +275,6 @@ fn draft(
         removed,
         version: Version::from(query.generation().to_string().as_str()),
         truncated,
+        is_heartbeat: false,
     })
 }

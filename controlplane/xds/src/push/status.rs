@@ -85,6 +85,13 @@ impl History {
         self.counts.sent += 1;
     }
 
+    /// Version of the newest response that was accepted, or of the newest at all.
+    pub(super) fn known_version(&self) -> Version {
+        let sent = self.last_sent.as_ref().map(|(sent, _)| sent);
+        let known = self.last_acked.as_ref().or(sent);
+        Version::from(known.map_or("", |response| response.version.as_str()))
+    }
+
     pub(super) fn acked(&mut self, response: &InFlight) {
         self.last_acked = Some(id(&response.nonce, &response.version));
         self.last_error = None;

@@ -11,11 +11,14 @@ use std::sync::Arc;
 
 use crate::TypeUrl;
 use crate::proto::envoy::config::core::v3::ControlPlane;
-use crate::proto::{DiscoveryRequest, DiscoveryResponse};
-use crate::push::{Draft, Query, RequestHeader, Sent, TypeState, Variant};
-use crate::resource::EncodedResource;
+use crate::proto::{self, DiscoveryRequest, DiscoveryResponse};
+use crate::push::{Draft, Envelope, Query, RequestHeader, Sent, TypeState, Variant};
+use crate::resource::{EncodedResource, wrapped};
 use crate::subscription::{Selection, SubscriptionChange, WILDCARD};
 use crate::version::Version;
+
+/// What clients say that understand resources in wrappers (xDS protocol, "TTL").
+const WRAPPED: &str = "xds.config.resource-in-sotw";
 
 /// `StreamAggregatedResources`.
 #[derive(Debug)]
@@ -97,19 +100,39 @@ impl Variant for Sotw {
             .then(|| full(state, query, Leftover::Drop))
     }
 
-    fn response(
-        type_url: &TypeUrl,
-        draft: Draft,
-        nonce: &str,
-        identifier: &str,
-    ) -> DiscoveryResponse {
+    fn heartbeat(
+        state: &mut TypeState,
+        query: &Query<'_>,
+        resources: Vec<Arc<EncodedResource>>,
+    ) -> Draft {
+        // Without one of them, or its content, a client could take it for gone.
+        if query.type_url().is_full_state() {
+            return full(state, query, Leftover::Keep);
+        }
+        Draft {
+            // Only under the version that the client has is it a heartbeat.
+            version: state.known_version(),
+            is_heartbeat: true,
+            ..partial(resources)
+        }
+    }
+
+    fn tells_ttls(client_features: &[String]) -> bool {
+        client_features.iter().any(|feature| feature == WRAPPED)
+    }
+
+    fn response(type_url: &TypeUrl, draft: Draft, envelope: &Envelope<'_>) -> DiscoveryResponse {
+        let any = |resource: &Arc<EncodedResource>| match resource.ttl() {
+            Some(_) if envelope.tells_ttls => proto::pack(&wrapped(resource, draft.is_heartbeat)),
+            _ => resource.to_any(),
+        };
         DiscoveryResponse {
             version_info: draft.version.as_str().to_owned(),
-            resources: draft.resources.iter().map(|r| r.to_any()).collect(),
+            resources: draft.resources.iter().map(any).collect(),
             type_url: type_url.as_str().to_owned(),
-            nonce: nonce.to_owned(),
+            nonce: envelope.nonce.to_owned(),
             control_plane: Some(ControlPlane {
-                identifier: identifier.to_owned(),
+                identifier: envelope.identifier.to_owned(),
             }),
             ..Default::default()
         }
@@ -150,7 +173,7 @@ fn changed(
     let mut changed = resources;
     changed.retain(|resource| {
         let known = state.sent.get(resource.name());
-        !known.is_some_and(|sent| sent.is(resource.version()))
+        !known.is_some_and(|sent| sent.is(resource))
     });
     for resource in &changed {
         let name = resource.shared_name().clone();
@@ -165,5 +188,6 @@ fn partial(resources: Vec<Arc<EncodedResource>>) -> Draft {
         resources,
         removed: Vec::new(),
         truncated: false,
+        is_heartbeat: false,
     }
 }
