@@ -269,13 +269,12 @@ fn config_dump(admin: &Admin, request: &Request) -> Response {
             .parse::<NodeId>()
             .map(|id| ProxyView::of_node(&Node::new(&id)))
         {
-            Ok(Ok(view)) => (Arc::new(view), BTreeMap::new()),
+            Ok(Ok(view)) => (admin.source.view_of(Arc::new(view)), BTreeMap::new()),
             Ok(Err(error)) => return Reply::text(400, format!("{error}\n")),
             Err(error) => return Reply::text(400, format!("{error}\n")),
         },
     };
     let connected = !selections.is_empty();
-    let view = admin.source.view_of(view);
     let mut types = serde_json::Map::new();
     for kind in ResourceKind::ALL {
         let type_url = kind.type_url();

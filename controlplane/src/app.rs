@@ -28,6 +28,7 @@ use self::secure::{Handshaken, Secure};
 use crate::admin::{Admin, routes};
 
 use crate::config::Config;
+use crate::legacy::server::Discovery;
 use crate::metrics::PilotMetrics;
 use crate::model::mesh::MeshConfig;
 use crate::push::debounce::DebounceConfig;
@@ -59,6 +60,9 @@ pub struct Addresses {
     /// xDS over TLS, where it is served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_xds: Option<SocketAddr>,
+    /// Seed-era discovery, where it is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub legacy: Option<SocketAddr>,
 }
 
 /// A running pilot.
@@ -85,7 +89,8 @@ impl Pilot {
         let build = BuildInfo::of("pilot");
         let metrics = Metrics::new(&build);
         let pilot_metrics = PilotMetrics::new(&metrics);
-        let source = Arc::new(MeshSource::new(pilot_metrics.clone()));
+        let source = MeshSource::new(pilot_metrics.clone()).with_ttls(&config.resource_ttl);
+        let source = Arc::new(source);
         let ready = Ready::new();
         let doors = Doors::bind(&config).await?;
         let (stop_inputs, stop_servers) = (CancellationToken::new(), CancellationToken::new());
@@ -98,7 +103,13 @@ impl Pilot {
             stop_servers: &stop_servers,
         };
         let webhook = cluster.start(&mut tasks).await?;
-        let addresses = doors.addresses(webhook)?;
+        let legacy = Discovery::new(Arc::clone(&source), pilot_metrics.clone())
+            .start(config.legacy_addr, &mut tasks, &stop_servers)
+            .await?;
+        let addresses = Addresses {
+            legacy,
+            ..doors.addresses(webhook)?
+        };
         announce(&config, &addresses)?;
         let service = AdsService::new(Arc::clone(&source), ServerConfig::default());
         let connections = service.connections();
@@ -195,6 +206,7 @@ impl Doors {
     fn addresses(&self, webhook: Option<SocketAddr>) -> anyhow::Result<Addresses> {
         let tls_xds = self.secure.as_ref().map(Secure::local_addr).transpose();
         Ok(Addresses {
+            legacy: None,
             webhook,
             xds: self.xds.local_addr().context("reading the xDS address")?,
             http: self

@@ -12,6 +12,7 @@ use millrace_runtime::telemetry::Format;
 use crate::model::names::ObjectName;
 use crate::registry::Registries;
 use crate::registry::xds::ConfigSource;
+use crate::serve::ttl::ResourceTtl;
 
 /// Millrace's pilot: services and configuration to xDS.
 #[derive(Clone, Debug, Parser)]
@@ -91,9 +92,25 @@ pub struct Config {
     #[arg(long, default_value = "5m", value_parser = duration::parse)]
     pub token_review_interval: Duration,
 
+    /// How long clients keep resources of a type without hearing of them (`eds=30s`, several with commas); what no flag
+    /// names they keep until they are told otherwise.
+    #[arg(long, env = "MILLRACE_RESOURCE_TTL", value_delimiter = ',')]
+    pub resource_ttl: Vec<ResourceTtl>,
+
     /// Where metrics and debug pages are served.
     #[arg(long, env = "MILLRACE_HTTP_ADDR", default_value = "127.0.0.1:15014")]
     pub http_addr: SocketAddr,
+
+    /// Where seed-era Envoys poll the REST v1 API, in plain text; without an address after it the era's 0.0.0.0:8080,
+    /// without the flag nowhere.
+    #[arg(
+        long,
+        env = "MILLRACE_LEGACY_ADDR",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0.0.0.0:8080"
+    )]
+    pub legacy_addr: Option<SocketAddr>,
 
     /// Where the API server's questions are answered over TLS whether an object may be written; without it there is no
     /// admission webhook.

@@ -2,7 +2,7 @@
 //!
 //! Modules in data-flow order: a [`registry`] reads objects ([`kube`]), which are judged and typed
 //! ([`model`]), indexed ([`index`]), frozen ([`snapshot`]), judged together ([`analysis`]), pushed ([`push`]), translated
-//! ([`translate`]) and served ([`serve`]). [`app`] puts them together.
+//! ([`translate`]) and served ([`serve`], to proxies of the seed era [`legacy`]). [`app`] puts them together.
 #![forbid(unsafe_code)]
 
 pub mod registry;
@@ -22,6 +22,8 @@ pub mod push;
 pub mod translate;
 
 pub mod serve;
+
+pub mod legacy;
 
 pub mod status;
 

@@ -47,6 +47,7 @@ pub struct PilotMetrics {
     cached: Family<TypeLabels, Counter>,
     reviews: Family<OutcomeLabels, Counter>,
     statuses: Family<OutcomeLabels, Counter>,
+    polls: Family<TypeLabels, Counter>,
 }
 
 impl PilotMetrics {
@@ -66,6 +67,7 @@ impl PilotMetrics {
             cached: Family::default(),
             reviews: Family::default(),
             statuses: Family::default(),
+            polls: Family::default(),
         };
         metrics.register(|registry| {
             let registry = registry.sub_registry_with_prefix("millrace_pilot");
@@ -104,6 +106,8 @@ impl PilotMetrics {
                 "Statuses written back, or tried to be",
                 this.statuses.clone(),
             );
+            let polls = this.polls.clone();
+            registry.register("legacy_polls", "Polls of seed-era proxies", polls);
         });
         this
     }
@@ -115,6 +119,14 @@ impl PilotMetrics {
     pub(crate) fn status_written(&self, outcome: &'static str) {
         self.statuses
             .get_or_create(&OutcomeLabels { outcome })
+            .inc();
+    }
+
+    pub(crate) fn polled(&self, short_name: &str) {
+        self.polls
+            .get_or_create(&TypeLabels {
+                r#type: short_name.to_owned(),
+            })
             .inc();
     }
 

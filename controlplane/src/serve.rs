@@ -9,6 +9,7 @@ mod cache;
 pub(crate) mod client_status;
 pub(crate) mod objects;
 mod residents;
+pub mod ttl;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,8 +28,10 @@ use tonic::Status;
 use self::cache::Cache;
 use self::objects::{Objects, Services};
 use self::residents::Residents;
+use self::ttl::{ResourceTtl, Ttls};
 use crate::analysis::Origins;
 use crate::index::ChangeSet;
+use crate::legacy::renaming::{self, Renamed};
 use crate::metrics::PilotMetrics;
 use crate::model::problem::Problem;
 use crate::push::scope::History;
@@ -99,6 +102,7 @@ pub struct MeshSource {
     cache: Arc<Cache>,
     objects: ArcSwap<Objects>,
     services: Arc<Services>,
+    renamed: Arc<Renamed>,
     problems: ArcSwap<Vec<Problem>>,
     origins: Origins,
     waiting: AtomicU64,
@@ -118,6 +122,8 @@ pub struct Client {
     reads_objects: bool,
     /// Whether it has proven who it is, and is to have its own alone.
     proven: bool,
+    /// Whether it is told the names of the seed era.
+    is_legacy: bool,
     selections: Mutex<BTreeMap<String, Selection>>,
 }
 
@@ -133,15 +139,23 @@ impl MeshSource {
         Self {
             published: ArcSwap::from_pointee(nothing),
             generations: watch::Sender::new(Generation::default()),
-            cache: Arc::new(Cache::new(metrics.clone())),
             objects: ArcSwap::default(),
             services: Arc::default(),
+            cache: Arc::new(Cache::new(metrics.clone(), Ttls::default())),
+            renamed: Arc::default(),
             problems: ArcSwap::default(),
             origins: Origins::default(),
             waiting: AtomicU64::new(0),
             clients: Mutex::default(),
             metrics,
         }
+    }
+
+    /// The same with times after which clients forget what they hear nothing of.
+    #[must_use]
+    pub fn with_ttls(mut self, stated: &[ResourceTtl]) -> Self {
+        self.cache = Arc::new(Cache::new(self.metrics.clone(), Ttls::of(stated)));
+        self
     }
 
     /// Makes a snapshot the newest and wakes every stream. Called by the writer alone.
@@ -201,11 +215,8 @@ impl MeshSource {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// The view and the selections of a connected node, merged over its streams.
-    pub fn client_of(
-        &self,
-        node_id: &str,
-    ) -> Option<(Arc<ProxyView>, BTreeMap<String, Selection>)> {
+    /// What a connected node is given, and its selections, merged over its streams.
+    pub fn client_of(&self, node_id: &str) -> Option<(MeshView, BTreeMap<String, Selection>)> {
         let clients = self.clients.lock();
         let mut streams = clients.values().filter(|client| client.node_id == node_id);
         let first = streams.next()?;
@@ -218,7 +229,7 @@ impl MeshSource {
                 }
             }
         }
-        Some((Arc::clone(&first.view), selections))
+        Some((self.view_for(first), selections))
     }
 
     /// What a stream has been given of a type, or is about to be.
@@ -227,7 +238,7 @@ impl MeshSource {
             return Vec::new();
         };
         let selection = client.selections.lock().get(type_url.as_str()).cloned();
-        let view = self.view(&client);
+        let view = self.view_for(&client);
         selection.map_or_else(Vec::new, |selection| view.resources(type_url, &selection))
     }
 
@@ -240,6 +251,16 @@ impl MeshSource {
             cache: Arc::clone(&self.cache),
             objects: None,
             services: Arc::clone(&self.services),
+            renamed: None,
+        }
+    }
+
+    fn view_for(&self, client: &Client) -> MeshView {
+        MeshView {
+            objects: client.reads_objects.then(|| self.objects.load_full()),
+            proven: client.proven,
+            renamed: client.is_legacy.then(|| Arc::clone(&self.renamed)),
+            ..self.view_of(Arc::clone(&client.view))
         }
     }
 }
@@ -251,13 +272,16 @@ impl ConfigSource for MeshSource {
     fn connect(&self, connection: &Connection) -> Result<Arc<Client>, Status> {
         let view = ProxyView::of_node(&connection.node)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let is_legacy = renaming::is_asked_for(&connection.node, &view);
         let client = Arc::new(Client {
             id: connection.id,
             node_id: connection.node.id.clone(),
             view: Arc::new(view),
-            names_changes: connection.variant == ProtocolVariant::Delta,
             reads_objects: objects::are_read_by(&connection.node),
             proven: connection.proven,
+            // The history knows today's names.
+            names_changes: connection.variant == ProtocolVariant::Delta && !is_legacy,
+            is_legacy,
             selections: Mutex::default(),
         });
         self.clients
@@ -279,11 +303,7 @@ impl ConfigSource for MeshSource {
     }
 
     fn view(&self, client: &Arc<Client>) -> MeshView {
-        MeshView {
-            objects: client.reads_objects.then(|| self.objects.load_full()),
-            proven: client.proven,
-            ..self.view_of(Arc::clone(&client.view))
-        }
+        self.view_for(client)
     }
 
     fn affects(&self, client: &Arc<Client>, since: Generation, type_url: &TypeUrl) -> bool {
@@ -369,12 +389,23 @@ pub struct MeshView {
     /// Where this client reads them.
     objects: Option<Arc<Objects>>,
     services: Arc<Services>,
+    /// For clients that are told the names of the seed era.
+    renamed: Option<Arc<Renamed>>,
 }
 
 impl MeshView {
     /// Everything of a type that this proxy is meant to have without asking by name.
     pub fn all(&self, kind: ResourceKind) -> Vec<Arc<EncodedResource>> {
         self.resources(&kind.type_url(), &Selection::everything())
+    }
+
+    fn made(&self, kind: ResourceKind, selection: &Selection) -> Vec<Arc<EncodedResource>> {
+        let names = self.names(kind, selection).into_iter();
+        let resource = |name: String| {
+            self.cache
+                .resource(&self.published, &self.view, kind, &name)
+        };
+        names.filter_map(resource).collect()
     }
 
     fn names(&self, kind: ResourceKind, selection: &Selection) -> Vec<String> {
@@ -409,12 +440,16 @@ impl ConfigView for MeshView {
             let mesh = &self.published.snapshot;
             return objects::resources(type_url, objects, mesh, &self.services);
         };
-        let names = self.names(kind, selection);
-        let resource = |name: String| {
-            self.cache
-                .resource(&self.published, &self.view, kind, &name)
+        let (Some(renamed), ProxyView::Sidecar { namespace, .. }) = (&self.renamed, &*self.view)
+        else {
+            return self.made(kind, selection);
         };
-        names.into_iter().filter_map(resource).collect()
+        let names = renaming::Names {
+            snapshot: &self.published.snapshot,
+            namespace,
+        };
+        let resources = self.made(kind, &names.modern(kind, selection));
+        renamed.all(names, self.published.generation, (kind, resources))
     }
 
     fn changed(
@@ -423,7 +458,7 @@ impl ConfigView for MeshView {
         since: Generation,
         selection: &Selection,
     ) -> Option<Vec<String>> {
-        let kind = ResourceKind::of(type_url)?;
+        let kind = ResourceKind::of(type_url).filter(|_| self.renamed.is_none())?;
         if self.proven && self.published.allows_others(&self.view, since) {
             return None;
         }

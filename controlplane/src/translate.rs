@@ -27,6 +27,7 @@ use std::sync::Arc;
 use millrace_xds::proto;
 use millrace_xds::{EncodedResource, TypeUrl};
 
+pub(crate) use self::endpoint::once_per_pod;
 pub(crate) use self::view::Part;
 pub use self::view::{InvalidView, ProxyView, Scope};
 

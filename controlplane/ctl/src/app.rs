@@ -2,7 +2,9 @@
 
 use crate::cli::{Cli, Command, ProxyConfig};
 use crate::peer::Peers;
-use crate::{analyze, explain, log, pods, precheck, proxy_config, proxy_status, version};
+use crate::{
+    analyze, bootstrap, explain, log, pods, precheck, proxy_config, proxy_status, version,
+};
 
 /// The exit code of a command that found something unhealthy.
 const UNHEALTHY: u8 = 2;
@@ -42,6 +44,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Output> {
     let format = cli.places.output;
     match cli.command {
         Command::Analyze(options) => analyze::run(&options, format).await,
+        Command::Bootstrap(options) => bootstrap::run(options),
         Command::Precheck => precheck::run(&peers, format).await,
         Command::Status { pod } => pods::run(&peers, pod.as_deref(), format).await,
         Command::ProxyConfig(ProxyConfig::Log { level }) => {

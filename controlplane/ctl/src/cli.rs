@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use millrace_controlplane::legacy::bootstrap::Address;
+use millrace_runtime::duration;
 
 /// Looks at Millrace on this node and turns its switches.
 #[derive(Clone, Debug, Parser)]
@@ -63,6 +65,9 @@ pub(crate) enum Command {
     /// Exits with 0 where nothing is as bad as --failure-threshold, with 79 where something is, with 65 where files
     /// cannot be read; the codes are those of istioctl.
     Analyze(Analyze),
+    /// What an Envoy of the seed era (to 1.7) is started with to poll pilot's REST v1 API; Istio's spelling of the
+    /// flags (--discoveryAddress) is taken too
+    Bootstrap(Bootstrap),
     /// What this kernel and host can do
     Precheck,
     /// The node and its pods: captured how, why, since when, healthy
@@ -91,6 +96,34 @@ pub(crate) enum Command {
     },
     /// Version of every part
     Version,
+}
+
+/// Of the flags of Istio 0.7's `proxy sidecar` those that its bootstrap depends on.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Bootstrap {
+    /// Where pilot listens for polls (its --legacy-addr)
+    #[arg(
+        long,
+        alias = "discoveryAddress",
+        value_name = "HOST:PORT",
+        default_value = "istio-pilot.istio-system:8080"
+    )]
+    pub(crate) discovery_address: Address,
+    /// Time between two polls
+    #[arg(long, alias = "discoveryRefreshDelay", default_value = "1s", value_parser = duration::parse)]
+    pub(crate) discovery_refresh_delay: Duration,
+    /// Time for a connection to pilot to be made
+    #[arg(long, alias = "connectTimeout", default_value = "10s", value_parser = duration::parse)]
+    pub(crate) connect_timeout: Duration,
+    /// Envoy's admin port on 127.0.0.1
+    #[arg(long, alias = "proxyAdminPort", default_value_t = 15000)]
+    pub(crate) proxy_admin_port: u16,
+    /// Where spans are sent; without it there are none
+    #[arg(long, alias = "zipkinAddress", value_name = "HOST:PORT")]
+    pub(crate) zipkin_address: Option<Address>,
+    /// Where statistics are sent; without it nowhere
+    #[arg(long, alias = "statsdUdpAddress", value_name = "HOST:PORT")]
+    pub(crate) statsd_udp_address: Option<Address>,
 }
 
 /// What is analyzed, and what is said of it.

@@ -4,6 +4,7 @@
 
 mod analyze;
 mod app;
+mod bootstrap;
 mod cli;
 mod explain;
 mod log;

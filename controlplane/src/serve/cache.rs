@@ -11,6 +11,7 @@ use millrace_xds::server::Generation;
 use parking_lot::Mutex;
 
 use super::Published;
+use super::ttl::Ttls;
 use crate::metrics::PilotMetrics;
 use crate::model::near::{Nearness, Place};
 use crate::translate::{ProxyView, ResourceKind, Scope, Translator};
@@ -23,6 +24,7 @@ const IDLE_GENERATIONS: u64 = 64;
 pub(super) struct Cache {
     entries: Mutex<HashMap<Key, Entry>>,
     metrics: PilotMetrics,
+    ttls: Ttls,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -44,10 +46,11 @@ struct Entry {
 }
 
 impl Cache {
-    pub(super) fn new(metrics: PilotMetrics) -> Self {
+    pub(super) fn new(metrics: PilotMetrics, ttls: Ttls) -> Self {
         Self {
             entries: Mutex::default(),
             metrics,
+            ttls,
         }
     }
 
@@ -80,6 +83,7 @@ impl Cache {
         }
         // Made outside the lock: two clients may make the same thing, but none waits for another.
         let made = translator.resource(kind, name);
+        let made = made.map(|made| made.with_ttl(self.ttls.get(kind)));
         self.metrics.translated(short_name.short_name());
         let mut entries = self.entries.lock();
         let known = entries.get(&key);

@@ -86,7 +86,7 @@ pub(super) fn locality_endpoints(
 
 /// A pod of two families stands once, in the family of the service's first address as kube-proxy
 /// serves it: twice it would weigh double, and a client would be seen under either of its addresses.
-fn once_per_pod<'a>(
+pub(crate) fn once_per_pod<'a>(
     service: &Service,
     endpoints: &'a [Endpoint],
 ) -> impl Iterator<Item = &'a Endpoint> {

@@ -42,6 +42,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Server {
     socket: Socket,
+    max_connections: usize,
 }
 
 #[derive(Debug)]
@@ -56,9 +57,7 @@ impl Server {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self {
-            socket: Socket::Tcp(TcpListener::bind(address).await?),
-        })
+        Ok(Self::of(Socket::Tcp(TcpListener::bind(address).await?)))
     }
 
     /// Binds a TCP address that an earlier epoch of this program may hold too (`SO_REUSEPORT`), so
@@ -90,9 +89,7 @@ impl Server {
     /// # Errors
     /// When the socket cannot be registered with the runtime.
     pub fn over(listener: std::net::TcpListener) -> io::Result<Self> {
-        Ok(Self {
-            socket: Socket::Tcp(TcpListener::from_std(listener)?),
-        })
+        Ok(Self::of(Socket::Tcp(TcpListener::from_std(listener)?)))
     }
 
     /// Binds a Unix socket with file mode `mode`, replacing a socket that lies there.
@@ -111,9 +108,23 @@ impl Server {
         let listener = UnixListener::bind(&beside)?;
         std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(mode))?;
         std::fs::rename(&beside, path)?;
-        Ok(Self {
-            socket: Socket::Unix(listener, path.to_owned()),
-        })
+        Ok(Self::of(Socket::Unix(listener, path.to_owned())))
+    }
+
+    fn of(socket: Socket) -> Self {
+        Self {
+            socket,
+            max_connections: MAX_CONNECTIONS,
+        }
+    }
+
+    /// Serves this many connections at a time, for clients that keep theirs.
+    #[must_use]
+    pub fn max_connections(self, max_connections: usize) -> Self {
+        Self {
+            max_connections,
+            ..self
+        }
     }
 
     /// The TCP address, when it is one.
@@ -127,7 +138,7 @@ impl Server {
     /// Serves `routes` until `stop` is cancelled; requests under way are finished.
     pub async fn serve(self, routes: impl Into<Arc<Routes>>, stop: CancellationToken) {
         let routes: Arc<Routes> = routes.into();
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let slots = Arc::new(Semaphore::new(self.max_connections));
         let mut connections = JoinSet::new();
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
