@@ -322,6 +322,7 @@ async fn serve_xds(
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .tcp_nodelay(true)
+        .add_service(service.virtual_hosts())
         .add_service(service.into_server())
         .add_service(statuses)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
@@ -361,6 +362,7 @@ async fn serve_guarded(
     }
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(service.virtual_hosts())
         .add_service(service.into_server())
         .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await;

@@ -10,6 +10,7 @@ pub(crate) mod client_status;
 pub(crate) mod objects;
 mod residents;
 pub mod ttl;
+mod vhds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use self::cache::Cache;
 use self::objects::{Objects, Services};
 use self::residents::Residents;
 use self::ttl::{ResourceTtl, Ttls};
+use self::vhds::OnDemandHosts;
 use crate::analysis::Origins;
 use crate::index::ChangeSet;
 use crate::legacy::renaming::{self, Renamed};
@@ -124,6 +126,8 @@ pub struct Client {
     proven: bool,
     /// Whether it is told the names of the seed era.
     is_legacy: bool,
+    /// How it asks for virtual hosts, where it does.
+    hosts: Option<Arc<OnDemandHosts>>,
     selections: Mutex<BTreeMap<String, Selection>>,
 }
 
@@ -252,6 +256,7 @@ impl MeshSource {
             objects: None,
             services: Arc::clone(&self.services),
             renamed: None,
+            hosts: None,
         }
     }
 
@@ -260,6 +265,7 @@ impl MeshSource {
             objects: client.reads_objects.then(|| self.objects.load_full()),
             proven: client.proven,
             renamed: client.is_legacy.then(|| Arc::clone(&self.renamed)),
+            hosts: client.hosts.clone(),
             ..self.view_of(Arc::clone(&client.view))
         }
     }
@@ -282,6 +288,7 @@ impl ConfigSource for MeshSource {
             // The history knows today's names.
             names_changes: connection.variant == ProtocolVariant::Delta && !is_legacy,
             is_legacy,
+            hosts: OnDemandHosts::of_node(&connection.node).map(Arc::new),
             selections: Mutex::default(),
         });
         self.clients
@@ -315,11 +322,14 @@ impl ConfigSource for MeshSource {
         if client.proven && published.allows_others(&client.view, since) {
             return true;
         }
+        let in_routes = *type_url == TypeUrl::VIRTUAL_HOST;
+        let type_url = if in_routes { &TypeUrl::ROUTE } else { type_url };
         let elsewhere = || *type_url == TypeUrl::ENDPOINT && revisions.moves(&client.view, since);
         if !revisions.affect(type_url, since) && !elsewhere() {
             return false;
         }
-        let Some(kind) = ResourceKind::of(type_url).filter(|_| client.names_changes) else {
+        let by_name = client.names_changes && !in_routes;
+        let Some(kind) = ResourceKind::of(type_url).filter(|_| by_name) else {
             return true;
         };
         let selections = client.selections.lock();
@@ -391,6 +401,8 @@ pub struct MeshView {
     services: Arc<Services>,
     /// For clients that are told the names of the seed era.
     renamed: Option<Arc<Renamed>>,
+    /// For clients that ask for virtual hosts.
+    hosts: Option<Arc<OnDemandHosts>>,
 }
 
 impl MeshView {
@@ -433,6 +445,9 @@ impl ConfigView for MeshView {
     }
 
     fn resources(&self, type_url: &TypeUrl, selection: &Selection) -> Vec<Arc<EncodedResource>> {
+        if *type_url == TypeUrl::VIRTUAL_HOST && self.hosts.is_some() {
+            return self.virtual_hosts(selection);
+        }
         let Some(kind) = ResourceKind::of(type_url) else {
             let Some(objects) = &self.objects else {
                 return Vec::new();
@@ -440,16 +455,16 @@ impl ConfigView for MeshView {
             let mesh = &self.published.snapshot;
             return objects::resources(type_url, objects, mesh, &self.services);
         };
-        let (Some(renamed), ProxyView::Sidecar { namespace, .. }) = (&self.renamed, &*self.view)
-        else {
-            return self.made(kind, selection);
+        let resources = self.named(kind, selection);
+        let Some(hosts) = &self.hosts else {
+            return resources;
         };
-        let names = renaming::Names {
-            snapshot: &self.published.snapshot,
-            namespace,
-        };
-        let resources = self.made(kind, &names.modern(kind, selection));
-        renamed.all(names, self.published.generation, (kind, resources))
+        let adapted = resources.iter().map(|resource| match kind {
+            ResourceKind::Route => hosts.routes(resource),
+            ResourceKind::Listener => OnDemandHosts::listener(resource),
+            _ => Arc::clone(resource),
+        });
+        adapted.collect()
     }
 
     fn changed(
@@ -463,6 +478,41 @@ impl ConfigView for MeshView {
             return None;
         }
         self.published.changed(&self.view, kind, since, selection)
+    }
+}
+
+impl MeshView {
+    /// Each virtual host once, by whatever names it is asked for.
+    fn virtual_hosts(&self, selection: &Selection) -> Vec<Arc<EncodedResource>> {
+        let mut seen = BTreeSet::new();
+        let mut hosts = Vec::new();
+        for (routes, host) in selection.names().filter_map(vhds::asked) {
+            let asked: Selection = [routes].into_iter().collect();
+            let routes = self.named(ResourceKind::Route, &asked);
+            let found = routes
+                .first()
+                .and_then(|routes| vhds::virtual_host(routes, host));
+            hosts.extend(
+                found
+                    .filter(|found| seen.insert(found.shared_name().clone()))
+                    .map(Arc::new),
+            );
+        }
+        hosts
+    }
+
+    /// Resources under the names that the client knows.
+    fn named(&self, kind: ResourceKind, selection: &Selection) -> Vec<Arc<EncodedResource>> {
+        let (Some(renamed), ProxyView::Sidecar { namespace, .. }) = (&self.renamed, &*self.view)
+        else {
+            return self.made(kind, selection);
+        };
+        let names = renaming::Names {
+            snapshot: &self.published.snapshot,
+            namespace,
+        };
+        let resources = self.made(kind, &names.modern(kind, selection));
+        renamed.all(names, self.published.generation, (kind, resources))
     }
 }
 

@@ -18,6 +18,8 @@ mod failures;
 mod grpc;
 #[path = "peers/tonic.rs"]
 mod tonic;
+#[path = "peers/vhds.rs"]
+mod vhds;
 
 use std::path::Path;
 use std::time::Duration;

@@ -14,10 +14,10 @@ use serde_json::Value;
 use crate::namespace::{Namespace, Process};
 use crate::{PATIENCE, pilot};
 
-const NODE: &str = "sidecar~10.244.1.9~client.default~default.svc.cluster.local";
-const XDS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15010);
+pub(crate) const NODE: &str = "sidecar~10.244.1.9~client.default~default.svc.cluster.local";
+pub(crate) const XDS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15010);
 
-fn envoy() -> Option<PathBuf> {
+pub(crate) fn envoy() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("MILLRACE_ENVOY") {
         return Some(path.into());
     }

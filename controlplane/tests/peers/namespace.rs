@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use millrace_testkit::http::{Client, Request};
+use millrace_testkit::http::{Client, Request, Response};
 use millrace_testkit::in_netns;
 use serde_json::Value;
 
@@ -73,13 +73,19 @@ impl Namespace {
 
     /// A page of pilot's debug server.
     pub(crate) fn page(&self, path: &str) -> Option<Value> {
-        let namespace = self.file();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, DEBUG_PORT));
+        self.get(address, &address.to_string(), path)?.json().ok()
+    }
+
+    /// What a request for a host is answered by whoever listens there.
+    pub(crate) fn status(&self, address: SocketAddr, host: &str) -> Option<u16> {
+        self.get(address, host, "/").map(|response| response.status)
+    }
+
+    fn get(&self, address: SocketAddr, host: &str, path: &str) -> Option<Response> {
+        let namespace = self.file();
         let stream = in_netns(namespace, || Ok(TcpStream::connect(address)?)).ok()?;
-        let response = Client::over(stream).and_then(|mut client| {
-            let host = address.to_string();
-            client.send(&Request::get(&host, path))
-        });
-        response.ok()?.json().ok()
+        let mut client = Client::over(stream).ok()?;
+        client.send(&Request::get(host, path)).ok()
     }
 }

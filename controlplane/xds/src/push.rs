@@ -164,7 +164,7 @@ impl Query<'_> {
         let mut seen = HashSet::with_capacity(resources.len());
         resources.retain(|resource| {
             let name = resource.shared_name();
-            if !selection.contains(name) {
+            if !resource.is_selected_by(selection) {
                 return false;
             }
             // Two resources of one name would replace each other for ever.
@@ -185,6 +185,8 @@ pub struct Draft {
     pub resources: Vec<Arc<EncodedResource>>,
     /// Names to remove (delta only).
     pub removed: Vec<String>,
+    /// Names that mean nothing, told in the way of types that are asked for by aliases (delta only).
+    pub unresolved: Vec<String>,
     /// Version of the whole.
     pub version: Version,
     /// Whether more of the same kind follows in another response.
@@ -604,6 +606,7 @@ impl TypeState {
         let selection = self.subscription.selection();
         self.sent.retain(|name, sent| match sent {
             Sent::Absent => selection.has(name),
+            Sent::Resource(resource) => resource.is_selected_by(selection),
             _ => selection.contains(name),
         });
         self.requested.retain(|term| selection.has(term));
@@ -665,6 +668,7 @@ fn query<'a>(view: &'a dyn ConfigView, type_url: &'a TypeUrl, max_bytes: usize) 
 
 fn names_of(draft: &Draft) -> Vec<Arc<str>> {
     let sent = draft.resources.iter().map(|r| r.shared_name().clone());
-    sent.chain(draft.removed.iter().map(|name| Arc::from(name.as_str())))
+    let absent = draft.removed.iter().chain(&draft.unresolved);
+    sent.chain(absent.map(|name| Arc::from(name.as_str())))
         .collect()
 }

@@ -17,6 +17,7 @@ use crate::mcp;
 use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::{self, Any};
 use crate::reflect;
+use crate::subscription::Selection;
 use crate::version::Version;
 
 /// A message that is an xDS resource: it has a type URL and carries its name.
@@ -83,6 +84,7 @@ pub struct EncodedResource {
     version: Version,
     body: Bytes,
     ttl: Option<Duration>,
+    aliases: Arc<[String]>,
 }
 
 impl EncodedResource {
@@ -106,7 +108,33 @@ impl EncodedResource {
             version: Version::of(&body),
             body,
             ttl: None,
+            aliases: Arc::default(),
         }
+    }
+
+    /// The same for clients that may also ask for it by these names, as they do for virtual hosts.
+    #[must_use]
+    pub fn with_aliases(self, aliases: Vec<String>) -> Self {
+        Self {
+            aliases: aliases.into(),
+            ..self
+        }
+    }
+
+    /// Further names by which clients may ask for it.
+    pub fn aliases(&self) -> &[String] {
+        &self.aliases
+    }
+
+    /// Whether a client asks for it, by whatever name.
+    pub fn is_selected_by(&self, selection: &Selection) -> bool {
+        selection.contains(&self.name) || self.is_asked_for_by_alias(selection)
+    }
+
+    /// Whether a client asks for it by another name than its own.
+    pub fn is_asked_for_by_alias(&self, selection: &Selection) -> bool {
+        let mut aliases = self.aliases.iter();
+        aliases.any(|alias| selection.names_exactly(alias))
     }
 
     /// The same for clients that forget it unless they hear of it again within this time. The server sees to that.
@@ -167,6 +195,7 @@ pub(crate) fn wrapped(resource: &EncodedResource, is_heartbeat: bool) -> Resourc
         version: resource.version().as_str().to_owned(),
         resource: (!is_heartbeat).then(|| resource.to_any()),
         ttl: resource.ttl().map(duration),
+        aliases: resource.aliases().to_vec(),
         ..Default::default()
     }
 }

@@ -13,7 +13,7 @@ mod stream;
 
 pub use crate::push::{ConfigView, Generation, SessionConfig, SyncState, TypeStatus};
 pub use connections::{ConnectionStatus, Connections};
-pub use service::{AdsServer, AdsService, ServerConfig};
+pub use service::{AdsServer, AdsService, ServerConfig, VirtualHostServer};
 pub use source::{
     Acked, ConfigSource, Connection, ConnectionId, Guard, Nacked, ProtocolVariant, Report, Stay,
 };

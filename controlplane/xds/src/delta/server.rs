@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::TypeUrl;
 use crate::proto::envoy::config::core::v3::ControlPlane;
+use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::push::{Draft, Envelope, Query, RequestHeader, Sent, TypeState, Variant};
 use crate::resource::{EncodedResource, wrapped};
@@ -84,7 +85,14 @@ impl Variant for Delta {
             state.subscription.selection()
         };
         let mut resources = query.resources(asked);
-        resources.retain(|r| requested.contains(r.name()) || state.recheck.contains(r.name()));
+        resources.retain(|r| r.is_selected_by(&requested) || state.recheck.contains(r.name()));
+        // Whoever waits for an alias waits for a resource that says so, also where it has that already.
+        for resource in resources
+            .iter()
+            .filter(|r| r.is_asked_for_by_alias(&requested))
+        {
+            state.sent.remove(resource.name());
+        }
         let missing = missing_terms(state, &requested, &resources);
 
         let (resources, truncated) = take_changed(state, resources, query.max_bytes());
@@ -98,7 +106,17 @@ impl Variant for Delta {
             state.recheck.clear();
         }
         let answer_due = std::mem::take(&mut state.answer_due);
-        draft(query, resources, removed, truncated, answer_due)
+        let mut unresolved = Vec::new();
+        if *query.type_url() == TypeUrl::VIRTUAL_HOST {
+            // A name without a host is the route configuration's: clients that follow it have that.
+            unresolved = removed.extract_if(.., |name| name.contains('/')).collect();
+        }
+        let even_if_empty = answer_due || !unresolved.is_empty();
+        let draft = draft(query, resources, removed, truncated, even_if_empty)?;
+        Some(Draft {
+            unresolved,
+            ..draft
+        })
     }
 
     fn updates(state: &mut TypeState, query: &Query<'_>) -> Option<Draft> {
@@ -146,6 +164,7 @@ impl Variant for Delta {
         Draft {
             resources,
             removed: Vec::new(),
+            unresolved: Vec::new(),
             version: Version::from(query.generation().to_string().as_str()),
             truncated: false,
             is_heartbeat: true,
@@ -163,11 +182,17 @@ impl Variant for Delta {
         envelope: &Envelope<'_>,
     ) -> DeltaDiscoveryResponse {
         let resources = draft.resources.iter();
+        let unresolved = draft.unresolved.iter().map(|name| Resource {
+            name: name.clone(),
+            aliases: vec![name.clone()],
+            ..Default::default()
+        });
         DeltaDiscoveryResponse {
             system_version_info: draft.version.as_str().to_owned(),
             type_url: type_url.as_str().to_owned(),
             resources: resources
                 .map(|resource| wrapped(resource, draft.is_heartbeat))
+                .chain(unresolved)
                 .collect(),
             removed_resources: draft.removed,
             nonce: envelope.nonce.to_owned(),
@@ -212,7 +237,11 @@ fn missing_terms(
     requested: &Selection,
     resources: &[Arc<EncodedResource>],
 ) -> Vec<String> {
-    let existing: HashSet<&str> = resources.iter().map(|r| r.name()).collect();
+    let aliases = resources.iter().flat_map(|r| r.aliases());
+    let existing: HashSet<&str> = aliases
+        .map(String::as_str)
+        .chain(resources.iter().map(|r| r.name()))
+        .collect();
     let names = requested
         .names()
         .chain(state.recheck.iter().map(String::as_str));
@@ -273,6 +302,7 @@ fn draft(
     (even_if_empty || !resources.is_empty() || !removed.is_empty()).then(|| Draft {
         resources,
         removed,
+        unresolved: Vec::new(),
         version: Version::from(query.generation().to_string().as_str()),
         truncated,
         is_heartbeat: false,

@@ -15,6 +15,9 @@ use crate::delta::server::Delta;
 use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
+use crate::proto::envoy::service::route::v3::virtual_host_discovery_service_server::{
+    VirtualHostDiscoveryService, VirtualHostDiscoveryServiceServer,
+};
 use crate::proto::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -53,6 +56,9 @@ pub struct AdsService<S> {
     guard: Option<Arc<dyn Guard>>,
 }
 
+/// The tonic service of [`AdsService::virtual_hosts`].
+pub type VirtualHostServer<S> = VirtualHostDiscoveryServiceServer<AdsService<S>>;
+
 /// The tonic service of an [`AdsService`].
 pub type AdsServer<S> = AggregatedDiscoveryServiceServer<AdsService<S>>;
 
@@ -81,6 +87,18 @@ impl<S: ConfigSource> AdsService<S> {
     /// The open streams; the handle stays valid after [`AdsService::into_server`].
     pub fn connections(&self) -> Connections {
         self.connections.clone()
+    }
+
+    /// VHDS by a stream of its own, which is how Envoy asks for it; over the same source, with the same limits.
+    pub fn virtual_hosts(&self) -> VirtualHostServer<S> {
+        VirtualHostDiscoveryServiceServer::new(Self {
+            source: Arc::clone(&self.source),
+            config: self.config.clone(),
+            connections: self.connections.clone(),
+            guard: self.guard.clone(),
+        })
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(usize::MAX)
     }
 
     /// The service for `tonic::transport::Server::add_service`.
@@ -143,6 +161,18 @@ impl<S: ConfigSource> AggregatedDiscoveryService for AdsService<S> {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.serve::<Delta>(request, ProtocolVariant::Delta)
+    }
+}
+
+#[tonic::async_trait]
+impl<S: ConfigSource> VirtualHostDiscoveryService for AdsService<S> {
+    type DeltaVirtualHostsStream = ResponseStream<DeltaDiscoveryResponse>;
+
+    async fn delta_virtual_hosts(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaVirtualHostsStream>, Status> {
         self.serve::<Delta>(request, ProtocolVariant::Delta)
     }
 }

@@ -187,6 +187,7 @@ fn partial(resources: Vec<Arc<EncodedResource>>) -> Draft {
         version: Version::of_set(resources.iter().map(|r| (r.name(), r.version()))),
         resources,
         removed: Vec::new(),
+        unresolved: Vec::new(),
         truncated: false,
         is_heartbeat: false,
     }
