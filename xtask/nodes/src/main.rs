@@ -10,6 +10,7 @@ mod measure;
 mod mesh;
 mod node;
 mod pilot;
+mod rule;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,9 @@ struct Args {
     /// The pilot's binary.
     #[arg(long)]
     pilot: PathBuf,
+    /// The proxy's binary; without it nobody looks when a rule is in force.
+    #[arg(long)]
+    proxy: Option<PathBuf>,
     /// Where the JSON object goes.
     #[arg(long)]
     json: PathBuf,

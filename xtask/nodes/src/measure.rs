@@ -1,6 +1,6 @@
 //! What is measured, one thing after the other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::figures::{millis, summary};
 use crate::mesh::{self, Mesh, SHARED, Version};
 use crate::node::{Node, Wants};
 use crate::pilot::Pilot;
+use crate::rule::Proxy;
 
 /// New nodes whose first service is timed, one at a time.
 const NEW_NODES: usize = 50;
@@ -22,71 +23,64 @@ const QUIET: Duration = Duration::from_secs(2);
 const TOGETHER: usize = 50;
 /// Between two pods of a rolling restart.
 const PACE: Duration = Duration::from_millis(10);
+/// Between two rules.
+const REST: Duration = Duration::from_millis(50);
 
 struct Bench {
     mesh: Mesh,
     directory: PathBuf,
     pilot: Pilot,
+    /// When pilot was.
+    started: Instant,
     nodes: Vec<Node>,
     expectation: Expectation,
 }
 
 /// Runs everything and gives the figures.
 pub(crate) async fn run(args: &Args) -> anyhow::Result<Value> {
-    let mesh = Mesh {
-        services: args.services.max(1),
-        endpoints: (args.endpoints / args.services.max(1)).max(1),
-        nodes: args.nodes.max(1),
-    };
     let scratch = tempfile::tempdir().context("a place for the mesh's files")?;
-    let directory = scratch.path().join("config");
-    std::fs::create_dir_all(&directory)?;
-    mesh.write(&directory)?;
-    let started = Instant::now();
-    let pilot = Pilot::start(&args.pilot, scratch.path(), &directory).await?;
-    let mut bench = Bench {
-        mesh,
-        directory,
-        pilot,
-        nodes: Vec::new(),
-        expectation: Expectation::default(),
-    };
-    let (first, all) = bench.connect(started).await?;
+    let mut bench = Bench::start(args, scratch.path()).await?;
+    let mut figures = Figures::default();
+    let mesh = bench.mesh;
+    figures.note("services", json!(mesh.services));
+    figures.note("endpoints", json!(mesh.services * mesh.endpoints));
+    figures.note("nodes", json!(mesh.nodes));
+    let interested = mesh.nodes_of(mesh.namespaces() - 1).len();
+    figures.note("nodes_of_a_namespace", json!(interested));
+    let first = bench.connect_first().await?;
+    figures.note("first_node_served_ms", json!(millis(first)));
+    figures.note("read_rss_bytes", json!(bench.pilot.usage()?.rss));
+    let alone = bench.rules(args, scratch.path()).await?;
+    figures.note("rule_in_force_with_one_node", alone);
+    let all = bench.connect_all().await?;
     let connected = bench.pilot.usage()?;
-    let initial = bench.received();
-    say("endpoint changes");
-    let endpoints = bench.endpoint_changes(args.changes, false).await?;
-    let shared = bench
-        .endpoint_changes(args.changes.div_ceil(5), true)
-        .await?;
-    say("route changes");
-    let routes = bench.route_changes(args.changes).await?;
-    say("new nodes");
-    let new_nodes = bench.new_nodes().await?;
-    say("rolling restart");
+    figures.note("all_nodes_served_ms", json!(millis(all)));
+    figures.note("initial_bytes", json!(bench.received().bytes));
+    figures.note("initial_cpu_ms", json!(millis(connected.cpu)));
+    figures.note("connected_rss_bytes", json!(connected.rss));
+    bench.changes(args.changes, &mut figures).await?;
+    let rules = bench.rules(args, scratch.path()).await?;
+    figures.note("rule_in_force", rules);
+    figures.note("new_node", bench.new_nodes().await?);
     let restart = bench.rolling_restart(args.restarts).await?;
-    say("subscriptions on demand");
-    let on_demand = bench.on_demand().await?;
+    figures.note("rolling_restart", restart);
+    figures.note("on_demand", bench.on_demand().await?);
     let after = bench.pilot.usage()?;
-    Ok(json!({
-        "services": mesh.services,
-        "endpoints": mesh.services * mesh.endpoints,
-        "nodes": mesh.nodes,
-        "nodes_of_a_namespace": mesh.nodes_of(mesh.namespaces() - 1).len(),
-        "first_node_served_ms": millis(first),
-        "all_nodes_served_ms": millis(all),
-        "initial_bytes": initial.bytes,
-        "initial_cpu_ms": millis(connected.cpu),
-        "connected_rss_bytes": connected.rss,
-        "endpoint_change": endpoints,
-        "endpoint_change_to_all_nodes": shared,
-        "route_change": routes,
-        "new_node": new_nodes,
-        "rolling_restart": restart,
-        "on_demand": on_demand,
-        "rss_bytes": after.rss,
-        "peak_rss_bytes": after.peak,
-    }))
+    figures.note("rss_bytes", json!(after.rss));
+    figures.note("peak_rss_bytes", json!(after.peak));
+    Ok(Value::Object(figures.0))
+}
+
+/// What has been measured so far.
+#[derive(Debug, Default)]
+struct Figures(serde_json::Map<String, Value>);
+
+impl Figures {
+    /// Keeps a figure, and shows it: a run takes minutes.
+    fn note(&mut self, name: &str, value: Value) {
+        eprintln!("    {name}: {value}");
+        self.0.insert(name.to_owned(), value);
+    }
 }
 
 /// What all nodes have been sent.
@@ -109,6 +103,40 @@ struct Change<'a> {
 }
 
 impl Bench {
+    async fn start(args: &Args, scratch: &Path) -> anyhow::Result<Self> {
+        let mesh = Mesh {
+            services: args.services.max(1),
+            endpoints: (args.endpoints / args.services.max(1)).max(1),
+            nodes: args.nodes.max(1),
+        };
+        let directory = scratch.join("config");
+        std::fs::create_dir_all(&directory)?;
+        mesh.write(&directory)?;
+        let started = Instant::now();
+        let pilot = Pilot::start(&args.pilot, scratch, &directory).await?;
+        Ok(Self {
+            mesh,
+            directory,
+            pilot,
+            started,
+            nodes: Vec::new(),
+            expectation: Expectation::default(),
+        })
+    }
+
+    /// Endpoints and routes that change, of services that some nodes have and of such that all have.
+    async fn changes(&self, changes: usize, figures: &mut Figures) -> anyhow::Result<()> {
+        let endpoints = self.endpoint_changes(changes, false).await?;
+        figures.note("endpoint_change", endpoints);
+        let shared = self.endpoint_changes(changes.div_ceil(5), true).await?;
+        figures.note("endpoint_change_to_all_nodes", shared);
+        let routes = self.route_changes(changes, false).await?;
+        figures.note("route_change", routes);
+        let shared = self.route_changes(changes.div_ceil(20), true).await?;
+        figures.note("route_change_to_all_nodes", shared);
+        Ok(())
+    }
+
     fn wants(&self, node: usize) -> Wants {
         let namespaces = self.mesh.namespaces_on(node).into_iter();
         let clusters = |namespace: usize| {
@@ -129,15 +157,16 @@ impl Bench {
         Node::start(&self.pilot.xds, number, wants, self.expectation.clone())
     }
 
-    /// The time until the first node is served, which waits for pilot to read everything, and until
-    /// all are.
-    async fn connect(&mut self, started: Instant) -> anyhow::Result<(Duration, Duration)> {
-        say("first node");
+    /// The time until the first node is served, which waits for pilot to read everything.
+    async fn connect_first(&mut self) -> anyhow::Result<Duration> {
         let mut node = self.node(0, self.wants(0))?;
         node.served().await?;
-        let first = started.elapsed();
         self.nodes.push(node);
-        say("all nodes");
+        Ok(self.started.elapsed())
+    }
+
+    /// The time until all others are served.
+    async fn connect_all(&mut self) -> anyhow::Result<Duration> {
         let begin = Instant::now();
         while self.nodes.len() < self.mesh.nodes {
             let from = self.nodes.len();
@@ -149,7 +178,7 @@ impl Bench {
                 node.served().await?;
             }
         }
-        Ok((first, begin.elapsed()))
+        Ok(begin.elapsed())
     }
 
     fn received(&self) -> Received {
@@ -184,16 +213,24 @@ impl Bench {
         self.time(changes, change).await
     }
 
-    /// Weights that change, each timed until every node of the namespace has the routes.
-    async fn route_changes(&self, changes: usize) -> anyhow::Result<Value> {
-        let split: Vec<usize> = self.services_where(false, Mesh::is_split);
+    /// Weights that change, each timed until every node of the namespace has the routes; of a shared service,
+    /// until every node of the mesh has those of one of its namespaces.
+    async fn route_changes(&self, changes: usize, shared: bool) -> anyhow::Result<Value> {
+        let split: Vec<usize> = self.services_where(shared, Mesh::is_split);
         let change = |number: usize| {
             let service = split[number % split.len()];
-            let weight = 10 + u8::try_from(number / split.len() % 80).unwrap_or(0);
+            // Where all is one namespace, both kinds of services are the same ones.
+            let weight = u8::try_from(number / split.len() % 40).unwrap_or(0);
+            let weight = weight + if shared { 50 } else { 10 };
             let namespace = Mesh::namespace_of(service);
+            let of = |namespace: usize| format!("n{namespace}/80");
+            let names = match shared {
+                true => (0..self.mesh.namespaces()).map(of).collect(),
+                false => vec![of(namespace)],
+            };
             Change {
-                names: vec![format!("n{namespace}/80")],
-                nodes: self.mesh.nodes_of(namespace),
+                names,
+                nodes: self.mesh.interested_in(service),
                 write: Box::new(move || mesh::write_rule(&self.directory, service, weight)),
             }
         };
@@ -252,6 +289,33 @@ impl Bench {
             "bytes_per_change": (now.bytes - received.bytes) / u64::from(count),
             "bytes_sent_again": now.again - received.again,
         }))
+    }
+
+    /// Rules that are written, each timed until a proxy answers by it.
+    async fn rules(&self, args: &Args, scratch: &Path) -> anyhow::Result<Value> {
+        let Some(binary) = &args.proxy else {
+            return Ok(Value::Null);
+        };
+        let services = self.services_where(false, Mesh::is_split);
+        let service = *services.last().context("a mesh without services")?;
+        let namespace = format!("n{}", Mesh::namespace_of(service));
+        let proxy = Proxy::start(binary, scratch, &self.pilot.xds, &namespace).await?;
+        let mut connection = proxy.connect().await?;
+        let host = mesh::host(service);
+        mesh::write_answer(&self.directory, service, "first")?;
+        connection.until(&host, "first").await?;
+        let mut times = Vec::new();
+        for number in 0..args.changes {
+            // Not in step with anything that pilot does at intervals.
+            tokio::time::sleep(REST + PACE * u32::try_from(number % 7)?).await;
+            let answer = format!("answer-{number}");
+            let start = Instant::now();
+            mesh::write_answer(&self.directory, service, &answer)?;
+            let seen = connection.until(&host, &answer).await?;
+            times.push(seen.saturating_duration_since(start));
+        }
+        mesh::write_rule(&self.directory, service, 90)?;
+        Ok(summary(&times))
     }
 
     /// Nodes that join a mesh at work, one at a time.
@@ -325,11 +389,14 @@ impl Bench {
         let few = mesh::few(&self.mesh);
         let all: Vec<usize> = (0..self.mesh.services).collect();
         let (few_bytes, few_time) = self.caller("few", &few, false).await?;
+        // Without a Sidecar its routes have every service; clusters and endpoints it asks for by name.
+        let (unscoped_bytes, _) = self.caller("all", &few, false).await?;
         let (all_bytes, all_time) = self.caller("all", &all, false).await?;
         let (with_names, _) = self.caller("few", &few, true).await?;
         Ok(json!({
             "services": few.len(),
             "bytes": few_bytes,
+            "unscoped_bytes": unscoped_bytes,
             "served_ms": millis(few_time),
             "full_bytes": all_bytes,
             "full_served_ms": millis(all_time),
@@ -354,8 +421,4 @@ impl Bench {
         let time = node.served().await?;
         Ok((node.counts.bytes.load(Ordering::Relaxed), time))
     }
-}
-
-fn say(what: &str) {
-    eprintln!("    {what}");
 }

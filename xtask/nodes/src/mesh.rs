@@ -197,18 +197,31 @@ impl Mesh {
     }
 }
 
+/// Lets the proxy answer for a service that is split itself, with this text.
+pub(crate) fn write_answer(directory: &Path, service: usize, answer: &str) -> anyhow::Result<()> {
+    let route = format!("directResponse: {{status: 200, body: {{string: {answer}}}}}");
+    write_route(directory, service, &route)
+}
+
 /// Writes the rules of a service that is split; `weight` is the first version's.
 pub(crate) fn write_rule(directory: &Path, service: usize, weight: u8) -> anyhow::Result<()> {
-    let namespace = Mesh::namespace_of(service);
     let other = 100 - weight;
+    let route = format!(
+        "timeout: 5s\n    route:\n    - {{destination: {{host: s{service}, subset: v1}}, weight: {weight}}}\n    \
+         - {{destination: {{host: s{service}, subset: v2}}, weight: {other}}}"
+    );
+    write_route(directory, service, &route)
+}
+
+fn write_route(directory: &Path, service: usize, route: &str) -> anyhow::Result<()> {
+    let namespace = Mesh::namespace_of(service);
     let text = format!(
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
          metadata: {{name: s{service}, namespace: n{namespace}}}\nspec:\n  host: s{service}\n  \
          subsets: [{{name: v1, labels: {{version: v1}}}}, {{name: v2, labels: {{version: v2}}}}]\n---\n\
          apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
          metadata: {{name: s{service}, namespace: n{namespace}}}\nspec:\n  hosts: [s{service}]\n  http:\n  \
-         - timeout: 5s\n    route:\n    - {{destination: {{host: s{service}, subset: v1}}, weight: {weight}}}\n    \
-         - {{destination: {{host: s{service}, subset: v2}}, weight: {other}}}\n"
+         - {route}\n"
     );
     let file = format!("n{namespace}/s{service}-rules.yaml");
     put(directory, &file, &text)
@@ -266,7 +279,7 @@ fn pod_name(service: usize, at: usize, round: usize) -> String {
     format!("s{service}-5d4f8c7b6-{round}x{at}")
 }
 
-fn host(service: usize) -> String {
+pub(crate) fn host(service: usize) -> String {
     format!(
         "s{service}.n{}.svc.cluster.local",
         Mesh::namespace_of(service)
