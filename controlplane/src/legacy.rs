@@ -8,12 +8,11 @@
 pub mod bootstrap;
 mod clusters;
 mod conditions;
-mod endpoints;
+pub(crate) mod endpoints;
 mod inbound;
 mod listeners;
 pub mod names;
-pub(crate) mod renaming;
-mod routes;
+pub(crate) mod routes;
 pub mod schema;
 pub(crate) mod server;
 

@@ -8,6 +8,7 @@ mod allow;
 mod cache;
 pub(crate) mod client_status;
 pub(crate) mod objects;
+pub(crate) mod renaming;
 mod residents;
 pub mod ttl;
 mod vhds;
@@ -28,12 +29,12 @@ use tonic::Status;
 
 use self::cache::Cache;
 use self::objects::{Objects, Services};
+use self::renaming::Renamed;
 use self::residents::Residents;
 use self::ttl::{ResourceTtl, Ttls};
 use self::vhds::OnDemandHosts;
 use crate::analysis::Origins;
 use crate::index::ChangeSet;
-use crate::legacy::renaming::{self, Renamed};
 use crate::metrics::PilotMetrics;
 use crate::model::problem::Problem;
 use crate::push::scope::History;
@@ -124,8 +125,8 @@ pub struct Client {
     reads_objects: bool,
     /// Whether it has proven who it is, and is to have its own alone.
     proven: bool,
-    /// Whether it is told the names of the seed era.
-    is_legacy: bool,
+    /// What makes the names of the seed era, where it is told those.
+    renamed: Option<Arc<Renamed>>,
     /// How it asks for virtual hosts, where it does.
     hosts: Option<Arc<OnDemandHosts>>,
     selections: Mutex<BTreeMap<String, Selection>>,
@@ -264,7 +265,7 @@ impl MeshSource {
         MeshView {
             objects: client.reads_objects.then(|| self.objects.load_full()),
             proven: client.proven,
-            renamed: client.is_legacy.then(|| Arc::clone(&self.renamed)),
+            renamed: client.renamed.clone(),
             hosts: client.hosts.clone(),
             ..self.view_of(Arc::clone(&client.view))
         }
@@ -287,7 +288,7 @@ impl ConfigSource for MeshSource {
             proven: connection.proven,
             // The history knows today's names.
             names_changes: connection.variant == ProtocolVariant::Delta && !is_legacy,
-            is_legacy,
+            renamed: is_legacy.then(|| Arc::clone(&self.renamed)),
             hosts: OnDemandHosts::of_node(&connection.node).map(Arc::new),
             selections: Mutex::default(),
         });

@@ -41,7 +41,7 @@ pub(super) fn registrations(snapshot: &MeshSnapshot) -> Vec<Registration> {
 }
 
 /// A port by its name; the only one needs none.
-pub(super) fn port<'a>(service: &'a Service, name: &str) -> Option<&'a ServicePort> {
+pub(crate) fn port<'a>(service: &'a Service, name: &str) -> Option<&'a ServicePort> {
     match &service.ports[..] {
         [only] if name.is_empty() => Some(only),
         ports => ports.iter().find(|port| port.name == name),

@@ -107,7 +107,7 @@ impl FromStr for ServiceKey {
 }
 
 /// The cluster of a port of the client's own application.
-pub(super) fn inbound(port: u16) -> String {
+pub(crate) fn inbound(port: u16) -> String {
     format!("in.{port}")
 }
 

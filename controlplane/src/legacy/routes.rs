@@ -21,7 +21,7 @@ use crate::model::workload::Labels;
 use crate::snapshot::claim;
 
 /// What spans of requests are called that no rule is for.
-pub(super) const DEFAULT_ROUTE: &str = "default-route";
+pub(crate) const DEFAULT_ROUTE: &str = "default-route";
 /// The failures that the era retried where a rule said only how often.
 const ERA_RETRY_ON: &str = "5xx,connect-failure,refused-stream";
 /// The port on which hosts are routed that no service has.

@@ -224,9 +224,10 @@ impl Bench {
             let weight = weight + if shared { 50 } else { 10 };
             let namespace = Mesh::namespace_of(service);
             let of = |namespace: usize| format!("n{namespace}/80");
-            let names = match shared {
-                true => (0..self.mesh.namespaces()).map(of).collect(),
-                false => vec![of(namespace)],
+            let names = if shared {
+                (0..self.mesh.namespaces()).map(of).collect()
+            } else {
+                vec![of(namespace)]
             };
             Change {
                 names,

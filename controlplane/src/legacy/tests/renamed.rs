@@ -8,8 +8,8 @@ use millrace_xds::subscription::Selection;
 use millrace_xds::{EncodedResource, json};
 use serde_json::{Value, json};
 
-use super::super::renaming::{Names, Renamed, is_asked_for};
 use super::{NODE, root, snapshot_of};
+use crate::serve::renaming::{Names, Renamed, is_asked_for};
 use crate::snapshot::MeshSnapshot;
 use crate::translate::{ProxyView, ResourceKind, Translator};
 

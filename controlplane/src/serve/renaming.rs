@@ -14,8 +14,9 @@ use millrace_xds::{EncodedResource, Version, WireResource, json};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::names::{self, ServiceKey};
-use super::routes::DEFAULT_ROUTE;
+use crate::legacy::endpoints;
+use crate::legacy::names::{self, ServiceKey};
+use crate::legacy::routes::DEFAULT_ROUTE;
 use crate::model::names::{ClusterName, Hostname};
 use crate::model::workload::Labels;
 use crate::snapshot::MeshSnapshot;
@@ -130,7 +131,7 @@ impl Names<'_> {
         let host = Hostname::literal(&key.host).ok()?;
         let mut services = self.snapshot.services_with(&host);
         let (service, port) = services.find_map(|service| {
-            let port = super::endpoints::port(service, &key.port)?;
+            let port = endpoints::port(service, &key.port)?;
             self.snapshot
                 .service_on(&host, port.port, Some(self.namespace))
                 .filter(|meant| meant.name == service.name)
