@@ -19,6 +19,7 @@ use crate::model::api_route::{ApiRoute, ReferenceGrant};
 use crate::model::delegate;
 use crate::model::endpoint::{self, EndpointSlice, ServiceEndpoints};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
+use crate::model::gateway::Gateway;
 use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::node::Node;
@@ -104,6 +105,7 @@ impl Index {
                 self.put_api_route(&id, Some(route));
             }
             Object::ReferenceGrant(grant) => self.put_grant(&name, Some(grant)),
+            Object::Gateway(gateway) => self.put_gateway(&id, Some(gateway)),
             Object::WorkloadEntry(entry) => self.put_workload_entry(&name, Some(entry)),
             Object::Sidecar(sidecar) => self.put_sidecar(&name, Some(sidecar)),
         }
@@ -138,8 +140,9 @@ impl Index {
                 self.put_api_route(id, None);
             }
             Kind::ReferenceGrant => self.put_grant(name, None),
+            Kind::Gateway | Kind::IstioGateway | Kind::Ingress => self.put_gateway(id, None),
             // Judged and never kept.
-            Kind::Gateway | Kind::GatewayClass | Kind::IstioGateway | Kind::Ingress => {}
+            Kind::GatewayClass => {}
             Kind::WorkloadEntry => self.put_workload_entry(name, None),
             Kind::Sidecar => self.put_sidecar(name, None),
         }
@@ -172,6 +175,12 @@ impl Index {
         if put(&mut self.state.reference_grants, name, grant) {
             self.changes.routes = true;
             self.changes.attached = true;
+        }
+    }
+
+    fn put_gateway(&mut self, id: &ObjectId, gateway: Option<Arc<Gateway>>) {
+        if put(&mut self.state.gateways, id, gateway) {
+            self.changes.gateways = true;
         }
     }
 

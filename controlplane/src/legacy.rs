@@ -54,10 +54,12 @@ impl std::str::FromStr for Client {
                 namespace,
                 addresses,
             }),
-            ProxyView::Node { .. } | ProxyView::Grpc { .. } => Err(InvalidView::Role {
-                id: service_node.to_owned(),
-                role: id.role.as_str(),
-            }),
+            ProxyView::Node { .. } | ProxyView::Router { .. } | ProxyView::Grpc { .. } => {
+                Err(InvalidView::Role {
+                    id: service_node.to_owned(),
+                    role: id.role.as_str(),
+                })
+            }
         }
     }
 }

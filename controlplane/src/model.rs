@@ -8,6 +8,7 @@ pub mod api_route;
 pub mod delegate;
 pub mod endpoint;
 pub mod entry;
+pub mod gateway;
 pub mod mesh;
 pub mod names;
 pub mod near;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use self::api_route::{ApiRoute, ReferenceGrant};
 use self::endpoint::EndpointSlice;
 use self::entry::{ServiceEntry, WorkloadEntry};
+use self::gateway::Gateway;
 use self::names::ObjectName;
 use self::node::Node;
 use self::policy::DestinationRule;
@@ -73,7 +75,7 @@ kinds! {
     Pod = "Pod",
     /// A Kubernetes Deployment: describes pods, makes none.
     Deployment = "Deployment",
-    /// A Kubernetes Ingress: judged, not kept.
+    /// A Kubernetes Ingress.
     Ingress = "Ingress",
     /// An Istio `VirtualService`.
     VirtualService = "VirtualService",
@@ -99,11 +101,11 @@ kinds! {
     TlsRoute = "TLSRoute",
     /// A Gateway API `ReferenceGrant`.
     ReferenceGrant = "ReferenceGrant",
-    /// A Gateway API `Gateway`: judged, not kept.
+    /// A Gateway API `Gateway`.
     Gateway = "Gateway",
     /// A Gateway API `GatewayClass`: judged, not kept.
     GatewayClass = "GatewayClass",
-    /// An Istio `Gateway`: judged, not kept.
+    /// An Istio `Gateway`.
     IstioGateway = "Gateway",
 }
 
@@ -162,6 +164,8 @@ pub enum Object {
     ApiRoute(Arc<ApiRoute>),
     /// References between namespaces that are allowed.
     ReferenceGrant(Arc<ReferenceGrant>),
+    /// A way into the mesh.
+    Gateway(Arc<Gateway>),
 }
 
 impl Object {
@@ -183,6 +187,7 @@ impl Object {
             Self::Sidecar(sidecar) => (Kind::Sidecar, &sidecar.name),
             Self::ApiRoute(route) => (route.kind, &route.name),
             Self::ReferenceGrant(grant) => (Kind::ReferenceGrant, &grant.name),
+            Self::Gateway(gateway) => (gateway.kind, &gateway.name),
         };
         ObjectId {
             kind,

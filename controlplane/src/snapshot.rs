@@ -4,6 +4,7 @@
 //! Of a table that a snapshot still holds the index copies only what it changes.
 
 mod api_route;
+mod gateway;
 mod reach;
 mod resolve;
 mod services;
@@ -22,6 +23,7 @@ use crate::model::ObjectId;
 use crate::model::api_route::{ApiRoute, ReferenceGrant};
 use crate::model::endpoint::{EndpointSlice, ServiceEndpoints, WorkloadLookup};
 use crate::model::entry::{ServiceEntry, WorkloadEntry};
+use crate::model::gateway::Gateway;
 use crate::model::mesh::MeshConfig;
 use crate::model::names::{Hostname, ObjectName};
 use crate::model::node::Node;
@@ -72,6 +74,8 @@ pub struct MeshSnapshot {
     pub api_routes: Table<ObjectId, Arc<ApiRoute>>,
     /// `ReferenceGrants` by name.
     pub reference_grants: Table<ObjectName, Arc<ReferenceGrant>>,
+    /// Gateways of all kinds.
+    pub gateways: Table<ObjectId, Arc<Gateway>>,
     /// `DestinationRules` by name.
     pub destination_rules: Table<ObjectName, Arc<DestinationRule>>,
     /// Derived: `DestinationRules` by the host that they name.

@@ -1,9 +1,11 @@
 //! Statuses: what pilot made of an object, as its owner reads it with kubectl.
 //!
 //! Pure: input is an object's problems and the status that it has, output the status that it should have, or nothing
-//! where that is the same. [`istio`] is for kinds of Istio's form, [`routes`] for routes of the Gateway API. What others
+//! where that is the same. [`istio`] is for kinds of Istio's form, [`routes`] and
+//! [`gateways`] for those of the Gateway API. What others
 //! wrote into a status stays. Written by [`crate::kube::status`].
 
+pub mod gateways;
 pub mod istio;
 pub mod routes;
 

@@ -9,6 +9,7 @@ mod cluster;
 mod endpoint;
 mod fault;
 mod filter;
+mod gateway;
 mod grpc;
 mod hash;
 mod inbound;

@@ -34,6 +34,7 @@ fn goldens() -> Vec<PathBuf> {
                 case.join("node.golden.json"),
                 case.join("sidecar.golden.json"),
                 case.join("node-envoy.golden.json"),
+                case.join("router.golden.json"),
             ]
         })
         .filter(|golden| golden.exists())

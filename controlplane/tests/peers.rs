@@ -16,6 +16,8 @@ mod envoy;
 mod failures;
 #[path = "peers/grpc.rs"]
 mod grpc;
+#[path = "peers/router.rs"]
+mod router;
 #[path = "peers/tonic.rs"]
 mod tonic;
 #[path = "peers/vhds.rs"]

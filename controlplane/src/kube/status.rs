@@ -25,12 +25,14 @@ use self::watch::{Known, Seen};
 use crate::analysis::Origins;
 use crate::index::Index;
 use crate::metrics::PilotMetrics;
-use crate::model::analyze::analyze;
+use crate::model::analyze::{analyze, takes_at};
+use crate::model::api_route::ApiRoute;
+use crate::model::names::ObjectName;
 use crate::model::problem::{Finding, Problem};
 use crate::model::{Kind, ObjectId};
 use crate::serve::MeshSource;
 use crate::snapshot::MeshSnapshot;
-use crate::status::{Moment, istio, routes};
+use crate::status::{Moment, gateways, istio, routes};
 
 /// What is seen waits for so long, so that a burst is judged once.
 const QUIET: Duration = Duration::from_millis(200);
@@ -214,7 +216,8 @@ impl StatusWriter {
             index.apply(object);
         }
         let mut between: BTreeMap<ObjectId, Vec<(ObjectId, Finding)>> = BTreeMap::new();
-        for (id, finding) in analyze(&index.snapshot()) {
+        let judged = index.snapshot();
+        for (id, finding) in analyze(&judged) {
             between.entry(id.clone()).or_default().push((id, finding));
         }
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -223,7 +226,7 @@ impl StatusWriter {
             let mut problems = known.problems.clone();
             let found = between.remove(id).unwrap_or_default();
             problems.extend(Origins::default().locate(found));
-            if let Some(status) = status_of(id, known, &problems, &now) {
+            if let Some(status) = status_of(id, known, &problems, &now, &judged) {
                 writes.push(Write {
                     id: id.clone(),
                     resource: Arc::clone(&known.resource),
@@ -265,17 +268,62 @@ impl StatusWriter {
     }
 }
 
-fn status_of(id: &ObjectId, known: &Known, problems: &[Problem], now: &str) -> Option<Value> {
+fn status_of(
+    id: &ObjectId,
+    known: &Known,
+    problems: &[Problem],
+    now: &str,
+    mesh: &MeshSnapshot,
+) -> Option<Value> {
     let moment = Moment {
         generation: known.generation,
         now,
     };
     match id.kind {
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
-            routes::status(&known.parents, problems, &known.status, moment)
+            let is_ours = |reference: &Value| is_gateway(mesh, &id.name.namespace, reference);
+            routes::status(&known.parents, &is_ours, problems, &known.status, moment)
+        }
+        Kind::Gateway if known.listeners.is_null() => None,
+        Kind::Gateway => {
+            let attached = attached(mesh, id, &known.listeners);
+            let (listeners, before) = (&known.listeners, &known.status);
+            gateways::status(listeners, &attached, problems, before, moment)
         }
         _ => istio::status(problems, &known.status, moment),
     }
+}
+
+/// Whether a parent of a route is a gateway of the mesh.
+fn is_gateway(mesh: &MeshSnapshot, namespace: &str, reference: &Value) -> bool {
+    let part = |key: &str| reference[key].as_str();
+    let group = part("group").unwrap_or("gateway.networking.k8s.io");
+    let kind = part("kind").unwrap_or("Gateway");
+    let name = part("name").unwrap_or_default();
+    let gateway = ObjectId {
+        kind: Kind::Gateway,
+        name: ObjectName::new(part("namespace").unwrap_or(namespace), name),
+    };
+    (group, kind) == ("gateway.networking.k8s.io", "Gateway")
+        && mesh.gateways.contains_key(&gateway)
+}
+
+/// How many routes each listener of a gateway takes.
+fn attached(mesh: &MeshSnapshot, id: &ObjectId, listeners: &Value) -> Vec<usize> {
+    let gateway = mesh.gateways.get(id);
+    let names = listeners.as_array().into_iter().flatten();
+    let names = names.map(|listener| listener["name"].as_str().unwrap_or_default());
+    let count = |name: &str| {
+        let routes = mesh.api_routes.values();
+        let taken = |route: &&Arc<ApiRoute>| {
+            gateway.is_some_and(|gateway| {
+                let mut parents = route.parents.iter();
+                route.is_http() && parents.any(|parent| takes_at(gateway, name, route, parent))
+            })
+        };
+        routes.filter(taken).count()
+    };
+    names.map(count).collect()
 }
 
 #[cfg(test)]

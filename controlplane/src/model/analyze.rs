@@ -31,6 +31,7 @@ pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
     analysis.claims();
     analysis.sidecars();
     analysis.api_routes();
+    analysis.ingresses();
     analysis.found
 }
 
@@ -45,6 +46,7 @@ pub fn analyze_object(snapshot: &MeshSnapshot, id: &ObjectId) -> Vec<Finding> {
         Kind::RouteRule => analysis.route_rules(),
         Kind::DestinationRule => analysis.destination_rules(),
         Kind::Service => analysis.services(),
+        Kind::Ingress => analysis.ingresses(),
         Kind::ServiceEntry | Kind::EgressRule => analysis.claims(),
         Kind::Sidecar => analysis.sidecars(),
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
@@ -60,8 +62,10 @@ pub fn analyze_object(snapshot: &MeshSnapshot, id: &ObjectId) -> Vec<Finding> {
 }
 
 mod api_routes;
+mod gateways;
 mod hints;
 
+pub use self::gateways::takes_at;
 pub use self::hints::hints;
 
 struct Analysis<'a> {
@@ -92,7 +96,7 @@ impl Analysis<'_> {
             .snapshot
             .virtual_services
             .values()
-            .filter(|rule| rule.for_mesh)
+            .filter(|rule| rule.for_mesh || !rule.gateways.is_empty())
             .collect();
         rules.sort_by_key(|rule| {
             (
@@ -103,7 +107,9 @@ impl Analysis<'_> {
         });
         for rule in rules {
             self.delegates(rule);
-            for (index, host) in rule.hosts.iter().enumerate() {
+            self.named_gateways(rule);
+            let of_mesh = rule.hosts.iter().enumerate();
+            for (index, host) in of_mesh.filter(|_| rule.for_mesh) {
                 if let Some(winner) = claimed.get(host) {
                     let message =
                         format!("{host} is already routed by VirtualService {winner}, which wins");

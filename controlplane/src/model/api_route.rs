@@ -4,7 +4,8 @@
 //! Made by [`super::validate`]; [`crate::snapshot`] asks which of them hold for a client and a port.
 
 use super::Kind;
-use super::names::ObjectName;
+use super::gateway::GatewayServer;
+use super::names::{Hostname, ObjectName};
 use super::route::{HttpMatch, HttpRoute, StringMatch, TcpRoute};
 use super::service::{Service, ServicePort};
 
@@ -19,16 +20,18 @@ pub struct ApiRoute {
     pub created: Option<String>,
     /// What it belongs to.
     pub parents: Vec<Parent>,
+    /// The hosts that it is for at gateways; none where it is for all of theirs.
+    pub hostnames: Vec<Hostname>,
     /// Its rules, where it routes requests.
     pub http: Vec<HttpRoute>,
     /// Its rule, where it routes connections.
     pub connections: Option<TcpRoute>,
 }
 
-/// A service, or one port of it, that a route belongs to.
+/// A service or gateway, or one port of it, that a route belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parent {
-    /// Service or `ServiceEntry`.
+    /// Service, `ServiceEntry` or Gateway.
     pub kind: Kind,
     /// Its namespace and name.
     pub name: ObjectName,
@@ -50,6 +53,17 @@ pub struct ReferenceGrant {
 }
 
 impl Parent {
+    /// Whether it is this listener of this gateway.
+    pub fn is_at(&self, gateway: &ObjectName, listener: &GatewayServer) -> bool {
+        self.kind == Kind::Gateway
+            && self.name == *gateway
+            && self.port.is_none_or(|port| port == listener.port)
+            && self
+                .section
+                .as_ref()
+                .is_none_or(|name| *name == listener.name)
+    }
+
     /// Whether it is this port of this service.
     pub fn is(&self, service: &Service, port: &ServicePort) -> bool {
         self.is_service(service)
@@ -108,9 +122,13 @@ pub fn by_precedence<'a>(routes: impl IntoIterator<Item = &'a ApiRoute>) -> Vec<
             ..rule.clone()
         }));
     }
-    // A stable sort: what is equal stays in the order of age.
-    rules.sort_by_key(|rule| std::cmp::Reverse(weight(&rule.matches[0])));
+    sort_by_precedence(&mut rules);
     rules
+}
+
+/// Sorts rules of single conditions into the order in which they are tried; what is equal stays as it was.
+pub fn sort_by_precedence(rules: &mut [HttpRoute]) {
+    rules.sort_by_key(|rule| std::cmp::Reverse(rule.matches.first().map(weight)));
 }
 
 fn weight(condition: &HttpMatch) -> (u8, usize, bool, usize, usize) {

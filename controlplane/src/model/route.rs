@@ -19,6 +19,8 @@ pub struct VirtualService {
     pub hosts: Vec<Hostname>,
     /// Whether it applies to traffic between workloads, not only to named gateways.
     pub for_mesh: bool,
+    /// The Istio gateways whose traffic it routes.
+    pub gateways: Vec<ObjectName>,
     /// Who may use it.
     pub export_to: ExportTo,
     /// HTTP routes, first match wins.

@@ -48,6 +48,8 @@ pub struct Revisions {
     pub policies: Generation,
     /// `Sidecars`.
     pub scopes: Generation,
+    /// Gateways.
+    pub gateways: Generation,
     /// The mesh's settings.
     pub mesh: Generation,
 }
@@ -66,6 +68,7 @@ impl Revisions {
             (&mut self.attached, changes.attached),
             (&mut self.policies, changes.policies),
             (&mut self.scopes, changes.scopes),
+            (&mut self.gateways, changes.gateways),
             (&mut self.mesh, changes.mesh),
         ] {
             if changed {
@@ -91,16 +94,23 @@ impl Revisions {
             routes,
             policies,
             scopes,
+            gateways,
             mesh,
             ..
         } = *self;
         let parts = if *type_url == TypeUrl::LISTENER {
             // Headless services have listeners per endpoint; inbound ones come from pods.
-            [services, headless, workloads, routes.max(policies), scopes]
+            [
+                services,
+                headless.max(gateways),
+                workloads,
+                routes.max(policies),
+                scopes,
+            ]
         } else if *type_url == TypeUrl::ROUTE || *type_url == TypeUrl::CLUSTER {
             // Routes name subsets, which may come from labels in routes and rules alike; clusters of a
             // sidecar include those of its pod's ports.
-            [services, workloads, routes, policies, scopes]
+            [services, workloads.max(gateways), routes, policies, scopes]
         } else if *type_url == TypeUrl::ENDPOINT {
             [services, endpoints, routes, policies, scopes]
         } else {
@@ -221,6 +231,16 @@ impl History {
                 let here = |change: &Change<Service>| *change.version.name.namespace == *namespace;
                 pods > since || at.scopes > since || self.services.any(since, here)
             }
+            // Any of them may be of a host that a gateway lets in, and the pod's labels choose gateways.
+            Part::Gateways => [
+                at.services,
+                at.workloads,
+                at.routes,
+                at.policies,
+                at.gateways,
+            ]
+            .iter()
+            .any(|part| *part > since),
             // What a target of gRPC's means depends on what a Sidecar lets its namespace see.
             Part::Names => [at.services, at.headless, at.scopes]
                 .iter()

@@ -52,7 +52,8 @@ impl TokenGuard {
         let identity = identity.map_err(|error| refusal(&error))?;
         let pod = match &view {
             ProxyView::Node { .. } => None,
-            ProxyView::Sidecar { namespace, pod, .. } => Some((namespace.as_str(), pod.clone())),
+            ProxyView::Sidecar { namespace, pod, .. }
+            | ProxyView::Router { namespace, pod, .. } => Some((namespace.as_str(), pod.clone())),
             // Its id says which pod it is, though what it is told depends on the namespace alone.
             ProxyView::Grpc { namespace, .. } => {
                 let id = node.parsed_id().map(|id| id.id).unwrap_or_default();

@@ -16,6 +16,8 @@ impl Published {
     pub(super) fn allows(&self, view: &ProxyView, kind: ResourceKind, name: &str) -> bool {
         match view {
             ProxyView::Node { name: node, .. } => self.allows_node(node, view, kind, name),
+            // It lets in what is bound for any of them.
+            ProxyView::Router { .. } => true,
             // Their names say nothing of a namespace, so it is their own.
             ProxyView::Sidecar { namespace, .. } | ProxyView::Grpc { namespace, .. } => {
                 match view.part(kind, name) {
@@ -76,6 +78,7 @@ impl Published {
     pub(super) fn allows_others(&self, view: &ProxyView, since: Generation) -> bool {
         match view {
             ProxyView::Node { name, .. } => self.residents.changed(name) > since,
+            ProxyView::Router { .. } => false,
             ProxyView::Sidecar { namespace, .. } | ProxyView::Grpc { namespace, .. } => {
                 let at = &self.history.revisions;
                 let rules = [at.routes, at.labels, at.attached].into_iter().max();

@@ -1,4 +1,4 @@
-//! `status.parents` of the Gateway API's routes, for the parents that are services: whether a route is accepted there, and
+//! `status.parents` of the Gateway API's routes, for the parents that are the mesh's: whether a route is accepted there, and
 //! whether its references lead somewhere. The reasons are those of the specification.
 
 use serde_json::{Value, json};
@@ -9,9 +9,11 @@ use crate::model::problem::{Problem, Reason, Severity};
 /// Who says so.
 pub const CONTROLLER: &str = "millrace.io/mesh-controller";
 
-/// What the status of a route with these parents and problems should say; none where it says that already.
+/// What the status of a route with these parents and problems should say; none where it says that already. Of a
+/// gateway `is_gateway` says whether it is the mesh's.
 pub fn status(
     parents: &Value,
+    is_gateway: &dyn Fn(&Value) -> bool,
     problems: &[Problem],
     before: &Value,
     moment: Moment<'_>,
@@ -24,7 +26,7 @@ pub fn status(
         .cloned()
         .collect();
     for (index, reference) in items(parents).into_iter().enumerate() {
-        if !is_service(&reference) {
+        if !is_service(&reference) && !is_gateway(&reference) {
             continue;
         }
         let mut ours = known.iter().filter(is_ours);
@@ -45,7 +47,7 @@ pub fn status(
     (all != known).then(|| json!({ "parents": all }))
 }
 
-/// Whether a parent is one of the mesh's, and not a gateway's business.
+/// Whether a parent is a service, whatever gateways there are.
 fn is_service(reference: &Value) -> bool {
     let kind = (reference["group"].as_str(), reference["kind"].as_str());
     [

@@ -12,6 +12,11 @@ const LATER: Moment<'static> = Moment {
     now: "2026-01-02T00:00:00Z",
 };
 
+/// No gateway is ours.
+fn none(_: &Value) -> bool {
+    false
+}
+
 fn problem(severity: Severity, reason: Reason, field: &str) -> Problem {
     Problem {
         severity,
@@ -114,7 +119,7 @@ fn each_parent_of_a_route_has_its_verdict() {
             "spec.rules[0].retry.backoff",
         ),
     ];
-    let status = routes::status(&parents, &problems, &before, FIRST).unwrap();
+    let status = routes::status(&parents, &none, &problems, &before, FIRST).unwrap();
     let all = items(&status["parents"]);
     assert_eq!(all.len(), 3, "{all:#?}");
     assert_eq!(all[0], theirs);
@@ -128,11 +133,14 @@ fn each_parent_of_a_route_has_its_verdict() {
         told(&all[2]["conditions"])[0],
         "Accepted False NoMatchingParent spec.parentRefs[2]: is so"
     );
-    assert_eq!(routes::status(&parents, &problems, &status, FIRST), None);
-    let alone = routes::status(&json!([gateway]), &problems, &status, FIRST);
+    assert_eq!(
+        routes::status(&parents, &none, &problems, &status, FIRST),
+        None
+    );
+    let alone = routes::status(&json!([gateway]), &none, &problems, &status, FIRST);
     assert_eq!(alone.unwrap()["parents"], json!([theirs]));
     assert_eq!(
-        routes::status(&json!([gateway]), &[], &Value::Null, FIRST),
+        routes::status(&json!([gateway]), &none, &[], &Value::Null, FIRST),
         None
     );
 }
@@ -141,7 +149,7 @@ fn each_parent_of_a_route_has_its_verdict() {
 fn reasons_are_those_of_the_gateway_api() {
     let parents = json!([{"group": "", "kind": "Service", "name": "a"}]);
     let reasons = |found: Problem| {
-        let status = routes::status(&parents, &[found], &Value::Null, FIRST).unwrap();
+        let status = routes::status(&parents, &none, &[found], &Value::Null, FIRST).unwrap();
         let conditions = items(&status["parents"][0]["conditions"]);
         [0, 1].map(|at| conditions[at]["reason"].as_str().unwrap().to_owned())
     };
@@ -168,4 +176,52 @@ fn reasons_are_those_of_the_gateway_api() {
         error("spec.rules[0].backendRefs[0].kind"),
         ["UnsupportedValue", "InvalidKind"]
     );
+}
+
+#[test]
+fn a_gateway_says_what_each_listener_takes() {
+    let listeners = json!([{"name": "http"}, {"name": "https"}]);
+    let problems = [problem(
+        Severity::Warning,
+        Reason::NotExecuted,
+        "spec.listeners[1].protocol",
+    )];
+    let theirs = json!({"type": "Mine", "status": "True"});
+    let before = json!({"conditions": [theirs]});
+    let status = gateways::status(&listeners, &[2, 0], &problems, &before, FIRST).unwrap();
+    assert_eq!(status["conditions"][0], theirs);
+    assert_eq!(
+        told(&json!(items(&status["conditions"])[1..])),
+        [
+            "Accepted True Accepted ",
+            "Programmed True Programmed ",
+            "millrace.io/Executed False NotExecuted spec.listeners[1].protocol: is so",
+        ]
+    );
+    let [http, https] = [0, 1].map(|at| status["listeners"][at].clone());
+    assert_eq!(
+        (&http["attachedRoutes"], &https["attachedRoutes"]),
+        (&json!(2), &json!(0))
+    );
+    assert_eq!(http["supportedKinds"][0]["kind"], "HTTPRoute");
+    assert_eq!(https["supportedKinds"], json!([]));
+    let accepted = |listener: &Value| told(&listener["conditions"]).remove(0);
+    assert_eq!(accepted(&http), "Accepted True Accepted ");
+    let unsupported = "Accepted False UnsupportedProtocol spec.listeners[1].protocol: is so";
+    assert_eq!(accepted(&https), unsupported);
+    assert_eq!(
+        gateways::status(&listeners, &[2, 0], &problems, &status, FIRST),
+        None
+    );
+}
+
+#[test]
+fn a_route_has_a_verdict_at_gateways_of_the_mesh_alone() {
+    let parents = json!([{"name": "ours"}, {"name": "theirs"}]);
+    let ours = |reference: &Value| reference["name"] == "ours";
+    let status = routes::status(&parents, &ours, &[], &Value::Null, FIRST).unwrap();
+    let all = items(&status["parents"]);
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0]["parentRef"]["name"], "ours");
+    assert_eq!(told(&all[0]["conditions"])[0], "Accepted True Accepted ");
 }

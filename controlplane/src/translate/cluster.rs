@@ -94,7 +94,10 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
             .collect();
         // What a Sidecar lets nobody call may still be where a route leads.
         let meant = |service: &Service, port: &ServicePort| {
-            reached.contains(&(&service.name, port.port)) || routed.contains(&service.hostname)
+            // A Sidecar is for pods, and not for what lets others in.
+            matches!(translator.view, ProxyView::Router { .. })
+                || reached.contains(&(&service.name, port.port))
+                || routed.contains(&service.hostname)
         };
         for (service, port) in translator.snapshot.ports_exported_to(namespace) {
             if !meant(service, port) {

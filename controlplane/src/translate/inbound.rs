@@ -57,7 +57,7 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
         }
         ProxyView::Sidecar { .. } => (name == VIRTUAL_INBOUND)
             .then(|| inbound(translator, name, own_workload(translator).as_deref())),
-        ProxyView::Grpc { .. } => None,
+        ProxyView::Router { .. } | ProxyView::Grpc { .. } => None,
     }
 }
 
@@ -65,7 +65,7 @@ pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listen
 pub(super) fn own_ports(translator: &Translator<'_>) -> BTreeSet<u16> {
     let workloads: Vec<Arc<Workload>> = match translator.view {
         ProxyView::Sidecar { .. } => own_workload(translator).into_iter().collect(),
-        ProxyView::Grpc { .. } => Vec::new(),
+        ProxyView::Router { .. } | ProxyView::Grpc { .. } => Vec::new(),
         ProxyView::Node { name, .. } => {
             let all = translator.snapshot.workloads.values();
             all.filter(|pod| is_on_node(pod, name)).cloned().collect()

@@ -21,7 +21,7 @@ use millrace_xds::proto::{Any, Listener, pack};
 
 use super::filter::{self, Routes};
 use super::wrap::{duration, socket, truth, uint, written_at};
-use super::{ProxyView, Translator, fault, grpc, inbound, netns};
+use super::{ProxyView, Translator, fault, gateway, grpc, inbound, netns};
 use crate::model::Kind;
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::{ClusterName, ObjectName};
@@ -41,13 +41,16 @@ const HTTP_PROTOCOLS: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 
 /// The listeners of a sidecar, or those of all pods of a node with the namespaces they are in.
 pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
+    if matches!(translator.view, ProxyView::Router { .. }) {
+        return gateway::listener_names(translator);
+    }
     let outbound = namespaces(translator)
         .into_iter()
         .flat_map(|namespace| outbound_names(translator, namespace));
     let mut names: Vec<String> = outbound.collect();
     match translator.view {
         ProxyView::Sidecar { .. } => names.push(inbound::VIRTUAL_INBOUND.to_owned()),
-        ProxyView::Grpc { .. } => {}
+        ProxyView::Router { .. } | ProxyView::Grpc { .. } => {}
         ProxyView::Node { name, netns, .. } => {
             let pods = pods_of(translator, name);
             names.extend(pods.map(|pod| inbound::name_of(&pod.name)));
@@ -65,7 +68,9 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
 /// The namespaces of the clients behind a proxy.
 pub(super) fn namespaces<'a>(translator: &Translator<'a>) -> BTreeSet<&'a str> {
     match translator.view {
-        ProxyView::Sidecar { namespace, .. } => [namespace.as_str()].into(),
+        ProxyView::Sidecar { namespace, .. } | ProxyView::Router { namespace, .. } => {
+            [namespace.as_str()].into()
+        }
         // It asks for its targets.
         ProxyView::Grpc { .. } => BTreeSet::new(),
         ProxyView::Node { name, .. } => pods_of(translator, name)
@@ -101,6 +106,9 @@ pub(super) fn collection(translator: &Translator<'_>, prefix: &str) -> Vec<Strin
 pub(super) fn listener(translator: &Translator<'_>, name: &str) -> Option<Listener> {
     if let ProxyView::Grpc { namespace, .. } = translator.view {
         return grpc::listener(translator, namespace, name);
+    }
+    if matches!(translator.view, ProxyView::Router { .. }) {
+        return gateway::listener(translator, name);
     }
     if let ProxyView::Node {
         netns: Some(directory),
@@ -234,7 +242,9 @@ pub(super) fn any_addresses(view: &ProxyView) -> (IpAddr, Option<IpAddr>) {
     match view {
         // Its proxy knows both families of each of its pods.
         ProxyView::Node { .. } | ProxyView::Grpc { .. } => any_of(&[]),
-        ProxyView::Sidecar { addresses, .. } => any_of(addresses),
+        ProxyView::Sidecar { addresses, .. } | ProxyView::Router { addresses, .. } => {
+            any_of(addresses)
+        }
     }
 }
 

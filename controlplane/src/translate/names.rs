@@ -39,7 +39,7 @@ fn visible<'a>(translator: &Translator<'a>) -> impl Fn(&Service) -> bool + use<'
     let snapshot = translator.snapshot;
     let client = match translator.view {
         ProxyView::Sidecar { namespace, .. } => Some(namespace.as_str()),
-        ProxyView::Node { .. } | ProxyView::Grpc { .. } => None,
+        ProxyView::Node { .. } | ProxyView::Router { .. } | ProxyView::Grpc { .. } => None,
     };
     let sidecar = client.and_then(|client| snapshot.sidecar_of(client));
     move |service| {

@@ -11,7 +11,7 @@ use millrace_xds::proto::envoy::config::route::v3 as proto;
 use millrace_xds::proto::{RouteConfiguration, VirtualHost};
 
 use super::wrap::{truth, written_at};
-use super::{Translator, grpc, listener, route_action, route_match};
+use super::{ProxyView, Translator, gateway, grpc, listener, route_action, route_match};
 use crate::model::mesh::OutboundPolicy;
 use crate::model::names::{ClusterName, Hostname};
 use crate::model::place::Place;
@@ -24,6 +24,9 @@ const PLAIN_HTTP_PORT: u16 = 80;
 
 /// The route configurations that the listeners of this view ask for.
 pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
+    if matches!(translator.view, ProxyView::Router { .. }) {
+        return gateway::route_names(translator);
+    }
     let mut own = BTreeSet::new();
     for namespace in listener::namespaces(translator) {
         for (service, port) in translator.snapshot.ports_for(namespace) {
@@ -41,6 +44,9 @@ pub(super) fn names(translator: &Translator<'_>) -> Vec<String> {
 
 /// A route configuration by its name.
 pub(super) fn configuration(translator: &Translator<'_>, name: &str) -> Option<RouteConfiguration> {
+    if matches!(translator.view, ProxyView::Router { .. }) {
+        return gateway::configuration(translator, name);
+    }
     let (namespace, own_name) = translator.view.split(name)?;
     let rules = translator.snapshot.virtual_services_for(namespace);
     let mut builder = Builder {

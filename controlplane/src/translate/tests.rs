@@ -3,7 +3,8 @@
 //! `testdata/translate/<case>/in.yaml` holds the objects, `mesh.yaml` the settings if there are any, and
 //! `node.golden.json` and `sidecar.golden.json` everything that Millrace's proxy of the node `node-a` and stock Envoy as
 //! the sidecar of the pod `client` get; of some, `node-envoy.golden.json` what stock Envoy as the node's proxy gets, and
-//! `grpc.golden.json` what gRPC's own client gets for each service.
+//! `grpc.golden.json` what gRPC's own client gets for each service; where there are gateways, `router.golden.json`
+//! what stock Envoy gets as a pod that runs them.
 //! Rewritten only when `MILLRACE_BLESS` is 1.
 
 use std::fmt::Write as _;
@@ -70,6 +71,22 @@ fn sidecar() -> ProxyView {
         place: Place::default(),
         is_envoy: true,
         features: Features::all(),
+    }
+}
+
+fn router() -> ProxyView {
+    let labels = [
+        ("istio", "ingressgateway"),
+        ("gateway.networking.k8s.io/gateway-name", "edge"),
+    ];
+    ProxyView::Router {
+        namespace: "default".to_owned(),
+        pod: "edge".to_owned(),
+        labels: labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+        addresses: vec!["10.244.1.8".parse().unwrap()],
+        place: Place::default(),
     }
 }
 
@@ -154,6 +171,9 @@ fn goldens_are_what_is_made() {
         if OF_GRPC.iter().any(|name| case.ends_with(name)) {
             goldens.push((grpc(), "grpc.golden.json"));
         }
+        if !snapshot.gateways.is_empty() {
+            goldens.push((router(), "router.golden.json"));
+        }
         for (view, name) in goldens {
             let path = case.join(name);
             let made = rendered(&snapshot, &view);
@@ -173,7 +193,7 @@ fn goldens_are_what_is_made() {
 #[test]
 fn equal_snapshots_encode_to_equal_bytes() {
     for case in cases() {
-        for view in [node(), node_envoy(), sidecar(), grpc()] {
+        for view in [node(), node_envoy(), sidecar(), grpc(), router()] {
             let (one, other) = (snapshot_of(&case), snapshot_of(&case));
             let (one, other) = (Translator::new(&one, &view), Translator::new(&other, &view));
             for kind in ResourceKind::ALL {

@@ -10,6 +10,7 @@ use super::netns::OUTBOUND_PREFIX;
 use crate::model::names::{ClusterName, Hostname, ObjectName};
 use crate::model::near::Place;
 use crate::model::node::{Feature, Features};
+use crate::model::workload::Labels;
 
 /// How a proxy sees the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,6 +42,19 @@ pub enum ProxyView {
         is_envoy: bool,
         /// What it executes.
         features: Features,
+    },
+    /// A pod through which clients from outside come in, with Istio's resource names.
+    Router {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        pod: String,
+        /// The pod's labels, which choose its gateways.
+        labels: Labels,
+        /// The pod's addresses.
+        addresses: Vec<IpAddr>,
+        /// Where it says it is.
+        place: Place,
     },
     /// An application that is an xDS client itself, by gRPC's library.
     Grpc {
@@ -85,7 +99,7 @@ pub enum InvalidView {
         "node {0} is stock Envoy for a whole node: its metadata needs {NETNS_DIR}, an absolute path to its pods' network namespaces"
     )]
     Netns(String),
-    /// Gateways and waypoints.
+    /// Waypoints.
     #[error("node {id} is a {role}, which this pilot does not serve")]
     Role {
         /// The node's id.
@@ -117,7 +131,7 @@ impl ProxyView {
                 netns: netns(node)?,
                 features,
             }),
-            NodeRole::Sidecar => {
+            NodeRole::Sidecar | NodeRole::Router => {
                 let namespace = node
                     .namespace()
                     .ok_or_else(|| InvalidView::Namespace(node.id.clone()))?;
@@ -133,6 +147,15 @@ impl ProxyView {
                     .strip_suffix(&format!(".{namespace}"))
                     .unwrap_or(&id.id)
                     .to_owned();
+                if id.role == NodeRole::Router {
+                    return Ok(Self::Router {
+                        namespace,
+                        pod,
+                        labels: node.labels(),
+                        addresses: node.addresses(),
+                        place,
+                    });
+                }
                 Ok(Self::Sidecar {
                     namespace,
                     pod,
@@ -142,7 +165,7 @@ impl ProxyView {
                     features,
                 })
             }
-            role @ (NodeRole::Router | NodeRole::Waypoint) => Err(InvalidView::Role {
+            role @ NodeRole::Waypoint => Err(InvalidView::Role {
                 id: node.id.clone(),
                 role: role.as_str(),
             }),
@@ -152,9 +175,9 @@ impl ProxyView {
     /// Whose program the client is.
     pub(crate) fn program(&self) -> Program {
         match self {
-            Self::Sidecar { is_envoy: true, .. } | Self::Node { netns: Some(_), .. } => {
-                Program::Envoy
-            }
+            Self::Sidecar { is_envoy: true, .. }
+            | Self::Node { netns: Some(_), .. }
+            | Self::Router { .. } => Program::Envoy,
             Self::Sidecar { .. } | Self::Node { .. } => Program::Millrace,
             Self::Grpc { .. } => Program::Grpc,
         }
@@ -164,8 +187,8 @@ impl ProxyView {
     pub(crate) fn executes(&self, feature: Feature) -> bool {
         match self {
             Self::Node { features, .. } | Self::Sidecar { features, .. } => features.has(feature),
-            // What its library reads is said in its own words.
-            Self::Grpc { .. } => true,
+            // Stock Envoy; what gRPC's library reads is said in its own words.
+            Self::Router { .. } | Self::Grpc { .. } => true,
         }
     }
 
@@ -176,9 +199,9 @@ impl ProxyView {
         name: &'n str,
     ) -> Option<(Option<&'n str>, ClusterName)> {
         match self {
-            Self::Sidecar { namespace, .. } | Self::Grpc { namespace, .. } => {
-                Some((Some(namespace), name.parse().ok()?))
-            }
+            Self::Sidecar { namespace, .. }
+            | Self::Router { namespace, .. }
+            | Self::Grpc { namespace, .. } => Some((Some(namespace), name.parse().ok()?)),
             Self::Node { .. } => match name.split_once('/') {
                 Some((namespace, own)) if !namespace.contains('|') => {
                     Some((Some(namespace), own.parse().ok()?))
@@ -192,9 +215,9 @@ impl ProxyView {
     pub(crate) fn split<'n>(&'n self, name: &'n str) -> Option<(&'n str, &'n str)> {
         match self {
             Self::Node { .. } => name.split_once('/'),
-            Self::Sidecar { namespace, .. } | Self::Grpc { namespace, .. } => {
-                Some((namespace, name))
-            }
+            Self::Sidecar { namespace, .. }
+            | Self::Router { namespace, .. }
+            | Self::Grpc { namespace, .. } => Some((namespace, name)),
         }
     }
 
@@ -202,7 +225,7 @@ impl ProxyView {
     pub(crate) fn join(&self, namespace: &str, name: &str) -> String {
         match self {
             Self::Node { .. } => format!("{namespace}/{name}"),
-            Self::Sidecar { .. } | Self::Grpc { .. } => name.to_owned(),
+            Self::Sidecar { .. } | Self::Router { .. } | Self::Grpc { .. } => name.to_owned(),
         }
     }
 
@@ -213,15 +236,19 @@ impl ProxyView {
                 node: name.clone(),
                 zone: zone.clone(),
             },
-            Self::Sidecar { place, .. } | Self::Grpc { place, .. } => place.clone(),
+            Self::Sidecar { place, .. } | Self::Router { place, .. } | Self::Grpc { place, .. } => {
+                place.clone()
+            }
         }
     }
 
-    /// The pod of a sidecar.
+    /// The pod of a sidecar or router.
     pub(crate) fn own_pod(&self) -> Option<ObjectName> {
         match self {
             Self::Node { .. } | Self::Grpc { .. } => None,
-            Self::Sidecar { namespace, pod, .. } => Some(ObjectName::new(namespace, pod)),
+            Self::Sidecar { namespace, pod, .. } | Self::Router { namespace, pod, .. } => {
+                Some(ObjectName::new(namespace, pod))
+            }
         }
     }
 }
@@ -255,6 +282,8 @@ pub(crate) enum Part<'n> {
         namespace: &'n str,
         pod: Option<ObjectName>,
     },
+    /// What gateways let in.
+    Gateways,
     /// The table of names.
     Names,
     /// Nothing in the mesh.
@@ -265,6 +294,9 @@ impl ProxyView {
     /// What a resource of this view is about.
     pub(crate) fn part<'n>(&'n self, kind: ResourceKind, name: &'n str) -> Part<'n> {
         let part = match kind {
+            ResourceKind::Listener | ResourceKind::Route if matches!(self, Self::Router { .. }) => {
+                Some(Part::Gateways)
+            }
             ResourceKind::NameTable => Some(Part::Names),
             ResourceKind::Route => self.split(name).map(|(namespace, own)| {
                 let host = own
@@ -335,6 +367,15 @@ impl ProxyView {
             }
             Self::Node { .. } => return Scope::NodeEnvoys,
             Self::Grpc { namespace, .. } => return Scope::Grpc(namespace.clone()),
+            Self::Router { namespace, .. } => {
+                let features = scoped(kind, Features::all());
+                return match kind {
+                    ResourceKind::Cluster | ResourceKind::Endpoints if !is_delivery(name) => {
+                        Scope::Namespace(namespace.clone(), features)
+                    }
+                    _ => Scope::Proxy(self.clone()),
+                };
+            }
             Self::Sidecar {
                 namespace,
                 addresses,

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use bytes::Bytes;
 use http::Method;
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use millrace_controlplane::app::Pilot;
 use millrace_runtime::admin::client::{Target, call};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::admission::until;
 use crate::mesh::PATIENCE;
-use crate::rights::{RIGHTS, account, start_with};
+use crate::rights::{RIGHTS, account, kubeconfig, start_with};
 
 const VIRTUAL_SERVICES: &str =
     include_str!("../../../deploy/crds/networking.istio.io_virtualservices.yaml");
@@ -131,7 +131,7 @@ async fn what_pilot_made_of_objects_stands_in_their_statuses() -> anyhow::Result
         [
             "Accepted True Accepted ".to_owned(),
             format!("ResolvedRefs False BackendNotFound {missing}"),
-            "millrace.io/Executed False NotExecuted spec.parentRefs[2]: no gateway runs in this release, so \"edge\" has no effect".to_owned(),
+            "millrace.io/Executed True Executed ".to_owned(),
         ]
     );
     assert!(told(&parents[1]["conditions"])[0].starts_with("Accepted False NoMatchingParent "));
@@ -194,6 +194,91 @@ async fn what_pilot_made_of_objects_stands_in_their_statuses() -> anyhow::Result
         routes.get("reviews").await?.metadata.resource_version,
         route.metadata.resource_version
     );
+    pilot.stop().await;
+    Ok(())
+}
+
+const GATEWAYS: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: reviews}
+spec:
+  gatewayClassName: millrace
+  listeners:
+  - {name: http, port: 80, protocol: HTTP, hostname: '*.example.com'}
+  - {name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: web}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: theirs}
+spec: {gatewayClassName: other, listeners: [{name: http, port: 80, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: reviews}
+spec:
+  parentRefs: [{name: reviews, sectionName: http}, {name: theirs}]
+  hostnames: [shop.example.com]
+  rules: [{backendRefs: [{name: kubernetes, port: 443}]}]
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_of_the_mesh_says_what_it_takes_and_others_are_left_alone() -> anyhow::Result<()>
+{
+    require!(apiserver);
+    let server = ApiServer::start()?;
+    let client = server.client().await?;
+    let kubeconfig = kubeconfig(&server, &client).await?;
+    crate::apply_in_time(&client, "default", GATEWAYS).await?;
+    let pilot = start_with(&kubeconfig, &["--lease-duration", "3s"]).await?;
+    let gateways = api(&client, "gateway.networking.k8s.io", "Gateway");
+    let gateway = with(&gateways, |status| {
+        status["listeners"][0]["attachedRoutes"] == 1
+    })
+    .await?;
+    let status = &gateway.data["status"];
+    let conditions = told(&status["conditions"]);
+    for wanted in ["Accepted True Accepted ", "Programmed True Programmed "] {
+        assert!(
+            conditions.iter().any(|told| told == wanted),
+            "{conditions:?}"
+        );
+    }
+    let listeners = &status["listeners"];
+    assert_eq!(listeners[0]["supportedKinds"][0]["kind"], "HTTPRoute");
+    assert_eq!(listeners[1]["attachedRoutes"], 0);
+    let https = told(&listeners[1]["conditions"]);
+    assert!(
+        https[0].starts_with("Accepted False UnsupportedProtocol "),
+        "{https:?}"
+    );
+    assert!(
+        conditions
+            .iter()
+            .any(|told| told.contains("spec.listeners[1].protocol: ")),
+        "{conditions:?}"
+    );
+    let routes = api(&client, "gateway.networking.k8s.io", "HTTPRoute");
+    let route = with(&routes, |status| status["parents"][0].is_object()).await?;
+    let parents = &route.data["status"]["parents"];
+    assert_eq!(parents.as_array().map(Vec::len), Some(1), "{parents:#}");
+    assert_eq!(
+        told(&parents[0]["conditions"])[0],
+        "Accepted True Accepted "
+    );
+
+    // A route that goes is no longer counted, and nobody else's gateway is written to.
+    routes.delete("reviews", &DeleteParams::default()).await?;
+    with(&gateways, |status| {
+        status["listeners"][0]["attachedRoutes"] == 0
+    })
+    .await?;
+    let theirs = gateways.get("theirs").await?;
+    let told_there = told(&theirs.data["status"]["conditions"]);
+    let ours = told_there
+        .iter()
+        .any(|told| told.starts_with("millrace.io/"));
+    assert!(!ours, "{told_there:?}");
     pilot.stop().await;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A network namespace and the processes in it, all ended with the test.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -69,6 +69,18 @@ impl Namespace {
     /// The namespace, to enter it.
     pub(crate) fn file(&self) -> File {
         File::open(format!("/proc/{}/ns/net", self.0.0.id())).unwrap()
+    }
+
+    /// A listener in it.
+    pub(crate) fn listen(&self, address: SocketAddr) -> TcpListener {
+        in_netns(self.file(), || Ok(TcpListener::bind(address)?)).unwrap()
+    }
+
+    /// What is answered to a request at a port of its loopback address.
+    pub(crate) fn ask(&self, port: u16, request: &Request) -> anyhow::Result<Response> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let stream = in_netns(self.file(), || Ok(TcpStream::connect(address)?))?;
+        Client::over(stream)?.send(request)
     }
 
     /// A page of pilot's debug server.

@@ -380,7 +380,31 @@ pub struct GatewayListener {
     pub port: u32,
     pub protocol: String,
     pub tls: Option<Unexecuted>,
-    pub allowed_routes: Option<Unexecuted>,
+    pub allowed_routes: Option<AllowedRoutes>,
+}
+
+/// Which routes a listener takes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(
+    missing_docs,
+    reason = "the fields are the Gateway API's, documented there"
+)]
+pub struct AllowedRoutes {
+    pub namespaces: Option<RouteNamespaces>,
+    pub kinds: Option<Unexecuted>,
+}
+
+/// The namespaces of routes that a listener takes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(
+    missing_docs,
+    reason = "the fields are the Gateway API's, documented there"
+)]
+pub struct RouteNamespaces {
+    pub from: Option<String>,
+    pub selector: Option<Unexecuted>,
 }
 
 /// What a `GatewayClass` says.

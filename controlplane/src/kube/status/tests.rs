@@ -68,6 +68,7 @@ fn seen(name: &str, version: &str, status: Value) -> Seen {
         version: version.to_owned(),
         status,
         parents: Value::Null,
+        listeners: Value::Null,
         object: None,
         problems: Vec::new(),
     };

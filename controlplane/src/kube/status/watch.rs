@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::analysis::judge;
+use crate::model::gateway::CLASSES;
 use crate::model::names::ObjectName;
 use crate::model::problem::Problem;
 use crate::model::{Kind, Object, ObjectId};
@@ -34,6 +35,8 @@ pub(super) struct Known {
     pub(super) status: Value,
     /// `spec.parentRefs`, which routes' statuses repeat.
     pub(super) parents: Value,
+    /// `spec.listeners` of a gateway of the mesh's class, whose status has one of each.
+    pub(super) listeners: Value,
     /// What it comes to, if it can be used.
     pub(super) object: Option<Object>,
     /// What is wrong with it alone.
@@ -69,12 +72,9 @@ pub(super) fn start(
     }
 }
 
-/// Gateways and their classes are others' until one runs here; a `ReferenceGrant` has no status.
+/// Classes are others' to accept; a `ReferenceGrant` has no status.
 fn has_status(kind: Kind) -> bool {
-    !matches!(
-        kind,
-        Kind::Gateway | Kind::GatewayClass | Kind::ReferenceGrant
-    )
+    !matches!(kind, Kind::GatewayClass | Kind::ReferenceGrant)
 }
 
 struct Watch {
@@ -153,7 +153,14 @@ impl Watch {
             object.metadata.resource_version.clone().unwrap_or_default(),
         );
         let status = object.data["status"].take();
-        let parents = object.data["spec"]["parentRefs"].clone();
+        let spec = &object.data["spec"];
+        let parents = spec["parentRefs"].clone();
+        let class = spec["gatewayClassName"].as_str().unwrap_or_default();
+        let listeners = if CLASSES.contains(&class) {
+            spec["listeners"].clone()
+        } else {
+            Value::Null
+        };
         let value = serde_json::to_value(object).unwrap_or_default();
         let (object, problems) = judge(value, None, &self.domain);
         let known = Known {
@@ -162,6 +169,7 @@ impl Watch {
             version,
             status,
             parents,
+            listeners,
             object,
             problems,
         };

@@ -1,11 +1,11 @@
 //! Routes of the Gateway API: parents and backends that are not there, references that nobody allowed.
 
 use super::Analysis;
-use crate::model::ObjectId;
 use crate::model::api_route::{ApiRoute, Parent};
 use crate::model::problem::{Finding, Reason};
 use crate::model::route::{Destination, HttpAction};
 use crate::model::service::Protocol;
+use crate::model::{Kind, ObjectId};
 use crate::snapshot::claim;
 
 impl Analysis<'_> {
@@ -14,7 +14,11 @@ impl Analysis<'_> {
         for (id, route) in &snapshot.api_routes {
             for (index, parent) in route.parents.iter().enumerate() {
                 let field = format!("spec.parentRefs[{index}]");
-                self.api_parent(id, route, parent, field);
+                if parent.kind == Kind::Gateway {
+                    self.gateway_parent(id, route, parent, field);
+                } else {
+                    self.api_parent(id, route, parent, field);
+                }
             }
             for (index, rule) in route.http.iter().enumerate() {
                 if let HttpAction::Forward(destinations) = &rule.action {

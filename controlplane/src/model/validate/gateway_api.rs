@@ -89,6 +89,8 @@ struct Common<'a> {
     metadata: &'a crd::Metadata,
     parents: &'a [crd::ParentRef],
     default_gateways: Option<&'a crd::Unexecuted>,
+    /// Where they are for gateways.
+    hostnames: &'a [String],
 }
 
 impl Common<'_> {
@@ -97,24 +99,40 @@ impl Common<'_> {
         judge.not_executed(self.default_gateways, "spec.useDefaultGateways".to_owned());
         let mut parents = Vec::new();
         for (index, parent) in self.parents.iter().enumerate() {
-            parents.extend(parent_ref(
-                judge,
-                parent,
-                &format!("spec.parentRefs[{index}]"),
-            ));
+            let field = format!("spec.parentRefs[{index}]");
+            let parent = parent_ref(judge, parent, &field);
+            let connections = matches!(self.kind, Kind::TcpRoute | Kind::TlsRoute);
+            if connections && parent.as_ref().is_some_and(|it| it.kind == Kind::Gateway) {
+                let message = "gateways of this release let in HTTP alone";
+                judge.findings.push(Finding::not_executed(field, message));
+            }
+            parents.extend(parent);
         }
         ApiRoute {
             kind: self.kind,
             name: ObjectName::new(judge.namespace, &self.metadata.name),
             created: self.metadata.creation_timestamp.clone(),
             parents,
+            hostnames: hostnames(judge, self.hostnames),
             http: Vec::new(),
             connections: None,
         }
     }
 }
 
-/// A parent that routes traffic between workloads; others are named and left out.
+/// The hosts of a route at gateways.
+fn hostnames(judge: &mut Judge<'_>, named: &[String]) -> Vec<Hostname> {
+    let mut hosts = Vec::new();
+    for (index, name) in named.iter().enumerate() {
+        match Hostname::literal(name) {
+            Ok(host) => hosts.push(host),
+            Err(error) => judge.error(format!("spec.hostnames[{index}]"), error.to_string()),
+        }
+    }
+    hosts
+}
+
+/// A parent that is a service or a gateway; others are named and left out.
 fn parent_ref(judge: &mut Judge<'_>, parent: &crd::ParentRef, field: &str) -> Option<Parent> {
     if parent.name.is_empty() {
         judge.error(format!("{field}.name"), "a name is needed");
@@ -126,11 +144,9 @@ fn parent_ref(judge: &mut Judge<'_>, parent: &crd::ParentRef, field: &str) -> Op
     let kind = match (group, parent.kind.as_deref().unwrap_or("Gateway")) {
         ("", "Service") => Kind::Service,
         (ISTIO, "ServiceEntry") => Kind::ServiceEntry,
-        (GROUP, "Gateway" | "ListenerSet") => {
-            let message = format!(
-                "no gateway runs in this release, so {:?} has no effect",
-                parent.name
-            );
+        (GROUP, "Gateway") => Kind::Gateway,
+        (GROUP, "ListenerSet") => {
+            let message = "sets of listeners are not read, so it has no effect there";
             judge.findings.push(Finding::not_executed(field, message));
             return None;
         }

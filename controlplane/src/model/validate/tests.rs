@@ -162,7 +162,6 @@ fn what_nothing_executes_is_named_and_the_rest_is_served() {
     assert_eq!(
         findings("VirtualService", spec),
         [
-            "6 spec.gateways[1]: no gateway runs in this release, so \"edge\" has no effect",
             "9 spec.http[0].mirror: no proxy of this release executes it",
             "10 spec.http[0].corsPolicy: no proxy of this release executes it",
             "8 spec.http[0].fault: stock Envoys and gRPC's own clients execute it, Millrace's proxy does not",

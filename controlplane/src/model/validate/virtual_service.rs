@@ -31,7 +31,8 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
         .enumerate()
         .map(|(index, host)| judge.host(host, &format!("spec.hosts[{index}]")))
         .collect();
-    let for_mesh = gateways(&mut judge, spec);
+    let named = &spec.gateways;
+    let for_mesh = named.is_empty() || named.iter().any(|gateway| gateway == MESH);
     if for_mesh && hosts.iter().any(|host| host.as_str() == "*") {
         judge.error("spec.hosts", "the host \"*\" needs a gateway: between workloads it would take every service's traffic");
     }
@@ -68,6 +69,7 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
         created: object.metadata.creation_timestamp.clone(),
         hosts,
         for_mesh,
+        gateways: gateways(namespace, spec),
         export_to: judge.export_to(&spec.export_to),
         http,
         tcp,
@@ -76,21 +78,14 @@ pub fn virtual_service(object: &crd::VirtualService, domain: &str) -> Validated<
     Validated::judged(Object::VirtualService(Arc::new(model)), judge.findings)
 }
 
-/// Whether it is for traffic between workloads; gateways that it names are told.
-fn gateways(judge: &mut Judge<'_>, spec: &crd::VirtualServiceSpec) -> bool {
-    for (index, gateway) in spec
-        .gateways
-        .iter()
-        .enumerate()
-        .filter(|(_, gateway)| *gateway != MESH)
-    {
-        let message = format!("no gateway runs in this release, so {gateway:?} has no effect");
-        judge.findings.push(Finding::not_executed(
-            format!("spec.gateways[{index}]"),
-            message,
-        ));
-    }
-    spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == MESH)
+/// The gateways that it names, by name or by namespace and name.
+fn gateways(namespace: &str, spec: &crd::VirtualServiceSpec) -> Vec<ObjectName> {
+    let named = spec.gateways.iter().filter(|gateway| *gateway != MESH);
+    let resolved = named.map(|gateway| match gateway.split_once('/') {
+        Some((namespace, name)) => ObjectName::new(namespace, name),
+        None => ObjectName::new(namespace, gateway),
+    });
+    resolved.collect()
 }
 
 /// A `VirtualService` without hosts is one that others delegate to, which takes HTTP routes alone.

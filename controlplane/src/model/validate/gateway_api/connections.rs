@@ -39,6 +39,7 @@ fn connection_route(
         metadata: &object.metadata,
         parents: &spec.parent_refs,
         default_gateways: spec.use_default_gateways.as_ref(),
+        hostnames: &[],
     };
     let mut route = common.route(&mut judge);
     let matches = if kind == Kind::TlsRoute {

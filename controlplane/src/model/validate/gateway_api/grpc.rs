@@ -21,6 +21,7 @@ pub fn grpc_route(object: &crd::ApiObject<crd::GrpcRouteSpec>, domain: &str) -> 
         metadata: &object.metadata,
         parents: &spec.parent_refs,
         default_gateways: spec.use_default_gateways.as_ref(),
+        hostnames: &spec.hostnames,
     };
     let mut route = common.route(&mut judge);
     for (index, rule) in spec.rules.iter().enumerate() {

@@ -26,6 +26,7 @@ pub fn http_route(object: &crd::ApiObject<crd::HttpRouteSpec>, domain: &str) -> 
         metadata: &object.metadata,
         parents: &spec.parent_refs,
         default_gateways: spec.use_default_gateways.as_ref(),
+        hostnames: &spec.hostnames,
     };
     let mut route = common.route(&mut judge);
     // Between workloads the service is the host; `hostnames` are for gateways.

@@ -11,7 +11,6 @@ fn wrong_routes_are_refused_with_their_field() {
             "HTTPRoute",
             "  parentRefs:\n  - {name: gate}\n  - {group: apps, kind: Deployment, name: a}\n  - {group: \"\", kind: Service, name: \"\", port: 70000}\n  rules: [{}]\n",
             vec![
-                "6 spec.parentRefs[0]: no gateway runs in this release, so \"gate\" has no effect",
                 "!7 spec.parentRefs[1].kind: Deployment is no parent of routes: Service, ServiceEntry and Gateway are",
                 "!8 spec.parentRefs[2].name: a name is needed",
                 "!8 spec.parentRefs[2].port: 70000 is not a port, which is 1 to 65535",
@@ -98,8 +97,7 @@ fn wrong_routes_are_refused_with_their_field() {
 }
 
 #[test]
-fn gateways_are_judged_and_said_to_have_no_effect() {
-    let no_effect = "2 kind: no gateway runs in this release, so it has no effect";
+fn gateways_are_judged_and_what_needs_certificates_is_named() {
     for (version, kind, spec, wanted) in [
         (
             API,
@@ -111,29 +109,27 @@ fn gateways_are_judged_and_said_to_have_no_effect() {
                 "!7 spec.listeners[1].name: \"a\" is empty or another listener's",
                 "!7 spec.listeners[1].hostname: \"a b\" is not a host name: only letters, digits, '-', '_' and '.' may be used, and '*' only as the first label",
                 "!7 spec.listeners[1].tls: HTTPS needs it",
+                "7 spec.listeners[1].protocol: gateways of this release let in plain HTTP alone: nobody serves them certificates",
                 "!8 spec.listeners[2].protocol: \"SMOKE\" is not one of HTTP, HTTPS, TLS, TCP and UDP",
-                no_effect,
+                "4 spec.gatewayClassName: its class \"\" is another controller's, so it has no effect here",
             ],
         ),
         (
             API,
             "GatewayClass",
             "  controllerName: x\n",
-            vec![
-                "!5 spec.controllerName: \"x\" is not a domain, a slash and a path",
-                no_effect,
-            ],
+            vec!["!5 spec.controllerName: \"x\" is not a domain, a slash and a path"],
         ),
         (
             "networking.istio.io/v1",
             "Gateway",
             "  servers:\n  - {hosts: [ns/a.com, \"?\"]}\n  - {port: {number: 80}, hosts: []}\n",
             vec![
-                "!6 spec.servers[0].port: a port is needed",
                 "!6 spec.servers[0].hosts[1]: \"?\" is not a host name: only letters, digits, '-', '_' and '.' may be used, and '*' only as the first label",
-                "!7 spec.servers[1].port.name: a name is needed",
+                "!6 spec.servers[0].port: a port is needed",
                 "!7 spec.servers[1].hosts: at least one host is needed",
-                no_effect,
+                "!7 spec.servers[1].port.name: a name is needed",
+                "!7 spec.servers[1].port.protocol: a protocol is needed",
             ],
         ),
     ] {

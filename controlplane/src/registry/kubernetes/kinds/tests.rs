@@ -69,11 +69,7 @@ fn every_version_that_is_watched_is_read() {
                 .problems
                 .iter()
                 .find(|problem| ["apiVersion", "kind"].contains(&problem.field.as_str()));
-            let judged = matches!(
-                kind.kind,
-                Kind::Gateway | Kind::GatewayClass | Kind::IstioGateway
-            );
-            assert!(judged || unread.is_none(), "{unread:?}");
+            assert!(unread.is_none(), "{unread:?}");
             assert!(!contents.unidentified, "{:?} {version}", kind.kind);
         }
     }
