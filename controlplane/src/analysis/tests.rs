@@ -176,3 +176,65 @@ spec: {host: reviews, subsets: [{name: v2, labels: {version: v1}}]}
         ]
     );
 }
+
+#[test]
+#[ignore = "a measurement: prints what it costs to judge one object, and all of them, in meshes of growing size"]
+fn the_cost_of_judging_one_object_among_many() {
+    for size in [1_000, 10_000] {
+        let mut index = Index::new(MeshConfig::default());
+        let mut apply = |yaml: &str| {
+            for sourced in document::read("a.yaml", yaml, "cluster.local").objects {
+                index.apply(sourced.object);
+            }
+        };
+        for at in 0..size {
+            apply(&format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: s-{at}}}\nspec: {{clusterIP: 10.{}.{}.{}, \
+                 ports: [{{name: http, port: 80}}]}}\n---\n\
+                 apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: r-{at}}}\nspec: {{hosts: [s-{at}], \
+                 http: [{{route: [{{destination: {{host: s-{at}}}}}]}}]}}\n---\n\
+                 apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: h-{at}}}\nspec: {{parentRefs: \
+                 [{{group: '', kind: Service, name: s-{at}}}], rules: [{{backendRefs: [{{name: s-{at}, port: 80}}]}}]}}\n",
+                at / 65536,
+                at / 256 % 256,
+                at % 256
+            ));
+        }
+        let mesh = index.snapshot();
+        let rule = |kind: &str, spec: serde_json::Value| {
+            let group = if kind == "HTTPRoute" {
+                "gateway.networking.k8s.io/v1"
+            } else {
+                "networking.istio.io/v1"
+            };
+            serde_json::json!({"apiVersion": group, "kind": kind, "metadata": {"name": "new"}, "spec": spec})
+        };
+        let to = serde_json::json!({"destination": {"host": "s-7"}});
+        let parent = serde_json::json!({"group": "", "kind": "Service", "name": "s-7"});
+        let objects = [
+            rule(
+                "VirtualService",
+                serde_json::json!({"hosts": ["new"], "http": [{"route": [to]}]}),
+            ),
+            rule("DestinationRule", serde_json::json!({"host": "s-7"})),
+            rule(
+                "HTTPRoute",
+                serde_json::json!({"parentRefs": [parent], "rules": [{}]}),
+            ),
+        ];
+        for object in objects {
+            let start = tokio::time::Instant::now();
+            for _ in 0..20 {
+                judge(object.clone(), Some(&mesh), "cluster.local");
+            }
+            let each = start.elapsed() / 20;
+            println!("{size} services: one {} in {each:?}", object["kind"]);
+        }
+        let start = tokio::time::Instant::now();
+        let found = analyze(&mesh).len();
+        println!(
+            "{size} services: all in {:?}, {found} findings",
+            start.elapsed()
+        );
+    }
+}

@@ -22,6 +22,7 @@ use crate::snapshot::MeshSnapshot;
 pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
     let mut analysis = Analysis {
         snapshot,
+        only: None,
         found: Vec::new(),
     };
     analysis.virtual_services();
@@ -39,6 +40,7 @@ pub fn analyze(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
 pub fn analyze_object(snapshot: &MeshSnapshot, id: &ObjectId) -> Vec<Finding> {
     let mut analysis = Analysis {
         snapshot,
+        only: Some(id),
         found: Vec::new(),
     };
     match id.kind {
@@ -70,10 +72,18 @@ pub use self::hints::hints;
 
 struct Analysis<'a> {
     snapshot: &'a MeshSnapshot,
+    /// The one object that is judged: of all others only what they claim is looked at.
+    only: Option<&'a ObjectId>,
     found: Vec<(ObjectId, Finding)>,
 }
 
 impl Analysis<'_> {
+    /// Whether an object is judged.
+    fn judges(&self, kind: Kind, name: &ObjectName) -> bool {
+        self.only
+            .is_none_or(|only| only.kind == kind && only.name == *name)
+    }
+
     fn warn(
         &mut self,
         kind: Kind,
@@ -106,8 +116,11 @@ impl Analysis<'_> {
             )
         });
         for rule in rules {
-            self.delegates(rule);
-            self.named_gateways(rule);
+            let judged = self.judges(Kind::VirtualService, &rule.name);
+            if judged {
+                self.delegates(rule);
+                self.named_gateways(rule);
+            }
             let of_mesh = rule.hosts.iter().enumerate();
             for (index, host) in of_mesh.filter(|_| rule.for_mesh) {
                 if let Some(winner) = claimed.get(host) {
@@ -124,6 +137,9 @@ impl Analysis<'_> {
                 } else {
                     claimed.insert(host, &rule.name);
                 }
+            }
+            if !judged {
+                continue;
             }
             for route in &rule.http {
                 self.http_route(
@@ -160,7 +176,19 @@ impl Analysis<'_> {
     }
 
     fn route_rules(&mut self) {
+        let mut routed: BTreeMap<&Hostname, &ObjectName> = BTreeMap::new();
+        if !self.snapshot.route_rules.is_empty() {
+            let rules = self.snapshot.virtual_services.values();
+            for rule in rules.filter(|rule| rule.for_mesh && !rule.http.is_empty()) {
+                for host in &rule.hosts {
+                    routed.entry(host).or_insert(&rule.name);
+                }
+            }
+        }
         for rule in self.snapshot.route_rules.values() {
+            if !self.judges(Kind::RouteRule, &rule.name) {
+                continue;
+            }
             let host = &rule.destination;
             if self.snapshot.service(host).is_none() {
                 let message = format!("no service {host} is known, so the rule has no effect");
@@ -173,16 +201,10 @@ impl Analysis<'_> {
                     message,
                 );
             }
-            let winner = self.snapshot.virtual_services.values().find(|other| {
-                other.for_mesh
-                    && !other.http.is_empty()
-                    && other.hosts.iter().any(|claim| claim.covers(host))
-            });
+            let claims = host.and_wildcards();
+            let winner = claims.iter().filter_map(|claim| routed.get(claim)).min();
             if let Some(winner) = winner {
-                let message = format!(
-                    "{host} is routed by VirtualService {}, which wins",
-                    winner.name
-                );
+                let message = format!("{host} is routed by VirtualService {winner}, which wins");
                 let field = "spec.destination".to_owned();
                 self.warn(
                     Kind::RouteRule,
@@ -277,10 +299,10 @@ impl Analysis<'_> {
                 }
             }
             SubsetRef::Labels(labels) => {
-                let mut pods = self.snapshot.workloads.values();
+                let namespace = &service.name.namespace;
+                let mut pods = self.snapshot.workloads.in_namespace(namespace);
                 let any = pods.any(|pod| {
-                    pod.name.namespace == service.name.namespace
-                        && super::workload::selects(&service.selector, &pod.labels)
+                    super::workload::selects(&service.selector, &pod.labels)
                         && super::workload::has_all(labels, &pod.labels)
                 });
                 if !any {

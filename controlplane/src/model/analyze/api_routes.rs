@@ -1,23 +1,56 @@
 //! Routes of the Gateway API: parents and backends that are not there, references that nobody allowed.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::Analysis;
 use crate::model::api_route::{ApiRoute, Parent};
+use crate::model::names::Hostname;
 use crate::model::problem::{Finding, Reason};
-use crate::model::route::{Destination, HttpAction};
+use crate::model::route::{Destination, HttpAction, VirtualService};
 use crate::model::service::Protocol;
 use crate::model::{Kind, ObjectId};
-use crate::snapshot::claim;
+use crate::snapshot::MeshSnapshot;
 
-impl Analysis<'_> {
+/// Which `VirtualService` routes a host for clients of a namespace, looked up once for each of these.
+#[derive(Default)]
+struct Claims<'a>(BTreeMap<&'a str, BTreeMap<&'a Hostname, &'a Arc<VirtualService>>>);
+
+impl<'a> Claims<'a> {
+    fn of(
+        &mut self,
+        snapshot: &'a MeshSnapshot,
+        namespace: &'a str,
+        host: &Hostname,
+    ) -> Option<&'a Arc<VirtualService>> {
+        let rules = self.0.entry(namespace).or_insert_with(|| {
+            let mut first = BTreeMap::new();
+            for rule in snapshot.virtual_services_for(namespace) {
+                for host in &rule.hosts {
+                    first.entry(host).or_insert(rule);
+                }
+            }
+            first
+        });
+        // The most specific claim first.
+        let claims = host.and_wildcards();
+        claims.iter().find_map(|claim| rules.get(claim).copied())
+    }
+}
+
+impl<'a> Analysis<'a> {
     pub(super) fn api_routes(&mut self) {
         let snapshot = self.snapshot;
-        for (id, route) in &snapshot.api_routes {
+        let only = self.only;
+        let mut claims = Claims::default();
+        let judged = snapshot.api_routes.iter();
+        for (id, route) in judged.filter(|(id, _)| only.is_none_or(|only| only == *id)) {
             for (index, parent) in route.parents.iter().enumerate() {
                 let field = format!("spec.parentRefs[{index}]");
                 if parent.kind == Kind::Gateway {
                     self.gateway_parent(id, route, parent, field);
                 } else {
-                    self.api_parent(id, route, parent, field);
+                    self.api_parent(&mut claims, (id, route), parent, field);
                 }
             }
             for (index, rule) in route.http.iter().enumerate() {
@@ -38,10 +71,25 @@ impl Analysis<'_> {
             .push((id.clone(), Finding::warning(reason, field, message)));
     }
 
-    fn api_parent(&mut self, id: &ObjectId, route: &ApiRoute, parent: &Parent, field: String) {
+    fn api_parent(
+        &mut self,
+        claims: &mut Claims<'a>,
+        (id, route): (&ObjectId, &ApiRoute),
+        parent: &Parent,
+        field: String,
+    ) {
         let snapshot = self.snapshot;
-        let mut services = snapshot.services.values();
-        let Some(service) = services.find(|service| parent.is_service(service)) else {
+        let service = if parent.kind == Kind::Service {
+            snapshot.services.get(&parent.name)
+        } else {
+            let entry = ObjectId {
+                kind: parent.kind,
+                name: parent.name.clone(),
+            };
+            let entry = snapshot.service_entries.get(&entry);
+            entry.and_then(|entry| entry.services.first())
+        };
+        let Some(service) = service.filter(|service| parent.is_service(service)) else {
             let message = format!(
                 "no {} {} is known, so the route has no effect there",
                 parent.kind.as_str(),
@@ -70,8 +118,8 @@ impl Analysis<'_> {
             return self.say(id, Reason::Invalid, field, message);
         }
         let namespace = &service.name.namespace;
-        let rules = snapshot.virtual_services_for(namespace);
-        if let Some(loser) = claim(&rules, &service.hostname).filter(|rule| !rule.http.is_empty()) {
+        let loser = claims.of(snapshot, namespace, &service.hostname);
+        if let Some(loser) = loser.filter(|rule| !rule.http.is_empty()) {
             let message = format!(
                 "{} is routed by VirtualService {} too, which loses",
                 service.hostname, loser.name

@@ -19,6 +19,7 @@ use crate::snapshot::MeshSnapshot;
 pub fn hints(snapshot: &MeshSnapshot) -> Vec<(ObjectId, Finding)> {
     let mut analysis = Analysis {
         snapshot,
+        only: None,
         found: Vec::new(),
     };
     analysis.port_names();
