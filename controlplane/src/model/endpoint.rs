@@ -8,7 +8,7 @@ use super::entry::{Entry, EntryAddress, Resolution, WorkloadEntry};
 use super::names::ObjectName;
 use super::near::{Hints, Nearness, Reach};
 use super::service::{Service, ServicePort, TargetPort};
-use super::workload::Workload;
+use super::workload::{Labels, Workload};
 
 /// An `EndpointSlice`, or an Endpoints object with its subsets as groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ pub struct NamedEndpoint {
     /// Its share among its locality's endpoints.
     pub weight: u32,
     /// Its labels.
-    pub labels: super::workload::Labels,
+    pub labels: Labels,
 }
 
 /// One address and port that receives a service port's traffic.
@@ -353,7 +353,7 @@ fn by_dns<'a>(
                 host: entry.address.host(),
                 port: entry_port(port, entry),
                 weight: entry.weight,
-                labels: entry.workload.labels.clone(),
+                labels: Labels::clone(&entry.workload.labels),
             })
             .collect();
         for pod in pods.clone().filter(|pod| pod.ready) {
@@ -363,7 +363,7 @@ fn by_dns<'a>(
                 host: address.to_string(),
                 port: number,
                 weight: 1,
-                labels: pod.labels.clone(),
+                labels: Labels::clone(&pod.labels),
             }));
         }
         if entry.endpoints.is_empty() && service.selector.is_empty() {
@@ -375,7 +375,7 @@ fn by_dns<'a>(
                     TargetPort::Name(_) => port.port,
                 },
                 weight: 1,
-                labels: super::workload::Labels::new(),
+                labels: Labels::new(),
             });
         }
         names.sort();

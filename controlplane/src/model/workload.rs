@@ -1,13 +1,34 @@
 //! Workloads: pods, and what a Deployment says about pods to come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::Mutex;
 
 use super::names::ObjectName;
 use super::service::Protocol;
 
 /// Labels of an object, sorted.
 pub type Labels = BTreeMap<String, String>;
+
+/// All that pods carry, each once.
+static SHARED: LazyLock<Mutex<HashSet<Arc<Labels>>>> = LazyLock::new(Mutex::default);
+
+/// Labels, shared with all pods that carry the same, as those of one template do: a tree of texts for each pod
+/// would be the largest part of what is known of it.
+pub fn share(labels: Labels) -> Arc<Labels> {
+    let mut known = SHARED.lock();
+    if let Some(same) = known.get(&labels) {
+        return Arc::clone(same);
+    }
+    if known.len() == known.capacity() {
+        known.retain(|labels| Arc::strong_count(labels) > 1);
+    }
+    let shared = Arc::new(labels);
+    known.insert(Arc::clone(&shared));
+    shared
+}
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +37,8 @@ pub struct Workload {
     pub name: ObjectName,
     /// The pod's addresses; empty until it has one.
     pub addresses: Vec<IpAddr>,
-    /// The pod's labels.
-    pub labels: Labels,
+    /// The pod's labels, which it shares with its like: [`share`].
+    pub labels: Arc<Labels>,
     /// The service account it runs as.
     pub service_account: String,
     /// The node it runs on.
@@ -96,4 +117,24 @@ pub fn has_all(wanted: &Labels, labels: &Labels) -> bool {
     wanted
         .iter()
         .all(|(key, value)| labels.get(key) == Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_there_once_and_go_with_the_last_pod_that_carries_them() {
+        let labels = |number: usize| {
+            let value = format!("shared-{number}");
+            Labels::from([("test".to_owned(), value)])
+        };
+        let first = share(labels(0));
+        assert!(Arc::ptr_eq(&first, &share(labels(0))));
+        for number in 1..20_000 {
+            share(labels(number));
+        }
+        assert!(SHARED.lock().len() < 15_000);
+        assert!(Arc::ptr_eq(&first, &share(labels(0))));
+    }
 }

@@ -122,7 +122,7 @@ impl Writer {
         self.source.set_waiting(0);
         let change_set = self.index.take_changes();
         let snapshot = Arc::new(self.index.snapshot());
-        self.problems.analyze(&snapshot);
+        self.problems.analyze(&snapshot, &change_set);
         let problems = self.problems.current();
         self.metrics.set_problems(&problems);
         self.metrics.set_mesh(&snapshot);

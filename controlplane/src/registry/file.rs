@@ -8,7 +8,6 @@ pub(crate) mod catalog;
 mod pending;
 mod scan;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::catalog::Catalog;
-use self::pending::Pending;
+use self::pending::{Due, Pending};
 use self::scan::Scanner;
 use super::{Registry, RegistryError, RegistryEvent, Running, Sink};
 use crate::kube::document;
@@ -29,6 +28,10 @@ const NAME: &str = "file";
 const SWEEP: Duration = Duration::from_secs(10);
 /// And this often while the system cannot tell.
 const POLL: Duration = Duration::from_secs(1);
+const EVERYTHING: Due = Due {
+    paths: std::collections::BTreeSet::new(),
+    all: true,
+};
 /// Events that wait for the reader. Where more come they are dropped by nobody: the watcher waits.
 const EVENTS: usize = 256;
 
@@ -100,26 +103,29 @@ impl Reader {
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), RegistryError> {
         let (events, mut received) = mpsc::channel(EVENTS);
         let mut watcher = watch(&self.directory, &events);
-        self.sweep(&BTreeSet::new()).await?;
+        self.sweep(&EVERYTHING).await?;
         self.send(RegistryEvent::Synced).await?;
+        let mut swept = Instant::now();
         loop {
-            let interval = if watcher.is_some() { SWEEP } else { POLL };
-            let wake = self
-                .pending
-                .deadline()
-                .unwrap_or_else(|| Instant::now() + interval);
+            let next = swept + if watcher.is_some() { SWEEP } else { POLL };
+            let wake = self.pending.deadline().map_or(next, |due| due.min(next));
             // biased: a stop before work, and events before the clock, so that a burst is one read.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Some(event) = received.recv() => self.record(event),
                 () = tokio::time::sleep_until(wake) => {
-                    let due = self.pending.take(Instant::now());
+                    let mut due = self.pending.take(Instant::now());
+                    due.all |= next <= Instant::now();
                     if watcher.is_none() || !self.scanner.is_same_directory() {
                         // A directory that was replaced needs a watch of its own.
                         watcher = watch(&self.directory, &events);
+                        due.all = true;
                     }
                     self.sweep(&due).await?;
+                    if due.all {
+                        swept = Instant::now();
+                    }
                 }
             }
         }
@@ -136,7 +142,7 @@ impl Reader {
     }
 
     /// Reads what is new, different or due, and tells the writer what that means.
-    async fn sweep(&mut self, due: &BTreeSet<PathBuf>) -> Result<(), RegistryError> {
+    async fn sweep(&mut self, due: &Due) -> Result<(), RegistryError> {
         let scan = match self.scanner.scan(due, self.pending.open()) {
             Ok(scan) => scan,
             Err(error) => {

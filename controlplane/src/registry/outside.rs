@@ -16,7 +16,7 @@ use crate::model::near::Reach;
 use crate::model::problem::{Problem, Reason, Severity};
 use crate::model::route::ExportTo;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
-use crate::model::workload::{Labels, Workload};
+use crate::model::workload::{Labels, Workload, share};
 use crate::model::{Kind, Object, ObjectId};
 use crate::registry::RegistryEvent;
 
@@ -106,7 +106,7 @@ fn endpoint(registry: &'static str, instance: &Instance) -> WorkloadEntry {
         workload: Arc::new(Workload {
             name: ObjectName::new(registry, &instance.id),
             addresses: vec![instance.address],
-            labels: instance.labels.clone(),
+            labels: share(instance.labels.clone()),
             service_account: String::new(),
             node: None,
             ready: true,

@@ -12,7 +12,7 @@ use crate::model::Object;
 use crate::model::problem::Finding;
 use crate::model::service::Protocol;
 use crate::model::validate::Validated;
-use crate::model::workload::{ContainerPort, Workload, WorkloadTemplate};
+use crate::model::workload::{ContainerPort, Workload, WorkloadTemplate, share};
 
 /// A pod.
 pub fn pod(object: k8s::Pod, _domain: &str) -> Validated<Object> {
@@ -39,7 +39,7 @@ pub fn pod(object: k8s::Pod, _domain: &str) -> Validated<Object> {
         node: spec.node_name.clone(),
         host_network: spec.host_network.unwrap_or_default(),
         ports: container_ports(&spec, &mut findings),
-        labels: object.metadata.labels.unwrap_or_default(),
+        labels: share(object.metadata.labels.unwrap_or_default()),
         name,
     };
     Validated::judged(Object::Workload(Arc::new(workload)), findings)

@@ -63,11 +63,11 @@ impl Analysis<'_> {
     /// The labels of all pods of a namespace that are there or will be.
     fn pods_of<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Labels> {
         let pods = self.snapshot.workloads.values();
-        let pods = pods.map(|pod| (&pod.name, &pod.labels));
+        let pods = pods.map(|pod| (&pod.name, &*pod.labels));
         let templates = self.snapshot.templates.values();
         let templates = templates.map(|template| (&template.name, &template.labels));
         let entries = self.snapshot.workload_entries.values();
-        let entries = entries.map(|entry| (&entry.workload.name, &entry.workload.labels));
+        let entries = entries.map(|entry| (&entry.workload.name, &*entry.workload.labels));
         pods.chain(templates)
             .chain(entries)
             .filter(move |(name, _)| &*name.namespace == namespace)

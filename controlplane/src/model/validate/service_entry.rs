@@ -15,7 +15,7 @@ use crate::model::names::{Hostname, ObjectName};
 use crate::model::near::Reach;
 use crate::model::problem::Finding;
 use crate::model::service::{Protocol, Service, ServiceKind, ServicePort, TargetPort};
-use crate::model::workload::{Labels, Workload};
+use crate::model::workload::{Labels, Workload, share};
 use crate::model::{Kind, Object, ObjectId};
 
 /// The label by which an entry refuses an address of pilot's.
@@ -366,7 +366,7 @@ fn endpoint(
         locality,
         workload: Arc::new(Workload {
             addresses,
-            labels: spec.labels.clone(),
+            labels: share(spec.labels.clone()),
             service_account: spec.service_account.clone().unwrap_or_default(),
             node: None,
             ready: true,

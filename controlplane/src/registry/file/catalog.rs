@@ -4,6 +4,7 @@
 //! understood keeps what it last said.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::kube::document::{Contents, Sourced};
 use crate::model::ObjectId;
@@ -12,9 +13,13 @@ use crate::model::problem::{Problem, Reason, Severity};
 /// What all files say.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
-    files: BTreeMap<String, FileObjects>,
-    /// The files that have an object; the first one's version counts.
-    holders: BTreeMap<ObjectId, BTreeSet<String>>,
+    files: BTreeMap<Arc<str>, FileObjects>,
+    /// The files that have an object, by name; the first one's version counts.
+    holders: BTreeMap<ObjectId, Vec<Arc<str>>>,
+    /// The objects that several files have.
+    contested: BTreeSet<ObjectId>,
+    /// The files that something is wrong with by themselves.
+    faulty: BTreeSet<Arc<str>>,
 }
 
 #[derive(Debug, Default)]
@@ -84,19 +89,25 @@ impl Catalog {
 
     /// All that is wrong now, in the order of files.
     pub(crate) fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        for (name, file) in &self.files {
-            problems.extend(file.problems.iter().cloned());
-            for id in file.objects.keys() {
-                let first = self.holders.get(id).and_then(BTreeSet::first);
-                if let Some(first) = first.filter(|first| *first != name) {
-                    problems.push(conflict(
-                        name,
-                        id,
-                        format!("is in {first} too, which counts"),
-                    ));
-                }
+        let mut conflicts: BTreeMap<&str, Vec<Problem>> = BTreeMap::new();
+        for id in &self.contested {
+            let mut holders = self.holders.get(id).into_iter().flatten();
+            let Some(first) = holders.next() else {
+                continue;
+            };
+            for other in holders {
+                let message = format!("is in {first} too, which counts");
+                let problem = conflict(other, id, message);
+                conflicts.entry(other).or_default().push(problem);
             }
+        }
+        let faulty = self.faulty.iter().map(|name| &**name);
+        let names: BTreeSet<&str> = faulty.chain(conflicts.keys().copied()).collect();
+        let mut problems = Vec::new();
+        for name in names {
+            let own = self.files.get(name).into_iter();
+            problems.extend(own.flat_map(|file| file.problems.iter().cloned()));
+            problems.extend(conflicts.remove(name).into_iter().flatten());
         }
         problems
     }
@@ -113,23 +124,38 @@ impl Catalog {
             .iter()
             .map(|id| (*id, self.effective(id).cloned()))
             .collect();
+        if new.as_ref().is_some_and(|file| !file.problems.is_empty()) {
+            self.faulty.insert(name.into());
+        } else {
+            self.faulty.remove(name);
+        }
+        let known = self.files.get_key_value(name);
+        let shared: Arc<str> = known.map_or_else(|| name.into(), |(name, _)| Arc::clone(name));
         match new {
-            Some(file) => self.files.insert(name.to_owned(), file),
+            Some(file) => self.files.insert(Arc::clone(&shared), file),
             None => self.files.remove(name),
         };
         for id in had.difference(&has) {
             if let Some(holders) = self.holders.get_mut(id) {
-                holders.remove(name);
+                holders.retain(|holder| **holder != *name);
                 if holders.is_empty() {
                     self.holders.remove(id);
                 }
             }
         }
         for id in &has {
-            self.holders
-                .entry(id.clone())
-                .or_default()
-                .insert(name.to_owned());
+            let holders = self.holders.entry(id.clone());
+            let holders = holders.or_insert_with(|| Vec::with_capacity(1));
+            if let Err(at) = holders.binary_search(&shared) {
+                holders.insert(at, Arc::clone(&shared));
+            }
+        }
+        for id in &touched {
+            if self.holders.get(*id).is_some_and(|all| all.len() > 1) {
+                self.contested.insert((*id).clone());
+            } else {
+                self.contested.remove(*id);
+            }
         }
         let mut changes = Changes::default();
         for (id, before) in before {

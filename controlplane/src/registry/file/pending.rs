@@ -18,8 +18,17 @@ const SILENCE: Duration = Duration::from_millis(500);
 pub(super) struct Pending {
     /// Written and not closed, with the time of the last write.
     open: BTreeMap<PathBuf, Instant>,
-    due: BTreeSet<PathBuf>,
+    due: Due,
     since: Option<Instant>,
+}
+
+/// What is to be looked at.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Due {
+    /// These are to be read whatever they look like.
+    pub(super) paths: BTreeSet<PathBuf>,
+    /// And everything there is.
+    pub(super) all: bool,
 }
 
 impl Pending {
@@ -29,7 +38,7 @@ impl Pending {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                 for path in &event.paths {
                     self.open.remove(path);
-                    self.due.insert(path.clone());
+                    self.due.paths.insert(path.clone());
                 }
                 self.since.get_or_insert(now);
             }
@@ -43,15 +52,17 @@ impl Pending {
                 // Renames, removals, directories, lost events: the scan finds out what they mean.
                 for path in &event.paths {
                     self.open.remove(path);
-                    self.due.insert(path.clone());
+                    self.due.paths.insert(path.clone());
                 }
-                self.rescan(now);
+                self.due.all |= event.paths.is_empty() || event.need_rescan();
+                self.since.get_or_insert(now);
             }
         }
     }
 
     /// Everything is to be looked at.
     pub(super) fn rescan(&mut self, now: Instant) {
+        self.due.all = true;
         self.since.get_or_insert(now);
     }
 
@@ -64,8 +75,8 @@ impl Pending {
         }
     }
 
-    /// The files to read whatever they look like.
-    pub(super) fn take(&mut self, now: Instant) -> BTreeSet<PathBuf> {
+    /// What to look at now.
+    pub(super) fn take(&mut self, now: Instant) -> Due {
         let silent: Vec<PathBuf> = self
             .open
             .iter()
@@ -74,7 +85,7 @@ impl Pending {
             .collect();
         for path in silent {
             self.open.remove(&path);
-            self.due.insert(path);
+            self.due.paths.insert(path);
         }
         self.since = None;
         std::mem::take(&mut self.due)
@@ -111,7 +122,7 @@ mod tests {
         pending.record(&event(WRITE), later);
         pending.record(&event(CLOSE), later);
         assert_eq!(pending.deadline(), Some(later));
-        assert_eq!(pending.take(later).len(), 1);
+        assert_eq!(pending.take(later).paths.len(), 1);
         assert_eq!(pending.deadline(), None);
     }
 
@@ -120,8 +131,9 @@ mod tests {
         let start = Instant::now();
         let mut pending = Pending::default();
         pending.record(&event(CREATE), start);
-        assert!(pending.take(start + Duration::from_millis(499)).is_empty());
-        assert_eq!(pending.take(start + SILENCE).len(), 1);
+        let early = pending.take(start + Duration::from_millis(499));
+        assert_eq!(early, Due::default());
+        assert_eq!(pending.take(start + SILENCE).paths.len(), 1);
         assert!(!pending.open()("/c/a.yaml".as_ref()));
     }
 
@@ -136,6 +148,17 @@ mod tests {
             start,
         );
         assert_eq!(pending.deadline(), Some(start));
-        assert_eq!(pending.take(start).len(), 1);
+        let due = pending.take(start);
+        assert_eq!((due.paths.len(), due.all), (1, false));
+    }
+
+    #[test]
+    fn lost_events_may_be_about_anything() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        let lost = notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
+        pending.record(&lost, start);
+        assert!(pending.take(start).all);
+        assert_eq!(pending.take(start), Due::default());
     }
 }
