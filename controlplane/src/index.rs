@@ -187,6 +187,7 @@ impl Index {
     fn put_sidecar(&mut self, name: &ObjectName, sidecar: Option<Arc<Sidecar>>) {
         if put(&mut self.state.sidecars, name, sidecar) {
             self.changes.scopes = true;
+            self.changes.scoped.insert(Arc::clone(&name.namespace));
             self.state.reach = Arc::default();
         }
     }

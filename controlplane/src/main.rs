@@ -7,6 +7,10 @@ use millrace_controlplane::app::Pilot;
 use millrace_controlplane::config::Config;
 use millrace_runtime::signal::Signals;
 
+// Streams come and go in bursts, on several threads: an allocator that gives memory back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     let level = millrace_runtime::telemetry::init(&config.log, config.log_format)

@@ -7,6 +7,7 @@ pub(crate) mod admit;
 mod allow;
 mod cache;
 pub(crate) mod client_status;
+mod interest;
 pub(crate) mod objects;
 pub(crate) mod renaming;
 mod residents;
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use self::cache::Cache;
+use self::interest::Interest;
 use self::objects::{Objects, Services};
 use self::renaming::Renamed;
 use self::residents::Residents;
@@ -39,7 +41,7 @@ use crate::metrics::PilotMetrics;
 use crate::model::problem::Problem;
 use crate::push::scope::History;
 use crate::snapshot::MeshSnapshot;
-use crate::translate::{ProxyView, ResourceKind, Translator};
+use crate::translate::{ProxyView, ResourceKind, Translator, inbound_name, is_inbound_name};
 
 /// A snapshot with its place in history.
 #[derive(Debug)]
@@ -50,6 +52,7 @@ pub struct Published {
     pub generation: Generation,
     history: History,
     residents: Residents,
+    interest: Interest,
 }
 
 impl Published {
@@ -66,6 +69,9 @@ impl Published {
         since: Generation,
         selection: &Selection,
     ) -> Option<Vec<String>> {
+        if self.history.leaves_alone(&self.snapshot, view, kind, since) {
+            return Some(Vec::new());
+        }
         // What a wildcard stands for may be other names than before, and so may a collection.
         if selection.is_wildcard() || since == Generation::default() {
             return None;
@@ -77,23 +83,43 @@ impl Published {
         if collections.any(|prefix| self.touched(view, (kind, &format!("{prefix}/*")), since)) {
             return None;
         }
-        let names = selection.names();
-        if kind == ResourceKind::Endpoints
-            && let Some(hosts) = self.history.moved_since(since)
-        {
-            let moved = |name: &str| {
-                let host = name.rsplit('|').next().unwrap_or_default();
-                hosts.iter().any(|moved| moved.as_str() == host)
-            };
-            return Some(
-                names
-                    .filter(|name| moved(name))
-                    .map(str::to_owned)
-                    .collect(),
-            );
+        let touched = |name: &&str| self.touched(view, (kind, name), since);
+        let candidates = self.candidates(view, kind, since, selection);
+        let names: Vec<&str> = match &candidates {
+            Some(candidates) => {
+                let names = candidates.iter().map(AsRef::as_ref);
+                names.filter(touched).collect()
+            }
+            None => selection.names().filter(touched).collect(),
+        };
+        Some(names.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Names of a selection among which all are that have changed; none where all have to be looked at.
+    fn candidates(
+        &self,
+        view: &ProxyView,
+        kind: ResourceKind,
+        since: Generation,
+        selection: &Selection,
+    ) -> Option<Vec<Arc<str>>> {
+        match kind {
+            ResourceKind::Cluster | ResourceKind::Endpoints => {
+                let hosts = self.history.hosts_since(kind, since)?;
+                if hosts.len() > selection.names().len() {
+                    return None;
+                }
+                Some(self.interest.names_of(&hosts, selection))
+            }
+            ResourceKind::Listener if matches!(view, ProxyView::Node { .. }) => {
+                let pods = self.history.pods_since(since)?;
+                let pods = pods.into_iter().map(inbound_name);
+                let pods = pods.filter_map(|name| selection.shared_name(&name).cloned());
+                let others = selection.names().filter(|name| !is_inbound_name(name));
+                Some(pods.chain(others.map(Arc::from)).collect())
+            }
+            _ => None,
         }
-        let touched = names.filter(|name| self.touched(view, (kind, name), since));
-        Some(touched.map(str::to_owned).collect())
     }
 }
 
@@ -103,6 +129,7 @@ pub struct MeshSource {
     published: ArcSwap<Published>,
     generations: watch::Sender<Generation>,
     cache: Arc<Cache>,
+    interest: Interest,
     objects: ArcSwap<Objects>,
     services: Arc<Services>,
     renamed: Arc<Renamed>,
@@ -129,24 +156,27 @@ pub struct Client {
     renamed: Option<Arc<Renamed>>,
     /// How it asks for virtual hosts, where it does.
     hosts: Option<Arc<OnDemandHosts>>,
-    selections: Mutex<BTreeMap<String, Selection>>,
+    selections: Mutex<BTreeMap<String, Arc<Selection>>>,
 }
 
 impl MeshSource {
     /// A source that has nothing yet.
     pub fn new(metrics: PilotMetrics) -> Self {
+        let interest = Interest::default();
         let nothing = Published {
             snapshot: Arc::default(),
             generation: Generation::default(),
             history: History::default(),
             residents: Residents::default(),
+            interest: interest.clone(),
         };
         Self {
             published: ArcSwap::from_pointee(nothing),
             generations: watch::Sender::new(Generation::default()),
+            cache: Arc::new(Cache::new(metrics.clone(), Ttls::default())),
+            interest,
             objects: ArcSwap::default(),
             services: Arc::default(),
-            cache: Arc::new(Cache::new(metrics.clone(), Ttls::default())),
             renamed: Arc::default(),
             problems: ArcSwap::default(),
             origins: Origins::default(),
@@ -176,8 +206,10 @@ impl MeshSource {
             generation,
             history,
             residents,
+            interest: self.interest.clone(),
         }));
         self.cache.age(generation);
+        self.interest.age(generation);
         self.generations.send_replace(generation);
         generation
     }
@@ -225,8 +257,8 @@ impl MeshSource {
         let clients = self.clients.lock();
         let mut streams = clients.values().filter(|client| client.node_id == node_id);
         let first = streams.next()?;
-        let mut selections = first.selections.lock().clone();
-        for stream in streams {
+        let mut selections: BTreeMap<String, Selection> = BTreeMap::new();
+        for stream in std::iter::once(first).chain(streams) {
             for (type_url, more) in stream.selections.lock().iter() {
                 let selection = selections.entry(type_url.clone()).or_default();
                 for term in more.terms() {
@@ -374,11 +406,15 @@ impl ConfigSource for MeshSource {
             Report::Subscribed {
                 type_url,
                 selection,
+                added,
             } => {
+                if let Some(kind) = ResourceKind::of(type_url).filter(|_| client.names_changes) {
+                    self.interest.add(&client.view, kind, selection, added);
+                }
                 client
                     .selections
                     .lock()
-                    .insert(type_url.as_str().to_owned(), selection.clone());
+                    .insert(type_url.as_str().to_owned(), Arc::clone(selection));
             }
         }
     }

@@ -29,6 +29,7 @@ use millrace_xds::proto;
 use millrace_xds::{EncodedResource, TypeUrl};
 
 pub(crate) use self::endpoint::once_per_pod;
+pub(crate) use self::inbound::{is_name as is_inbound_name, name_of as inbound_name};
 pub(crate) use self::view::Part;
 pub use self::view::{InvalidView, ProxyView, Scope};
 

@@ -42,6 +42,8 @@ pub struct ChangeSet {
     pub ruled: BTreeSet<Hostname>,
     /// Whether any `Sidecar` changed.
     pub scopes: bool,
+    /// The namespaces that these are in.
+    pub scoped: BTreeSet<Arc<str>>,
     /// Whether any gateway changed.
     pub gateways: bool,
     /// Whether the mesh's settings changed.

@@ -6,7 +6,6 @@
 
 mod log;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use millrace_xds::TypeUrl;
@@ -22,8 +21,6 @@ use crate::translate::{Part, ProxyView, ResourceKind};
 
 /// Services changed in one generation beyond this number count as all of them.
 const MANY: usize = 64;
-/// Generations of which the moved hosts are kept apart.
-const RECENT: usize = 16;
 
 /// For each part of the mesh, the generation that last changed it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,18 +128,36 @@ pub struct History {
     pods: Table<ObjectName, Generation>,
     /// What the tables do not have has not changed after this.
     forgotten: Generation,
-    services: Log<Change<Service>>,
+    services: Log<Change>,
     rules: Log<Arc<VirtualService>>,
-    policies: Log<Hostname>,
-    /// The newest generations with the hosts that are not the same in EDS, oldest first.
-    recent: VecDeque<(Generation, Arc<[Hostname]>)>,
+    policies: Log<Ruled>,
+    /// Namespaces of `Sidecars`.
+    scopes: Log<Arc<str>>,
+    /// Hosts whose endpoints moved, and pods.
+    moves: Log<Hostname>,
+    workloads: Log<ObjectName>,
 }
 
+/// A version of a service that came or went.
 #[derive(Clone, Debug)]
-struct Change<T> {
-    version: Arc<T>,
-    /// Whether a rule names it, so that it may be in routes of those who may not call it.
-    named: bool,
+struct Change {
+    version: Arc<Service>,
+    named: Named,
+}
+
+/// A host that a `DestinationRule` names which came or went.
+#[derive(Clone, Debug)]
+struct Ruled {
+    host: Hostname,
+    named: Named,
+}
+
+/// Which rules route a host, or to it, so that it may be in routes of those who may not call it.
+#[derive(Clone, Debug)]
+enum Named {
+    /// Some that may be for anybody.
+    Anywhere,
+    By(Arc<[Arc<VirtualService>]>),
 }
 
 impl History {
@@ -165,20 +180,26 @@ impl History {
             for version in &changes.versions {
                 let change = Change {
                     version: Arc::clone(version),
-                    named: is_named(snapshot, &version.hostname),
+                    named: Named::of(snapshot, &version.hostname),
                 };
                 self.services.push(generation, change);
             }
         }
         self.rules.extend(generation, changes.rules.iter().cloned());
-        self.policies
-            .extend(generation, changes.ruled.iter().cloned());
-        let versions = changes.versions.iter().map(|version| &version.hostname);
-        let hosts = versions.chain(&changes.moved).cloned();
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
+        if changes.ruled.len() > MANY {
+            self.policies.restart(generation);
+        } else {
+            let ruled = changes.ruled.iter().map(|host| Ruled {
+                host: host.clone(),
+                named: Named::of(snapshot, host),
+            });
+            self.policies.extend(generation, ruled);
         }
-        self.recent.push_back((generation, hosts.collect()));
+        self.scopes
+            .extend(generation, changes.scoped.iter().cloned());
+        self.moves.extend(generation, changes.moved.iter().cloned());
+        self.workloads
+            .extend(generation, changes.workloads.iter().cloned());
         self.forget(snapshot, generation);
     }
 
@@ -228,8 +249,10 @@ impl History {
                     // One that is known by its address alone may be of any namespace.
                     None => at.workloads.max(at.services),
                 };
-                let here = |change: &Change<Service>| *change.version.name.namespace == *namespace;
-                pods > since || at.scopes > since || self.services.any(since, here)
+                let here = |change: &Change| *change.version.name.namespace == *namespace;
+                pods > since
+                    || self.scoped(snapshot, namespace, since)
+                    || self.services.any(since, here)
             }
             // Any of them may be of a host that a gateway lets in, and the pod's labels choose gateways.
             Part::Gateways => [
@@ -252,7 +275,14 @@ impl History {
     fn cluster(&self, host: &Hostname, kind: ResourceKind, since: Generation) -> bool {
         self.last(&self.services_of, host) > since
             || (kind == ResourceKind::Endpoints && self.last(&self.moved, host) > since)
-            || self.policies.any(since, |ruled| ruled.covers(host))
+            || self.policies.any(since, |ruled| ruled.host.covers(host))
+    }
+
+    /// Whether another `Sidecar` may be for a namespace: one of its own, or of all that have none.
+    fn scoped(&self, snapshot: &MeshSnapshot, namespace: &str, since: Generation) -> bool {
+        let root = snapshot.mesh.root_namespace.as_str();
+        let concerns = |of: &Arc<str>| **of == *namespace || **of == *root;
+        self.revisions.scopes > since && self.scopes.any(since, concerns)
     }
 
     fn outbound(&self, snapshot: &MeshSnapshot, namespace: &str, since: Generation) -> bool {
@@ -270,18 +300,14 @@ impl History {
         counts: impl Fn(&VirtualService) -> bool,
     ) -> bool {
         let at = &self.revisions;
-        if [at.scopes, at.attached, at.policies]
-            .iter()
-            .any(|part| *part > since)
-        {
+        if at.attached > since || self.scoped(snapshot, namespace, since) {
             return true;
         }
-        if at.services <= since && at.routes <= since {
+        if at.services.max(at.routes).max(at.policies) <= since {
             return false;
         }
         let sidecar = snapshot.sidecar_of(namespace);
-        let of_service = |change: &Change<Service>| {
-            let service = &change.version;
+        let reached = |service: &Service| {
             let imported = || {
                 sidecar.is_none_or(|sidecar| {
                     let own = &service.name.namespace;
@@ -289,11 +315,9 @@ impl History {
                     ports.any(|port| sidecar.imports(namespace, own, &service.hostname, port.port))
                 })
             };
-            change.named
-                || service.entry().is_some()
-                || (service.export_to.includes(namespace) && imported())
+            service.export_to.includes(namespace) && imported()
         };
-        let of_rule = |rule: &Arc<VirtualService>| {
+        let holds = |rule: &Arc<VirtualService>| {
             let imported = || {
                 sidecar.is_none_or(|sidecar| {
                     let own = &rule.name.namespace;
@@ -301,24 +325,85 @@ impl History {
                     hosts.any(|host| sidecar.imports_rules(namespace, own, host))
                 })
             };
-            counts(rule) && rule.export_to.includes(namespace) && imported()
+            rule.export_to.includes(namespace) && imported()
         };
-        self.services.any(since, of_service) || self.rules.any(since, of_rule)
+        let of_service = |change: &Change| {
+            let service = &change.version;
+            service.entry().is_some() || reached(service) || change.named.any(holds)
+        };
+        let of_policy = |ruled: &Ruled| {
+            let mut services = snapshot.services_with(&ruled.host);
+            ruled.host.is_wildcard()
+                || services.any(|service| reached(service))
+                || ruled.named.any(holds)
+        };
+        self.services.any(since, of_service)
+            || self.policies.any(since, of_policy)
+            || self.rules.any(since, |rule| counts(rule) && holds(rule))
     }
 
-    /// The hosts that are not the same in EDS as at `since`, where nothing else there is touched.
-    pub fn moved_since(&self, since: Generation) -> Option<Vec<&Hostname>> {
+    /// Whether nothing of a kind can differ for a proxy, whatever it asks for: pods make inbound listeners and
+    /// the clusters behind them, and others' pods make none of a sidecar's.
+    pub fn leaves_alone(
+        &self,
+        snapshot: &MeshSnapshot,
+        view: &ProxyView,
+        kind: ResourceKind,
+        since: Generation,
+    ) -> bool {
         let at = &self.revisions;
-        let others = [at.mesh, at.labels, at.policies];
-        let oldest = self.recent.front()?.0;
-        if others.iter().any(|part| *part > since) || since.0 + 1 < oldest.0 {
+        let others = [
+            at.mesh,
+            at.labels,
+            at.services,
+            at.headless,
+            at.routes,
+            at.policies,
+            at.scopes,
+            at.gateways,
+        ];
+        if kind == ResourceKind::Endpoints || others.iter().any(|part| *part > since) {
+            return false;
+        }
+        // One that is not known may be known by its address, which may be any pod's.
+        view.own_pod().is_some_and(|pod| {
+            snapshot.workloads.contains_key(&pod) && self.last(&self.pods, &pod) <= since
+        })
+    }
+
+    /// Hosts among which all are whose clusters, or whose endpoints, are not what they were at `since`; none
+    /// where that may be any.
+    pub fn hosts_since(&self, kind: ResourceKind, since: Generation) -> Option<Vec<&Hostname>> {
+        let at = &self.revisions;
+        if at.mesh > since || at.labels > since {
             return None;
         }
-        let newer = self
-            .recent
-            .iter()
-            .filter(|(generation, _)| *generation > since);
-        Some(newer.flat_map(|(_, hosts)| hosts.iter()).collect())
+        let services = self.services.since(since)?;
+        let mut hosts: Vec<&Hostname> = services.map(|it| &it.version.hostname).collect();
+        if kind == ResourceKind::Endpoints {
+            hosts.extend(self.moves.since(since)?);
+        }
+        hosts.extend(self.policies.since(since)?.map(|ruled| &ruled.host));
+        if hosts.iter().any(|host| host.is_wildcard()) {
+            return None;
+        }
+        hosts.sort_unstable();
+        hosts.dedup();
+        Some(hosts)
+    }
+
+    /// Pods among which all are whose inbound listeners on nodes are not what they were at `since`; none where
+    /// that may be any.
+    pub fn pods_since(&self, since: Generation) -> Option<Vec<&ObjectName>> {
+        let at = &self.revisions;
+        let all = [at.mesh, at.labels, at.services, at.scopes];
+        if all.iter().any(|part| *part > since) {
+            return None;
+        }
+        let mut pods: Vec<&ObjectName> = self.workloads.since(since)?.collect();
+        pods.sort_unstable();
+        pods.dedup();
+        Some(pods)
     }
 
     fn last<K: Ord>(&self, table: &Table<K, Generation>, key: &K) -> Generation {
@@ -326,26 +411,38 @@ impl History {
     }
 }
 
-/// Whether any rule routes a host, or to it.
-fn is_named(snapshot: &MeshSnapshot, host: &Hostname) -> bool {
-    let to = |rule: &VirtualService| {
-        let http = rule.http.iter().filter_map(|route| match &route.action {
-            HttpAction::Forward(destinations) => Some(destinations),
-            _ => None,
-        });
-        let connections = rule
-            .tcp
-            .iter()
-            .chain(&rule.tls)
-            .map(|route| &route.destinations);
-        http.chain(connections).flatten().any(|to| to.host == *host)
-    };
-    let names =
-        |rule: &Arc<VirtualService>| rule.hosts.iter().any(|claim| claim.covers(host)) || to(rule);
-    !snapshot.api_routes.is_empty()
-        || !snapshot.route_rules.is_empty()
-        || snapshot.routed.values().any(names)
+impl Named {
+    fn of(snapshot: &MeshSnapshot, host: &Hostname) -> Self {
+        if !snapshot.api_routes.is_empty() || !snapshot.route_rules.is_empty() {
+            return Self::Anywhere;
+        }
+        let rules = snapshot.routed.values().filter(|rule| names(rule, host));
+        Self::By(rules.cloned().collect())
+    }
+
+    /// Whether such a rule names the host.
+    fn any(&self, holds: impl FnMut(&Arc<VirtualService>) -> bool) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::By(rules) => rules.iter().any(holds),
+        }
+    }
+}
+
+/// Whether a rule routes a host, or to it.
+fn names(rule: &VirtualService, host: &Hostname) -> bool {
+    let http = rule.http.iter().filter_map(|route| match &route.action {
+        HttpAction::Forward(destinations) => Some(destinations),
+        _ => None,
+    });
+    let connections = rule
+        .tcp
+        .iter()
+        .chain(&rule.tls)
+        .map(|route| &route.destinations);
+    let mut to = http.chain(connections).flatten();
+    rule.hosts.iter().any(|claim| claim.covers(host)) || to.any(|to| to.host == *host)
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,7 @@ use super::Published;
 use super::ttl::Ttls;
 use crate::metrics::PilotMetrics;
 use crate::model::near::{Nearness, Place};
-use crate::translate::{ProxyView, ResourceKind, Scope, Translator};
+use crate::translate::{ProxyView, ResourceKind, Scope, Translator, is_inbound_name};
 
 /// Entries that nobody holds or asked for over this many generations are dropped: pods and services that are
 /// gone leave them behind.
@@ -64,17 +64,22 @@ impl Cache {
         name: &str,
     ) -> Option<Arc<EncodedResource>> {
         let translator = Translator::new(&published.snapshot, view);
+        let short_name = kind.type_url();
+        if is_inbound_name(name) {
+            // A pod is on one node, and that asks once: there are as many as pods, and nobody to share them.
+            self.metrics.translated(short_name.short_name());
+            return self.made(&translator, kind, name).map(Arc::new);
+        }
         let key = Key {
             kind,
             scope: view.scope(kind, name),
             place: place(&translator, kind, name),
             name: name.to_owned(),
         };
-        let short_name = kind.type_url();
         let now = published.generation;
         if let Some(entry) = self.entries.lock().get_mut(&key)
             && entry.made <= now
-            && !published.touched(view, (kind, name), entry.valid)
+            && (entry.valid >= now || !published.touched(view, (kind, name), entry.valid))
         {
             entry.valid = entry.valid.max(now);
             entry.used = entry.used.max(now);
@@ -82,8 +87,7 @@ impl Cache {
             return Some(Arc::clone(&entry.resource));
         }
         // Made outside the lock: two clients may make the same thing, but none waits for another.
-        let made = translator.resource(kind, name);
-        let made = made.map(|made| made.with_ttl(self.ttls.get(kind)));
+        let made = self.made(&translator, kind, name);
         self.metrics.translated(short_name.short_name());
         let mut entries = self.entries.lock();
         let known = entries.get(&key);
@@ -110,10 +114,20 @@ impl Cache {
         Some(resource)
     }
 
+    fn made(
+        &self,
+        translator: &Translator<'_>,
+        kind: ResourceKind,
+        name: &str,
+    ) -> Option<EncodedResource> {
+        let made = translator.resource(kind, name)?;
+        Some(made.with_ttl(self.ttls.get(kind)))
+    }
+
     /// Drops what nobody has asked for in a long time.
     pub(super) fn age(&self, now: Generation) {
         if now.0.is_multiple_of(IDLE_GENERATIONS) {
-            // What a stream was sent is held by it, and found again when its client comes back.
+            // What streams of whole states were sent is held by them, and asked for again.
             self.entries.lock().retain(|_, entry| {
                 entry.used.0 + 2 * IDLE_GENERATIONS > now.0
                     || Arc::strong_count(&entry.resource) > 1

@@ -35,8 +35,13 @@ struct Port {
 }
 
 /// A node's inbound listener for a pod.
-pub(super) fn name_of(pod: &ObjectName) -> String {
+pub(crate) fn name_of(pod: &ObjectName) -> String {
     format!("{POD_PREFIX}{pod}")
+}
+
+/// Whether a name is that of a node's inbound listener for a pod.
+pub(crate) fn is_name(name: &str) -> bool {
+    name.starts_with(POD_PREFIX)
 }
 
 /// Whether a pod runs on a node and can be captured there.

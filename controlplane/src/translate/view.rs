@@ -316,7 +316,8 @@ impl ProxyView {
                 (Self::Node { .. }, Some(pod)) => {
                     pod.split_once('/').map(|(namespace, pod)| Part::Inbound {
                         namespace,
-                        pod: Some(ObjectName::new(namespace, pod)),
+                        // All of a namespace are any of them.
+                        pod: (pod != "*").then(|| ObjectName::new(namespace, pod)),
                     })
                 }
                 (Self::Sidecar { namespace, .. }, _) if name == VIRTUAL_INBOUND => {

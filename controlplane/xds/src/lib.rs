@@ -71,6 +71,7 @@ pub mod delta;
 pub mod json;
 pub mod mcp;
 pub mod nack;
+mod names;
 pub mod node;
 pub mod proto;
 pub mod push;
@@ -82,6 +83,7 @@ pub mod sotw;
 pub mod subscription;
 mod type_url;
 mod version;
+mod wire;
 
 pub use reflect::{FieldVisitor, visit_fields};
 pub use resource::{EncodedResource, RawResource, ResourceError, WireResource};

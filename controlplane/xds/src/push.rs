@@ -22,13 +22,17 @@ use tokio::time::Instant;
 
 use crate::proto;
 use crate::resource::EncodedResource;
-use crate::subscription::{Selection, Subscription, SubscriptionChange};
+use crate::subscription::{Selection, Subscription, SubscriptionChange, WILDCARD, is_glob};
 use crate::{TypeUrl, Version};
 
 mod heartbeat;
+mod held;
 mod status;
 
+pub use crate::wire::Pieces;
+
 use heartbeat::Heartbeats;
+pub use held::Held;
 pub use status::{SyncState, TypeStatus};
 
 /// Counts configurations; higher is newer.
@@ -109,6 +113,9 @@ pub trait Variant: Sized + Send + Sync + 'static {
 
     /// The message on the wire.
     fn response(type_url: &TypeUrl, draft: Draft, envelope: &Envelope<'_>) -> Self::Response;
+
+    /// The same message as bytes, which share the resources' bodies.
+    fn pieces(type_url: &TypeUrl, draft: Draft, envelope: &Envelope<'_>) -> Pieces;
 }
 
 /// The common fields of requests.
@@ -152,7 +159,7 @@ impl Query<'_> {
     pub fn changed(&self, state: &TypeState) -> Option<Selection> {
         let selection = state.subscription.selection();
         let names = self.view.changed(self.type_url, state.synced, selection)?;
-        Some(names.iter().collect())
+        Some(names.into_iter().collect())
     }
 
     /// Existing resources that the selection covers.
@@ -209,9 +216,12 @@ pub struct Envelope<'a> {
 /// What the client is believed to have under a name.
 #[derive(Clone, Debug)]
 pub enum Sent {
-    /// A version that it brought from an earlier stream.
+    /// This version, which it brought from an earlier stream.
+    Brought(Version),
+    /// This version, to be kept until it is told otherwise.
     Version(Version),
-    /// A resource sent on this stream.
+    /// This resource, which is needed: for its TTL, for its aliases, or because it may have to be sent again once
+    /// the view has it no longer.
     Resource(Arc<EncodedResource>),
     /// Some version that it may have forgotten since, because it asked again.
     Unsure,
@@ -220,10 +230,19 @@ pub enum Sent {
 }
 
 impl Sent {
+    /// What there is to remember of a resource that goes out.
+    pub fn of(resource: &Arc<EncodedResource>) -> Self {
+        if resource.ttl().is_some() || !resource.aliases().is_empty() {
+            return Self::Resource(Arc::clone(resource));
+        }
+        Self::Version(resource.version().clone())
+    }
+
     /// Whether the client has exactly this, for as long as it is to have it.
     pub fn is(&self, resource: &EncodedResource) -> bool {
         match self {
-            Self::Version(sent) => sent == resource.version(),
+            Self::Brought(sent) => sent == resource.version(),
+            Self::Version(sent) => sent == resource.version() && resource.ttl().is_none(),
             Self::Resource(sent) => {
                 sent.version() == resource.version() && sent.ttl() == resource.ttl()
             }
@@ -255,7 +274,7 @@ pub struct TypeState {
     /// What the client asks for.
     pub subscription: Subscription,
     /// What it is believed to have.
-    pub sent: BTreeMap<Arc<str>, Sent>,
+    pub sent: Held,
     /// Terms that must be answered, whether or not they changed.
     pub requested: BTreeSet<String>,
     /// Names unsubscribed while the wildcard or a collection may still cover them: the client must
@@ -318,6 +337,8 @@ pub struct Reception {
     pub answer: Option<Answer>,
     /// Whether the subscription changed.
     pub subscription_changed: bool,
+    /// The terms that it asks for now, whether or not it did before.
+    pub subscribed: Vec<String>,
 }
 
 /// What a request says of a response.
@@ -414,19 +435,36 @@ impl<V: Variant> Session<V> {
             state.answer(&header, V::STALE_REQUESTS_ARE_VOID)
         };
         let mut subscription_changed = false;
+        let mut subscribed = Vec::new();
         if !(V::STALE_REQUESTS_ARE_VOID && matches!(answer, Some(Answer::Stale))) {
             let change = V::subscribe(state, &type_url, request);
             subscription_changed = first || change != SubscriptionChange::default();
+            subscribed = change.subscribed;
         }
         Ok(Reception {
             type_url,
             answer,
             subscription_changed,
+            subscribed,
         })
     }
 
     /// The next response to send, if one is due: call again until there is none.
     pub fn poll(&mut self, now: Instant, view: &dyn ConfigView) -> Option<V::Response> {
+        self.poll_as(now, view, V::response)
+    }
+
+    /// The same as bytes.
+    pub fn poll_pieces(&mut self, now: Instant, view: &dyn ConfigView) -> Option<Pieces> {
+        self.poll_as(now, view, V::pieces)
+    }
+
+    fn poll_as<T>(
+        &mut self,
+        now: Instant,
+        view: &dyn ConfigView,
+        form: impl FnOnce(&TypeUrl, Draft, &Envelope<'_>) -> T,
+    ) -> Option<T> {
         let (key, draft) = self
             .poll_requested(view)
             .or_else(|| self.poll_updates(now, view))
@@ -451,7 +489,7 @@ impl<V: Variant> Session<V> {
             identifier: &self.config.identifier,
             tells_ttls: self.tells_ttls,
         };
-        Some(V::response(&key.1, draft, &envelope))
+        Some(form(&key.1, draft, &envelope))
     }
 
     /// When [`Session::poll`] may have more without further input: an unanswered response stops
@@ -472,7 +510,7 @@ impl<V: Variant> Session<V> {
     }
 
     /// The subscription of a type.
-    pub fn selection(&self, type_url: &TypeUrl) -> Option<&Selection> {
+    pub fn selection(&self, type_url: &TypeUrl) -> Option<&Arc<Selection>> {
         let state = self.types.get(&(type_url.push_rank(), type_url.clone()))?;
         Some(state.subscription.selection())
     }
@@ -578,10 +616,9 @@ impl TypeState {
     /// Has the client told soon of a resource that it had before this stream, if it has a TTL.
     pub fn adopt(&mut self, resource: &Arc<EncodedResource>) {
         let name = resource.shared_name();
-        let claimed = matches!(self.sent.get(name), Some(Sent::Version(_)));
+        let claimed = matches!(self.sent.get(name), Some(Sent::Brought(_)));
         if claimed && resource.ttl().is_some() {
-            self.sent
-                .insert(name.clone(), Sent::Resource(resource.clone()));
+            self.sent.insert(name.clone(), Sent::of(resource));
             self.heartbeats.now(name);
         }
     }
@@ -614,12 +651,20 @@ impl TypeState {
 
     /// Takes what the client has of a term as unsure, so that it is sent again.
     pub fn doubt(&mut self, term: &str) {
+        if term != WILDCARD && !is_glob(term) {
+            match self.sent.get_mut(term) {
+                Some(Sent::Absent) => self.sent.remove(term),
+                Some(sent) => *sent = Sent::Unsure,
+                None => {}
+            }
+            return;
+        }
         let asked: Selection = [term].into_iter().collect();
         self.sent.retain(|name, sent| {
             if sent.exists() && asked.contains(name) {
                 *sent = Sent::Unsure;
             }
-            sent.exists() || name.as_ref() != term
+            sent.exists() || name != term
         });
     }
 

@@ -6,6 +6,7 @@
 //! streams. Served by the pilot: `AdsService::new(source, config).into_server()` goes into a tonic
 //! server.
 
+mod body;
 mod connections;
 mod service;
 mod source;

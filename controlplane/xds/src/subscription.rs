@@ -8,8 +8,11 @@
 //! Rules: xDS protocol, "How the client specifies what resources to return".
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
 
 use crate::TypeUrl;
+use crate::names;
 
 /// The name that subscribes to everything.
 pub const WILDCARD: &str = "*";
@@ -18,7 +21,8 @@ pub const WILDCARD: &str = "*";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     wildcard: bool,
-    names: BTreeSet<String>,
+    /// Shared with all who ask for the same.
+    names: BTreeSet<Arc<str>>,
     /// Prefixes of collections, without `/*`.
     globs: BTreeSet<String>,
 }
@@ -44,7 +48,19 @@ impl Selection {
 
     /// Resources asked for by name.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.names.iter().map(String::as_str)
+        self.names.iter().map(AsRef::as_ref)
+    }
+
+    /// A name as it is shared by all who ask for it; none where it is not asked for.
+    pub fn shared_name(&self, name: &str) -> Option<&Arc<str>> {
+        self.names.get(name)
+    }
+
+    /// Resources asked for by names that begin like this.
+    pub fn names_from<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        let range = (Bound::Included(prefix), Bound::Unbounded);
+        let names = self.names.range::<str, _>(range).map(AsRef::as_ref);
+        names.take_while(move |name: &&str| name.starts_with(prefix))
     }
 
     /// Collections asked for, by their prefix: `default` for `default/*`.
@@ -74,7 +90,7 @@ impl Selection {
         match Term::of(name) {
             Term::Wildcard => !std::mem::replace(&mut self.wildcard, true),
             Term::Glob(prefix) => self.globs.insert(prefix.to_owned()),
-            Term::Name => self.names.insert(name.to_owned()),
+            Term::Name => !self.names.contains(name) && self.names.insert(names::share(name)),
         }
     }
 
@@ -102,7 +118,7 @@ impl Selection {
             .then(|| WILDCARD.to_owned())
             .into_iter()
             .chain(self.globs.iter().map(|prefix| format!("{prefix}/*")))
-            .chain(self.names.iter().cloned())
+            .chain(self.names.iter().map(ToString::to_string))
     }
 }
 
@@ -140,7 +156,8 @@ pub fn is_glob(term: &str) -> bool {
 /// One type's subscription on one stream, as the server sees it.
 #[derive(Clone, Debug, Default)]
 pub struct Subscription {
-    selection: Selection,
+    /// Shared with who has to know it, copied when it changes.
+    selection: Arc<Selection>,
     /// Whether a request has come at all.
     started: bool,
     /// Whether a request ever named something: from then on an empty list means nothing, no
@@ -159,7 +176,7 @@ pub struct SubscriptionChange {
 
 impl Subscription {
     /// What is subscribed to.
-    pub fn selection(&self) -> &Selection {
+    pub fn selection(&self) -> &Arc<Selection> {
         &self.selection
     }
 
@@ -178,19 +195,20 @@ impl Subscription {
     ) -> SubscriptionChange {
         let first = !std::mem::replace(&mut self.started, true);
         let mut change = SubscriptionChange::default();
+        let selection = Arc::make_mut(&mut self.selection);
         if first && subscribe.is_empty() && unsubscribe.is_empty() && type_url.has_legacy_wildcard()
         {
-            self.selection.insert(WILDCARD);
+            selection.insert(WILDCARD);
             change.subscribed.push(WILDCARD.to_owned());
         }
         for term in unsubscribe {
-            if !subscribe.contains(term) && self.selection.remove(term) {
+            if !subscribe.contains(term) && selection.remove(term) {
                 change.unsubscribed.push(term.clone());
             }
         }
         for term in subscribe {
             self.explicit = true;
-            self.selection.insert(term);
+            selection.insert(term);
             change.subscribed.push(term.clone());
         }
         change
@@ -216,7 +234,7 @@ impl Subscription {
                 .filter(|term| !wanted.has(term))
                 .collect(),
         };
-        self.selection = wanted;
+        self.selection = Arc::new(wanted);
         change
     }
 }

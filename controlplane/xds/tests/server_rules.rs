@@ -9,15 +9,19 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millrace_xds::delta::server::Delta;
 use millrace_xds::proto::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Status,
 };
-use millrace_xds::push::{Answer, Generation, Reception, Session, SessionConfig, SyncState};
+use millrace_xds::push::{
+    Answer, ConfigView, Generation, Reception, Session, SessionConfig, SyncState,
+};
 use millrace_xds::sotw::server::Sotw;
-use millrace_xds::{EncodedResource, TypeUrl};
+use millrace_xds::{EncodedResource, Selection, TypeUrl};
 use support::{World, content};
 use tokio::time::Instant;
 
@@ -569,4 +573,76 @@ fn sotw_versions_are_hashes_of_content() {
     };
     assert_eq!(version(1), version(1));
     assert_ne!(version(1), version(2));
+}
+
+#[test]
+fn what_a_client_has_is_remembered_by_name_and_version() {
+    let mut server = DeltaServer::new(&[(EDS, "a", 1), (EDS, "b", 2)]);
+    server.subscribe(&EDS, &["a", "b"]);
+    let response = server.poll().unwrap();
+    server.ack(&response);
+    for resource in server.world.resources[&EDS].values() {
+        assert_eq!(
+            Arc::strong_count(resource),
+            1,
+            "{resource:?} is the view's alone"
+        );
+    }
+    // Asked for again, whatever it is believed to have.
+    server.subscribe(&EDS, &["a"]);
+    assert_eq!(server.poll().unwrap().resources.len(), 1);
+    assert!(server.poll().is_none());
+}
+
+/// A view that counts what it is asked for by name.
+struct Counting {
+    world: World,
+    asked: AtomicUsize,
+}
+
+impl ConfigView for Counting {
+    fn generation(&self) -> Generation {
+        self.world.generation()
+    }
+
+    fn resources(&self, type_url: &TypeUrl, selection: &Selection) -> Vec<Arc<EncodedResource>> {
+        let names = selection.names().len();
+        self.asked.fetch_add(names, Ordering::Relaxed);
+        self.world.resources(type_url, selection)
+    }
+}
+
+#[test]
+fn the_rest_of_a_cut_answer_is_made_without_what_has_gone_out() {
+    let mut view = Counting {
+        world: World::default(),
+        asked: AtomicUsize::new(0),
+    };
+    let names: Vec<String> = (0..20).map(|at| format!("r{at:02}")).collect();
+    for name in &names {
+        view.world.set(&EDS, name, 1);
+    }
+    let config = SessionConfig {
+        max_response_bytes: 1,
+        ..SessionConfig::default()
+    };
+    let mut session = Session::<Delta>::new(config, 1, Generation(0));
+    let mut subscribe = request(&EDS);
+    subscribe.resource_names_subscribe.clone_from(&names);
+    session.receive(&subscribe).unwrap();
+    let now = Instant::now();
+    let mut sent = 0;
+    while let Some(response) = session.poll(now, &view) {
+        sent += response.resources.len();
+        let mut ack = request(&EDS);
+        ack.response_nonce.clone_from(&response.nonce);
+        session.receive(&ack).unwrap();
+    }
+    assert_eq!(sent, names.len());
+    let asked = view.asked.into_inner();
+    // One less each time, and once all to see that nothing is missing.
+    assert!(
+        asked <= names.len() * (names.len() + 1) / 2 + names.len(),
+        "{asked}"
+    );
 }

@@ -214,6 +214,30 @@ fn a_sotw_client_is_told_ttls_only_if_it_understands_wrappers() {
 }
 
 #[test]
+fn a_sotw_client_is_told_of_a_ttl_that_comes_or_goes_without_other_change() {
+    let now = Instant::now();
+    let mut world = World::default();
+    world.set(&EDS, "a", 1);
+    world.publish();
+    let mut server = session::<Sotw>();
+    let features = ["xds.config.resource-in-sotw"];
+    server.receive(&sotw(&EDS, &["a"], &features)).unwrap();
+    let mut response = server.poll(now, &world).unwrap();
+    for (resource, wrapped) in [
+        (with_ttl(&EDS, "a", 1), true),
+        (encode(&EDS, "a", 1), false),
+    ] {
+        sotw_ack(&mut server, &["a"], &response);
+        world.put(resource);
+        let generation = world.publish();
+        server.advance(generation, |_, _| true);
+        response = server.poll(now, &world).unwrap();
+        let is_plain = response.resources[0].type_url == EDS.as_str();
+        assert_eq!(is_plain, !wrapped);
+    }
+}
+
+#[test]
 fn a_whole_state_is_renewed_as_a_whole() {
     let mut now = Instant::now();
     let mut world = World::default();

@@ -147,3 +147,27 @@ fn changes_and_removals_go_by_the_resources_own_name() {
     assert_eq!(removal.removed_resources, ["9080/reviews:9080"]);
     assert!(removal.resources.is_empty());
 }
+
+#[test]
+fn the_rest_of_a_cut_answer_comes_after_what_has_gone_out() {
+    let mut server = Server::new();
+    let config = SessionConfig {
+        max_response_bytes: 1,
+        ..SessionConfig::default()
+    };
+    server.session = Session::new(config, 7, Generation(0));
+    let host = |name: &str| {
+        let host = VirtualHost {
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        let resource = EncodedResource::encode_as(&format!("9080/{name}:9080"), &host);
+        Arc::new(resource.with_aliases(vec![format!("9080/{name}")]))
+    };
+    let hosts = Hosts(vec![host("a"), host("b"), host("c")]);
+    server.request(&["9080/a", "9080/b", "9080/c"], &[], "");
+    for name in ["9080/a:9080", "9080/b:9080", "9080/c:9080"] {
+        assert_eq!(names(&server.next(&hosts).unwrap()), [(name, true)]);
+    }
+    assert!(server.next(&hosts).is_none());
+}

@@ -50,11 +50,17 @@ impl<T: Clone> Log<T> {
         self.before = generation;
     }
 
+    /// The changes after `since`; none where some of them may be forgotten.
+    pub(super) fn since(&self, since: Generation) -> Option<impl Iterator<Item = &T>> {
+        let newer = self.entries.iter().rev();
+        let newer = newer.take_while(move |(generation, _)| *generation > since);
+        (self.before <= since).then(|| newer.map(|(_, change)| change))
+    }
+
     /// Whether there is such a change after `since`, or may be one that is forgotten.
     pub(super) fn any(&self, since: Generation, concerns: impl Fn(&T) -> bool) -> bool {
-        let newer = self.entries.iter().rev();
-        let mut newer = newer.take_while(|(generation, _)| *generation > since);
-        self.before > since || newer.any(|(_, change)| concerns(change))
+        let mut newer = self.since(since);
+        newer.as_mut().is_none_or(|newer| newer.any(concerns))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::TypeUrl;
 use crate::proto::envoy::config::core::v3::ControlPlane;
 use crate::proto::envoy::service::discovery::v3::Resource;
 use crate::proto::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use crate::push::{Draft, Envelope, Query, RequestHeader, Sent, TypeState, Variant};
+use crate::push::{Draft, Envelope, Pieces, Query, RequestHeader, Sent, TypeState, Variant};
 use crate::resource::{EncodedResource, wrapped};
 use crate::subscription::{Selection, SubscriptionChange, WILDCARD, is_glob};
 use crate::version::Version;
@@ -48,27 +48,29 @@ impl Variant for Delta {
             &request.resource_names_subscribe,
             &request.resource_names_unsubscribe,
         );
-        state.forget_unselected();
+        if !change.unsubscribed.is_empty() {
+            state.forget_unselected();
+        }
         for term in &change.unsubscribed {
             recheck_what_stays_covered(state, term);
         }
         if first {
             let selection = state.subscription.selection();
+            let mut brought = Vec::new();
             for (name, version) in &request.initial_resource_versions {
                 if selection.contains(name) {
                     let version = Version::from(version.as_str());
-                    state
-                        .sent
-                        .insert(name.as_str().into(), Sent::Version(version));
+                    brought.push((name.as_str().into(), Sent::Brought(version)));
                 }
             }
+            state.sent.extend(brought);
         }
         for term in &change.subscribed {
             state.recheck.remove(term);
             state.answer_due |= term == WILDCARD;
             if !first {
                 state.doubt(term);
-            } else if state.sent.contains_key(term.as_str()) {
+            } else if state.sent.get(term).is_some() {
                 continue;
             }
             state.requested.insert(term.clone());
@@ -97,7 +99,15 @@ impl Variant for Delta {
 
         let (resources, truncated) = take_changed(state, resources, query.max_bytes());
         let mut removed = Vec::new();
-        if !truncated {
+        if truncated {
+            // What has gone out need not be looked at again for the rest.
+            for resource in &resources {
+                state.requested.remove(resource.name());
+                for alias in resource.aliases() {
+                    state.requested.remove(alias);
+                }
+            }
+        } else {
             removed = missing;
             for term in &removed {
                 mark_absent(state, term);
@@ -190,9 +200,8 @@ impl Variant for Delta {
         DeltaDiscoveryResponse {
             system_version_info: draft.version.as_str().to_owned(),
             type_url: type_url.as_str().to_owned(),
-            resources: resources
-                .map(|resource| wrapped(resource, draft.is_heartbeat))
-                .chain(unresolved)
+            resources: unresolved
+                .chain(resources.map(|resource| wrapped(resource, draft.is_heartbeat)))
                 .collect(),
             removed_resources: draft.removed,
             nonce: envelope.nonce.to_owned(),
@@ -202,7 +211,25 @@ impl Variant for Delta {
             ..Default::default()
         }
     }
+
+    fn pieces(type_url: &TypeUrl, mut draft: Draft, envelope: &Envelope<'_>) -> Pieces {
+        let with_content = if draft.is_heartbeat {
+            Vec::new()
+        } else {
+            std::mem::take(&mut draft.resources)
+        };
+        let mut pieces = Pieces::of(&Self::response(type_url, draft, envelope));
+        for resource in &with_content {
+            let around = wrapped(resource, true);
+            pieces.put_with_any(RESOURCES, &around, RESOURCE, resource);
+        }
+        pieces
+    }
 }
+
+/// `DeltaDiscoveryResponse.resources`, and `Resource.resource` in it.
+const RESOURCES: u32 = 2;
+const RESOURCE: u32 = 2;
 
 /// "Unsubscribing from Resources": when the wildcard (here: or a collection) may still cover what
 /// was unsubscribed, the client must be told whether it does.
@@ -247,7 +274,7 @@ fn missing_terms(
         .chain(state.recheck.iter().map(String::as_str));
     let names = names
         .filter(|name| !existing.contains(name))
-        .filter(|name| matches!(state.sent.get(*name), None | Some(Sent::Unsure)))
+        .filter(|name| matches!(state.sent.get(name), None | Some(Sent::Unsure)))
         .map(str::to_owned);
     let globs = requested.glob_prefixes().filter_map(|prefix| {
         let term = format!("{prefix}/*");
@@ -265,8 +292,8 @@ fn take_changed(
     resources: Vec<Arc<EncodedResource>>,
     max_bytes: usize,
 ) -> (Vec<Arc<EncodedResource>>, bool) {
-    let mut taken = Vec::new();
-    let mut bytes = 0;
+    let (mut taken, mut sent) = (Vec::new(), Vec::new());
+    let (mut bytes, mut truncated) = (0, false);
     for resource in resources {
         let known = state.sent.get(resource.name());
         if known.is_some_and(|sent| sent.is(&resource)) {
@@ -275,13 +302,14 @@ fn take_changed(
         }
         bytes += resource.body().len() + resource.name().len();
         if bytes > max_bytes && !taken.is_empty() {
-            return (taken, true);
+            truncated = true;
+            break;
         }
-        let name = resource.shared_name().clone();
-        state.sent.insert(name, Sent::Resource(resource.clone()));
+        sent.push((resource.shared_name().clone(), Sent::of(&resource)));
         taken.push(resource);
     }
-    (taken, false)
+    state.sent.extend(sent);
+    (taken, truncated)
 }
 
 fn mark_absent(state: &mut TypeState, term: &str) {

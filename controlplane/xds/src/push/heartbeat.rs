@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Draft, Sent};
+use super::{Draft, Held, Sent};
 use crate::resource::EncodedResource;
 
 #[derive(Debug, Default)]
@@ -38,11 +38,7 @@ impl Heartbeats {
     }
 
     /// What the client has and is to hear of now. Forgets what it has no longer.
-    pub(super) fn due(
-        &mut self,
-        now: Instant,
-        sent: &BTreeMap<Arc<str>, Sent>,
-    ) -> Vec<Arc<EncodedResource>> {
+    pub(super) fn due(&mut self, now: Instant, sent: &Held) -> Vec<Arc<EncodedResource>> {
         let mut resources = Vec::new();
         self.due.retain(|name, at| match sent.get(name) {
             Some(Sent::Resource(resource)) if resource.ttl().is_some() => {

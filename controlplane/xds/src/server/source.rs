@@ -116,7 +116,9 @@ pub enum Report<'a> {
         /// The type.
         type_url: &'a TypeUrl,
         /// What is subscribed to now.
-        selection: &'a Selection,
+        selection: &'a Arc<Selection>,
+        /// What of it the client has just asked for, whether or not it did before.
+        added: &'a [String],
     },
 }
 

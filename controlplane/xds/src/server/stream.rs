@@ -22,7 +22,7 @@ use super::{
 };
 use crate::nack;
 use crate::node::Node;
-use crate::push::{Answer, ConfigView, Generation, Reception, Session, Variant};
+use crate::push::{Answer, ConfigView, Generation, Pieces, Reception, Session, Variant};
 
 /// What a stream begins with.
 pub(super) struct Call<S> {
@@ -50,7 +50,7 @@ async fn drained(draining: &mut watch::Receiver<bool>) {
 pub(super) fn responses<V: Variant, S: ConfigSource>(
     call: Call<S>,
     requests: Streaming<V::Request>,
-) -> impl Stream<Item = Result<V::Response, Status>> + Send {
+) -> impl Stream<Item = Result<Pieces, Status>> + Send {
     stream::try_unfold(
         Some(Phase::<V, S>::New(Box::new((call, requests)))),
         |phase| async {
@@ -176,12 +176,12 @@ impl<V: Variant, S: ConfigSource> Open<V, S> {
     }
 
     /// The next response; none when the client has ended its requests.
-    async fn next(&mut self) -> Result<Option<V::Response>, Status> {
+    async fn next(&mut self) -> Result<Option<Pieces>, Status> {
         loop {
             let now = Instant::now();
             let (response, deadline) = {
                 let mut session = self.session.lock();
-                let response = session.poll(now, &self.view);
+                let response = session.poll_pieces(now, &self.view);
                 (response, session.deadline(now))
             };
             if let Some(response) = response {
@@ -242,6 +242,7 @@ impl<V: Variant, S: ConfigSource> Open<V, S> {
                     Report::Subscribed {
                         type_url,
                         selection,
+                        added: &reception.subscribed,
                     },
                 );
             });

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::TypeUrl;
 use crate::proto::envoy::config::core::v3::ControlPlane;
 use crate::proto::{self, DiscoveryRequest, DiscoveryResponse};
-use crate::push::{Draft, Envelope, Query, RequestHeader, Sent, TypeState, Variant};
+use crate::push::{Draft, Envelope, Pieces, Query, RequestHeader, Sent, TypeState, Variant};
 use crate::resource::{EncodedResource, wrapped};
 use crate::subscription::{Selection, SubscriptionChange, WILDCARD};
 use crate::version::Version;
@@ -49,7 +49,9 @@ impl Variant for Sotw {
         let change = state
             .subscription
             .apply_sotw(type_url, &request.resource_names);
-        state.forget_unselected();
+        if !change.unsubscribed.is_empty() {
+            state.forget_unselected();
+        }
         for term in &change.subscribed {
             // "the server must resend any newly requested resources, even if it previously sent
             // those resources without having been asked for them"
@@ -91,9 +93,7 @@ impl Variant for Sotw {
         let resources = query.resources(state.subscription.selection());
         let existing: HashSet<&str> = resources.iter().map(|r| r.name()).collect();
         let before = state.sent.len();
-        state
-            .sent
-            .retain(|name, _| existing.contains(name.as_ref()));
+        state.sent.retain(|name, _| existing.contains(name));
         // "for other resource types, the API provides no mechanism for the server to tell the
         // client that resources have been deleted"
         (state.sent.len() < before && query.type_url().is_full_state())
@@ -122,9 +122,8 @@ impl Variant for Sotw {
     }
 
     fn response(type_url: &TypeUrl, draft: Draft, envelope: &Envelope<'_>) -> DiscoveryResponse {
-        let any = |resource: &Arc<EncodedResource>| match resource.ttl() {
-            Some(_) if envelope.tells_ttls => proto::pack(&wrapped(resource, draft.is_heartbeat)),
-            _ => resource.to_any(),
+        let any = |resource: &Arc<EncodedResource>| {
+            packed(resource, draft.is_heartbeat, envelope).unwrap_or_else(|| resource.to_any())
         };
         DiscoveryResponse {
             version_info: draft.version.as_str().to_owned(),
@@ -137,7 +136,33 @@ impl Variant for Sotw {
             ..Default::default()
         }
     }
+
+    fn pieces(type_url: &TypeUrl, mut draft: Draft, envelope: &Envelope<'_>) -> Pieces {
+        let resources = std::mem::take(&mut draft.resources);
+        let is_heartbeat = draft.is_heartbeat;
+        let mut pieces = Pieces::of(&Self::response(type_url, draft, envelope));
+        for resource in &resources {
+            match packed(resource, is_heartbeat, envelope) {
+                Some(any) => pieces.put_message(RESOURCES, &any),
+                None => pieces.put_any(RESOURCES, resource),
+            }
+        }
+        pieces
+    }
 }
+
+/// A resource in its wrapper, where the client is to be told a TTL.
+fn packed(
+    resource: &EncodedResource,
+    is_heartbeat: bool,
+    envelope: &Envelope<'_>,
+) -> Option<proto::Any> {
+    let has_ttl = envelope.tells_ttls && resource.ttl().is_some();
+    has_ttl.then(|| proto::pack(&wrapped(resource, is_heartbeat)))
+}
+
+/// `DiscoveryResponse.resources`.
+const RESOURCES: u32 = 2;
 
 /// What to do with resources that the client has and the view no longer.
 #[derive(Clone, Copy, PartialEq)]
@@ -175,10 +200,9 @@ fn changed(
         let known = state.sent.get(resource.name());
         !known.is_some_and(|sent| sent.is(resource))
     });
-    for resource in &changed {
-        let name = resource.shared_name().clone();
-        state.sent.insert(name, Sent::Resource(resource.clone()));
-    }
+    let sent = changed.iter();
+    let sent = sent.map(|resource| (resource.shared_name().clone(), Sent::of(resource)));
+    state.sent.extend(sent.collect());
     changed
 }
 

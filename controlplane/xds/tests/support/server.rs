@@ -106,6 +106,7 @@ impl ConfigSource for Source {
             Report::Subscribed {
                 type_url,
                 selection,
+                ..
             } => {
                 let terms: Vec<_> = selection.terms().collect();
                 format!("subscribed {client} {type_url:?} {}", terms.join(","))
