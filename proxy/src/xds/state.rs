@@ -440,7 +440,8 @@ impl State {
             self.fixed.clusters.contains_key(name.as_str())
                 || entry.is_some_and(|entry| entry.held().next().is_some())
         };
-        let unknown = named.filter(|name| !exists(name)).collect();
+        let told = |name: &String| self.mode != Mode::Node || self.clusters.is_absent(name);
+        let unknown = named.filter(|name| told(name) && !exists(name)).collect();
         self.unknown.set(unknown, now);
     }
 

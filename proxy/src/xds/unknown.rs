@@ -4,10 +4,13 @@
 //! written in any order; where none does, waiting helps nobody. Pure bookkeeping for `xds::state`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::table::WARMING_TIMEOUT;
+/// How long the version before goes on: long enough for objects that are written together, and short, since what else
+/// changed in the same resource waits too.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Since when each is waited for.
 #[derive(Debug, Default)]
@@ -27,12 +30,12 @@ impl Unknown {
     /// Whether a version that newly names this one has to wait for it.
     pub fn is_awaited(&self, name: &str, now: Instant) -> bool {
         let since = self.since.get(name);
-        since.is_some_and(|since| now < *since + WARMING_TIMEOUT)
+        since.is_some_and(|since| now < *since + PATIENCE)
     }
 
     /// The next time at which waiting ends.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        let ends = self.since.values().map(|since| *since + WARMING_TIMEOUT);
+        let ends = self.since.values().map(|since| *since + PATIENCE);
         ends.filter(|end| *end > now).min()
     }
 }

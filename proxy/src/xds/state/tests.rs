@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::xds::table::WARMING_TIMEOUT;
+use crate::xds::unknown::PATIENCE;
 
 /// A resource as the control plane sends it.
 pub(crate) fn raw(type_url: &TypeUrl, name: &str, yaml: &str, version: &str) -> RawResource {
@@ -237,7 +238,7 @@ fn the_version_before_a_rule_that_came_too_early_serves_on_for_a_while() {
     f.give(route("r", "d"));
     f.take(&TypeUrl::CLUSTER, "d");
     assert_eq!(f.serving(), "default/http r c c");
-    assert_eq!(f.last.deadline, Some(f.now + WARMING_TIMEOUT));
+    assert_eq!(f.last.deadline, Some(f.now + PATIENCE));
     f.give(cluster("d"));
     f.give(endpoints("d", "10.0.0.2"));
     assert_eq!(f.serving(), "default/http r d d");
@@ -246,13 +247,13 @@ fn the_version_before_a_rule_that_came_too_early_serves_on_for_a_while() {
     let mut f = Fixture::warm();
     f.give(route("r", "nosuch"));
     f.take(&TypeUrl::CLUSTER, "nosuch");
-    f.wait(WARMING_TIMEOUT / 2);
+    f.wait(PATIENCE / 2);
     let mut changed = route("r", "nosuch");
     changed.version = "2".to_owned();
     changed.body.value.extend([0x52, 0]);
     f.give(changed);
     assert_eq!(f.serving(), "default/http r c c");
-    f.wait(WARMING_TIMEOUT / 2);
+    f.wait(PATIENCE / 2);
     assert_eq!(f.serving(), "default/http r  ");
     let mut changed = route("r", "nosuch");
     changed.version = "3".to_owned();
@@ -296,7 +297,7 @@ virtual_hosts:
     assert!(f.state.routes.is_settled(), "nothing served for the other");
     f.give(hosts("nosuch", "nosuch"));
     assert!(!f.state.routes.is_settled());
-    f.wait(WARMING_TIMEOUT);
+    f.wait(PATIENCE);
     assert!(f.state.routes.is_settled());
 }
 
